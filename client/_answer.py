@@ -1,0 +1,162 @@
+"""
+Judges an answer: what MLflow gives when it has stored something, or the error that says what came instead.
+
+A 200 proves nothing: login pages, caches and half-broken proxies give it too. Rules of this file: no I/O; what is not
+positively MLflow's own "done" is an error, and the table below says what follows from it.
+
+    status                      body            error                 then
+    200, 201                    JSON object     -                     stored
+    200, 201                    other           UnexpectedAnswer      final for the batch
+    2xx else, 3xx               any             UnexpectedAnswer      final for the batch
+    400                         MLflow's JSON   Rejected              halved; of the run's state: final for the run
+    401                         any             Auth                  the flush ends, all stays queued
+    403                         any             Auth                  final for the run
+    404                         any             NotFound              final for the run
+    408 425 429 502 503 504     any             Unavailable           retried
+    413                         any             Rejected              halved
+    500                         INTERNAL_ERROR  Unavailable           retried, the third time halved
+    500                         other           Unavailable           retried
+    other                       any             UnexpectedAnswer      final for the batch
+"""
+
+from __future__ import annotations
+
+import re
+from email.utils import parsedate_to_datetime
+from typing import Any, Final
+
+import orjson
+
+from runqueue.errors import AuthError, NotFoundError, UnavailableError, UnexpectedAnswerError
+from runqueue.queueing import RejectedError, Scope, StoreError
+
+RETRIABLE: Final = frozenset((408, 425, 429, 500, 502, 503, 504))
+UNPROCESSED: Final = frozenset((425, 429))
+"""Of these, the ones that say the request was not worked on."""
+
+INTERNAL_ERROR_REPEATS: Final = 3
+"""MLflow's file store answers INTERNAL_ERROR to one bad entry; so often, and it is taken for a rejection."""
+
+_BAD_NAME: Final = re.compile(
+    r"^Invalid value .* for parameter '(?:metrics|tags)\[\d+\]\.(?:name|key)' supplied"  # MLflow 2.15 and later
+    r"|^Invalid (?:metric|tag) name",
+    re.DOTALL,
+)
+_WHOLE_RUN: Final = re.compile(
+    r"^The (?:run|experiment) \S+ must be in (?:the )?'active' |^Invalid value .* for parameter 'run_id' supplied"
+)
+_TAG: Final = re.compile(r"<[^>]*>|\s+")
+
+
+def judge(
+    status: int, body: bytes, *, content_type: str = "", retry_after: str = "", now: float = 0.0
+) -> dict[str, Any]:
+    """
+    Args:
+        status: The HTTP status.
+        body: Decompressed, whole.
+        content_type: Header of that name; only for messages.
+        retry_after: Header of that name: seconds or an HTTP date.
+        now: Seconds since the epoch, for such a date.
+
+    Returns:
+        The JSON object of an answer that says "done".
+
+    Raises:
+        StoreError: Any other answer; by the table at the head of this file.
+    """
+    data = _json_object(body)
+    if status in (200, 201) and data is not None and "error_code" not in data:
+        return data
+    code, message = _mlflow_error(data)
+    if status < 400:
+        raise UnexpectedAnswerError(_unexpected(status, body, content_type, data), ambiguous=True, code=code)
+    raise error_of(
+        status,
+        code,
+        message if code is not None else f"{status}: {_excerpt(body, content_type)}",
+        retry_after=parse_retry_after(retry_after, now),
+    )
+
+
+def error_of(status: int, code: str | None, message: str, *, retry_after: float | None = None) -> StoreError:
+    """
+    The error of a status from 400 on.
+
+    Args:
+        status: The HTTP status, or the one that MLflow would give.
+        code: MLflow's `error_code`, None where the answer was not MLflow's.
+        message: MLflow's, or an excerpt of what came.
+        retry_after: Seconds.
+    """
+    text = message if code is None else f"{code}: {message}"
+    if status == 401:
+        return AuthError(f"the server refused the credentials ({text})", code=code)
+    if status == 403:
+        return AuthError(f"no permission ({text})", scope=Scope.LANE, code=code)
+    if status == 404:
+        return NotFoundError(text, code=code)
+    if status == 413:
+        return RejectedError(f"the server takes no body as large ({text})", code=code)
+    if status in RETRIABLE:
+        internal = status == 500 and code == "INTERNAL_ERROR"
+        return UnavailableError(
+            text,
+            retry_after=retry_after,
+            rejects_after=INTERNAL_ERROR_REPEATS if internal else None,
+            scope=Scope.ENTRY if internal else None,
+            ambiguous=status not in UNPROCESSED,
+            code=code,
+        )
+    if status == 400 and code is not None:
+        if _WHOLE_RUN.search(message):
+            return NotFoundError(text, code=code)
+        return RejectedError(text, code=code, bars_key=_faults_name(code, message))
+    return UnexpectedAnswerError(text, code=code)
+
+
+def parse_retry_after(value: str, now: float) -> float | None:
+    """Seconds to wait by a Retry-After header (RFC 9110, 10.2.3); None where it is missing or nonsense."""
+    value = value.strip()
+    if value.isascii() and value.isdigit():
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - now)
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _faults_name(code: str, message: str) -> bool:
+    return code == "INVALID_PARAMETER_VALUE" and _BAD_NAME.search(message) is not None
+
+
+def _json_object(body: bytes) -> dict[str, Any] | None:
+    try:
+        data = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def _mlflow_error(data: dict[str, Any] | None) -> tuple[str | None, str]:
+    if data is None or not isinstance(data.get("error_code"), str):
+        return None, ""
+    return data["error_code"], str(data.get("message", ""))
+
+
+def _unexpected(status: int, body: bytes, content_type: str, data: dict[str, Any] | None) -> str:
+    if data is not None:
+        code, message = _mlflow_error(data)
+        if code is not None:
+            return f"{status} with an error in it: {code}: {message}"
+    return f"{status} without MLflow's answer: {_excerpt(body, content_type)}"
+
+
+def _excerpt(body: bytes, content_type: str) -> str:
+    """What came, in short: a proxy's page says more than its status."""
+    kind = content_type.split(";")[0].strip() or "no content type"
+    if not body:
+        return f"an empty body ({kind})"
+    text = _TAG.sub(" ", body[:2_000].decode("utf-8", "replace"))
+    text = " ".join(text.split())
+    return f"{kind}, {len(body):,} bytes: {text[:200]}"

@@ -1,0 +1,119 @@
+"""
+The face for coroutines, on asyncio and trio. The log calls are plain calls, as they never wait; what waits is awaited.
+
+Nothing of ours runs in the caller's loop: the engine has one of its own, and a wait here is bridged to it.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from os import PathLike
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from runqueue._bridge import wait_for
+from runqueue._config import Config, Token, Transport
+from runqueue._operations import RunOperations
+from runqueue._recorder import Recorder
+from runqueue._run import RunId
+from runqueue._sync_client import clean_exit
+from runqueue.errors import FlushError
+from runqueue.queueing import Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from typing_extensions import Self
+
+logger = logging.getLogger("runqueue")
+
+
+class AsyncClient(Recorder):
+    """
+    `runqueue.Client` for asyncio and trio: the same arguments, methods and guarantees.
+
+        async with runqueue.AsyncClient() as client:
+            run = client.create_run(experiment_id="0")
+            client.log_metrics(run, {"loss": 0.7}, step=1)
+            await client.flush()
+
+    It may be made outside of any loop, and used in several, one after the other. Cancelling a wait leaves what is not
+    stored yet in the queue.
+    """
+
+    def __init__(
+        self,
+        tracking_uri: str | PathLike[str] | None = None,
+        *,
+        max_workers: int = 8,
+        limits: Limits | None = None,
+        request_timeout: float | None = None,
+        retry_timeout: float | None = None,
+        token: Token | None = None,
+        headers: Mapping[str, str] | None = None,
+        transport: Transport = "auto",
+    ) -> None:
+        super().__init__(
+            Config(
+                tracking_uri=tracking_uri,
+                max_workers=max_workers,
+                limits=limits,
+                request_timeout=request_timeout,
+                retry_timeout=retry_timeout,
+                token=token,
+                headers=headers,
+                transport=transport,
+            )
+        )
+        self._finalizer = weakref.finalize(self, self._engine.finalize)
+
+    async def flush(
+        self, synchronous: bool = True, *, run_id: RunId | None = None, timeout: float | None = None
+    ) -> RunOperations:
+        """See `Client.flush`. With `synchronous=False` the result can be awaited later."""
+        lane = self._flushed_lane(run_id)
+        operations = RunOperations(self._engine.flush(lane, timeout, warn=not synchronous))
+        if synchronous:
+            await operations
+        return operations
+
+    async def close(self, timeout: float | None = None) -> None:
+        """See `Client.close`."""
+        if not self._shut():
+            return
+        try:
+            await RunOperations(self._engine.close(timeout))
+        finally:
+            await self._stop(failed=True)
+
+    async def _stop(self, *, failed: bool) -> int:
+        """End the engine without blocking the loop, also when this task is being cancelled."""
+        import anyio
+
+        with anyio.CancelScope(shield=True):
+            await wait_for(self._engine.stop_soon())
+        self._finalizer.detach()
+        return self._engine.stop(failed=failed)
+
+    async def _discard(self) -> None:
+        if self._shut():
+            lost = await self._stop(failed=False)
+            if lost:
+                logger.warning("the block ended by an exception: %d queued entries were not sent", lost)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if exc is None:
+            await self.close()
+        elif not clean_exit(exc):
+            await self._discard()
+        else:
+            try:
+                await self.close()
+            except FlushError as error:  # the script ends as it wanted to
+                logger.error("%s", error)

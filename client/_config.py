@@ -1,0 +1,179 @@
+"""
+The settings of a client, and where each comes from: the constructor, MLflow's environment variables, a default.
+
+Rules of this file: every bad value is a ConfigError at construction that names the setting; no value that may be a
+secret is shown.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+from urllib.parse import urlsplit, urlunsplit
+
+import attrs
+
+from runqueue.errors import CallTypeError, ConfigError
+from runqueue.queueing import Limits
+
+Token: TypeAlias = str | Callable[[], str]
+Transport: TypeAlias = Literal["auto", "httpx"]
+
+DEFAULT_REQUEST_TIMEOUT = 60.0
+DEFAULT_RETRY_TIMEOUT = 300.0
+
+
+def _veiled(value: object) -> str:
+    return "None" if value is None else "'***'"
+
+
+def _seconds(_: object, field: attrs.Attribute[Any], value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise CallTypeError(f"{field.name}= takes a number of seconds or None, not {type(value).__name__}")
+    if not 0 <= value < float("inf"):
+        raise ConfigError(f"{field.name}={value!r}: seconds from 0 on, and finite")
+
+
+def _workers(_: object, field: attrs.Attribute[Any], value: object) -> None:
+    if type(value) is not int:
+        raise CallTypeError(f"{field.name}= takes a whole number, not {type(value).__name__}")
+    if value < 1:
+        raise ConfigError(f"{field.name}={value!r}: at least 1")
+
+
+def _limits(_: object, field: attrs.Attribute[Any], value: object) -> None:
+    if value is not None and not isinstance(value, Limits):
+        raise CallTypeError(f"{field.name}= takes a runqueue.Limits or None, not {type(value).__name__}")
+
+
+def _uri(value: object) -> object:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _uri_is_text(_: object, field: attrs.Attribute[Any], value: object) -> None:
+    if value is not None and not isinstance(value, str):
+        raise CallTypeError(f"{field.name}= takes a URI, a path or None, not {type(value).__name__}")
+    if value == "":
+        raise ConfigError(f"{field.name}='': a URI, a path or None")
+
+
+def _token(_: object, field: attrs.Attribute[Any], value: object) -> None:
+    if value is not None and not isinstance(value, str) and not callable(value):
+        raise CallTypeError(f"{field.name}= takes text, a callable that gives it, or None, not {type(value).__name__}")
+
+
+def _headers(value: object) -> object:
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _headers_are_text(_: object, field: attrs.Attribute[Any], value: object) -> None:
+    if value is None:
+        return
+    if not isinstance(value, dict):
+        raise CallTypeError(f"{field.name}= takes a mapping or None, not {type(value).__name__}")
+    for key, text in value.items():
+        if not isinstance(key, str) or not isinstance(text, str):
+            raise CallTypeError(f"{field.name}= takes names and values of type str; that of {key!r} is not")
+
+
+def _transport(_: object, field: attrs.Attribute[Any], value: object) -> None:
+    if value not in get_args(Transport):
+        raise ConfigError(f"{field.name}={value!r}: one of {', '.join(map(repr, get_args(Transport)))}")
+
+
+@attrs.frozen(kw_only=True)
+class Config:
+    """
+    The settings of a client; each is a keyword of its constructor. Times are in seconds.
+
+    Raises:
+        ConfigError: A value is out of range, or a variable of MLflow's holds one.
+        CallTypeError: A value is of the wrong type.
+    """
+
+    tracking_uri: str | None = attrs.field(
+        default=None, converter=_uri, validator=_uri_is_text, repr=lambda uri: repr(uri and without_secrets(uri))
+    )
+    """Where runs are kept. None: as `mlflow` itself would resolve it."""
+    max_workers: int = attrs.field(default=8, validator=_workers)
+    """Requests under way at once."""
+    limits: Limits | None = attrs.field(default=None, validator=_limits)
+    """Bounds on a batch; None, or a field that is None: the store's own."""
+    request_timeout: float | None = attrs.field(default=None, validator=_seconds)
+    """For one attempt, from its start to the last byte of the answer. None: MLFLOW_HTTP_REQUEST_TIMEOUT, else 60."""
+    retry_timeout: float | None = attrs.field(default=None, validator=_seconds)
+    """From the first failure since the last success until retrying ends. None: 300."""
+    token: Token | None = attrs.field(default=None, validator=_token, repr=_veiled)
+    """A bearer token, or a callable that gives a fresh one; called in the engine's thread, at first and on a 401."""
+    headers: Mapping[str, str] | None = attrs.field(
+        default=None, converter=_headers, validator=_headers_are_text, repr=_veiled
+    )
+    """Sent with every request."""
+    transport: Transport = attrs.field(default="auto", validator=_transport)
+    """"auto" sends through aiohttp where `httpx-aiohttp` is importable (a third of the CPU a request), "httpx" never."""
+
+    def seconds_per_request(self) -> float:
+        """
+        Raises:
+            ConfigError: MLFLOW_HTTP_REQUEST_TIMEOUT holds no number of seconds.
+        """
+        if self.request_timeout is not None:
+            return self.request_timeout
+        name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+        text = os.environ.get(name)
+        if not text:
+            return DEFAULT_REQUEST_TIMEOUT
+        try:
+            seconds = float(text)
+        except ValueError:
+            seconds = -1.0
+        if not 0 < seconds < float("inf"):
+            raise ConfigError(f"the environment variable {name}={text!r} is no number of seconds above 0")
+        return seconds
+
+    def seconds_of_retrying(self) -> float:
+        return DEFAULT_RETRY_TIMEOUT if self.retry_timeout is None else self.retry_timeout
+
+
+def resolve_tracking_uri(given: str | None) -> str:
+    """
+    The tracking URI as `mlflow` would resolve it: the one given, the one set in an `mlflow` that is imported already
+    (it is not imported for this), MLFLOW_TRACKING_URI, mlflow's own default.
+    """
+    if given is not None:
+        return given
+    get_tracking_uri = getattr(sys.modules.get("mlflow"), "get_tracking_uri", None)
+    if get_tracking_uri is not None:
+        return str(get_tracking_uri())
+    return os.environ.get("MLFLOW_TRACKING_URI") or _default_uri()
+
+
+def _default_uri() -> str:
+    folder = Path("mlruns")
+    if _holds_runs(folder):
+        return folder.absolute().as_uri()
+    return f"sqlite:///{Path('mlflow.db').absolute().as_posix()}"
+
+
+def _holds_runs(folder: Path) -> bool:
+    """Whether mlflow's file store has kept data here; mlflow goes on using it then."""
+    try:
+        return any(each.name.isdigit() and (each / "meta.yaml").exists() for each in folder.iterdir() if each.is_dir())
+    except OSError:
+        return False
+
+
+def without_secrets(uri: str) -> str:
+    """The URI with `***` for its user info."""
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        return "***"
+    if "@" not in parts.netloc:
+        return uri
+    return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))

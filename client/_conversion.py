@@ -1,0 +1,229 @@
+"""
+What a log call does to its values: as little as it can on the caller's time.
+
+Rules of this file: a bad *value* becomes an `Unfit` in its place and fails alone, later; a bad *call* raises here and
+now. Converted at the call is only what could change after it, or could not be converted in another thread.
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any, Final
+
+import attrs
+
+from runqueue._entities import Dataset
+from runqueue._wire import MAX_TAG_VALUE, RIDER_BYTES, RIDERS, Unfit, safe_in_create
+from runqueue.errors import CallTypeError, ConfigError
+
+STATUSES: Final = ("RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED")
+"""Source: `mlflow.entities.RunStatus`."""
+
+_TEXT: Final = (str, bytes, bytearray)
+_IMMUTABLE: Final = (float, int, str, bytes, Decimal, Fraction, type(None))
+_PLAIN_TEXTS: Final = frozenset((str, int, float, bool, type(None)))
+
+
+def numbers(metrics: dict[Any, Any]) -> dict[Any, Any]:
+    """Metric values, those converted that could change after the call: 0-d arrays, tensors, whatever has __float__."""
+    return {key: value if isinstance(value, _IMMUTABLE) else _number(value) for key, value in metrics.items()}
+
+
+def _number(value: Any) -> float | Unfit:
+    try:
+        return float(value)
+    except Exception as error:  # a foreign __float__ may raise anything; it concerns this entry alone
+        return Unfit(_name(value), f"{_name(value)} cannot be converted to a float: {error}")
+
+
+def texts(values: dict[Any, Any]) -> dict[Any, Any]:
+    """Values of params or tags, as text where their text could change or fail later."""
+    if _PLAIN_TEXTS.issuperset(map(type, values.values())):
+        return values
+    return {key: value if type(value) in _PLAIN_TEXTS else _text(value) for key, value in values.items()}
+
+
+def _text(value: Any) -> str | Unfit:
+    try:
+        return str(str(value))  # the inner one may be of a subclass
+    except Exception as error:
+        return Unfit(_name(value), f"{_name(value)} cannot be converted to text: {error}")
+
+
+def _name(value: object) -> str:
+    return f"a {type(value).__module__}.{type(value).__qualname__}"
+
+
+def whole(value: Any, name: str) -> int | Unfit:
+    """A step or time as an int, if that loses nothing: numpy and torch scalars, bool, Decimal, 3.0."""
+    if isinstance(value, _TEXT):
+        return Unfit(value, f"{name} {value[:40]!r} is text, not a whole number")
+    try:
+        return int(operator.index(value))
+    except TypeError:
+        pass
+    try:
+        number = int(value)
+        if number == value:
+            return number
+    except Exception as error:  # as above
+        return Unfit(value, f"{name} {_shown(value)} cannot be converted to a whole number: {error}")
+    return Unfit(value, f"{name} {_shown(value)} is not a whole number")
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)[:100]
+    except Exception:
+        return _name(value)
+
+
+def millis(value: Any, name: str) -> int:
+    """
+    A time in milliseconds, of a call that concerns a whole run.
+
+    Raises:
+        CallTypeError: It is no whole number.
+        ConfigError: It is negative or beyond 64 bits.
+    """
+    number = whole(value, name)
+    if isinstance(number, Unfit):
+        raise CallTypeError(number.reason)
+    if not 0 <= number < 2**63:
+        raise ConfigError(f"{name}={number}: milliseconds since the epoch")
+    return number
+
+
+def mapping(value: Any, name: str) -> dict[Any, Any]:
+    """
+    A copy of a mapping.
+
+    Raises:
+        CallTypeError: It is none.
+    """
+    if not isinstance(value, Mapping):
+        raise CallTypeError(f"{name} takes a mapping, not {type(value).__name__}")
+    return dict(value)
+
+
+def text_or_none(value: Any, name: str) -> str | None:
+    """
+    Raises:
+        CallTypeError: It is neither text nor None.
+        ConfigError: It cannot be encoded.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise CallTypeError(f"{name} takes text, not {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{name} {value!r} is no valid Unicode: {error.reason}") from None
+    return str(value)
+
+
+def status(value: Any) -> str:
+    """
+    Raises:
+        CallTypeError: It is no text.
+        ConfigError: MLflow knows no such status.
+    """
+    name = text_or_none(value, "status") or "FINISHED"
+    if name not in STATUSES:
+        raise ConfigError(f"status={name!r}: one of {', '.join(STATUSES)}")
+    return name
+
+
+def own_tags(tags: dict[Any, Any]) -> tuple[dict[str, str], dict[Any, Any]]:
+    """
+    The tags of a new run: those that travel inside create-run, and those that go by log-batch, where the server checks
+    keys, long values are cut, and what is bad fails alone.
+    """
+    inside: dict[str, str] = {}
+    others: dict[Any, Any] = {}
+    room = RIDER_BYTES
+    for key, value in texts(tags).items():
+        text = value if isinstance(value, Unfit) else str(value)
+        if isinstance(text, str) and isinstance(key, str) and safe_in_create(key) and _encodable(text):
+            size = len(key) + len(json.dumps(text)) + len('{"key":"","value":},')
+            if len(inside) < RIDERS and size <= room:
+                inside[key] = text
+                room -= size
+                continue
+        others[key] = text
+    return inside, others
+
+
+def riding(tags: dict[Any, Any]) -> tuple[dict[Any, Any], dict[Any, Any]]:
+    """Tags in two: those that may travel inside create-run, and the others."""
+    others = {key: value for key, value in tags.items() if not (isinstance(key, str) and safe_in_create(key))}
+    return ({key: value for key, value in tags.items() if key not in others} if others else tags), others
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return len(text) <= MAX_TAG_VALUE
+
+
+def datasets(given: Any) -> tuple[Dataset | Unfit, ...]:
+    """
+    Dataset inputs as our own entity, with nothing in it that could change after the call.
+
+    Raises:
+        CallTypeError: It is no sequence.
+    """
+    if isinstance(given, (*_TEXT, Mapping)) or not isinstance(given, Iterable):
+        raise CallTypeError(f"datasets takes a list, not {type(given).__name__}")
+    return tuple(_dataset(each) for each in given)
+
+
+def _dataset(given: Any) -> Dataset | Unfit:
+    try:
+        if isinstance(given, Dataset):
+            return attrs.evolve(given, tags=dict(given.tags))
+        # By shape, not by class: mlflow is not imported for this, and need not be installed.
+        if hasattr(given, "_to_mlflow_entity"):  # mlflow.data.Dataset
+            return _entity(given._to_mlflow_entity(), ())
+        if hasattr(given, "dataset") and hasattr(given, "tags"):  # mlflow.entities.DatasetInput
+            return _entity(given.dataset, given.tags)
+    except Exception as error:  # a foreign class may raise anything; it concerns this entry alone
+        return Unfit(_name(given), f"{_name(given)} cannot be read as a dataset: {error}")
+    return Unfit(
+        _name(given),
+        f"{_name(given)} is no dataset: pass an mlflow DatasetInput, an mlflow.data dataset or a runqueue.Dataset",
+    )
+
+
+def _entity(entity: Any, tags: Iterable[Any]) -> Dataset:
+    if hasattr(entity, "_to_mlflow_entity"):
+        entity = entity._to_mlflow_entity()
+    return Dataset(
+        name=entity.name,
+        digest=entity.digest,
+        source_type=entity.source_type,
+        source=entity.source,
+        schema=entity.schema or None,
+        profile=entity.profile or None,
+        tags={tag.key: tag.value for tag in tags},
+    )
+
+
+def dataset_reference(dataset: Any) -> tuple[str, str]:
+    """
+    Name and digest of the dataset that a metric was measured on.
+
+    Raises:
+        CallTypeError: It has none.
+    """
+    name, digest = getattr(dataset, "name", None), getattr(dataset, "digest", None)
+    if not isinstance(name, str) or not isinstance(digest, str):
+        raise CallTypeError(f"dataset takes a dataset with a name and a digest, not {type(dataset).__name__}")
+    return name, digest

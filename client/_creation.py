@@ -1,0 +1,133 @@
+"""
+Exactly one run for each `create_run`.
+
+runs/create is not idempotent, and a server may commit without our hearing of it. So every run carries a unique tag;
+after an attempt whose outcome is unknown, the run is looked for by that tag before it is created again. A slow server
+may commit later still: when a flush ends there is a last look, and surplus runs are deleted and logged. Flushes go on
+looking until the doubtful attempt is older than a request may last.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Final
+
+import anyio
+import orjson
+
+from runqueue._experiments import Experiments
+from runqueue._run import PendingRunId
+from runqueue._stores import CREATE_RUN, DELETE_RUN, SEARCH_RUNS, Store
+from runqueue._wire import NewRun, create_run_body
+from runqueue.errors import UnexpectedAnswerError
+from runqueue.queueing import Batch, Record, RejectedError, Scope, StoreError
+from runqueue.queueing._batch import RUN, TAG
+
+TOKEN_TAG: Final = "runqueue.create_id"
+PARENT_TAG: Final = "mlflow.parentRunId"
+
+logger = logging.getLogger("runqueue")
+
+
+class Creation:
+    """
+    Creates runs in a store, and remembers which of them may exist twice.
+
+    Args:
+        store: Where to.
+        patience: Seconds after which a request that was not answered is not expected to be carried out any more.
+    """
+
+    def __init__(self, store: Store, patience: float) -> None:
+        self._store = store
+        self._patience = patience
+        self._experiments = Experiments(store)
+        self._doubtful: dict[PendingRunId, tuple[str, float]] = {}  # with the experiment's id, and since when
+
+    async def create(self, pending: PendingRunId, batch: Batch) -> Sequence[Record]:
+        """
+        Create the run of this batch, and resolve its placeholder.
+
+        Returns:
+            Records of tags that the request could not carry after all.
+
+        Raises:
+            StoreError: There is no run; or none that we know of, and the next attempt looks for one first.
+        """
+        (record,) = batch.records(RUN)
+        new: NewRun = record[2]
+        experiment_id = new.experiment_id
+        if experiment_id is None:
+            assert new.experiment_name is not None
+            experiment_id = await self._experiments.id_of(new.experiment_name)
+        if pending in self._doubtful:
+            found = await self._find(pending, experiment_id)
+            if found:
+                pending._resolve(found[0])
+                return ()
+        tags = [*batch.pieces(RUN), *batch.pieces(TAG)]
+        try:
+            await self._post(pending, new, experiment_id, tags)
+        except RejectedError as error:
+            # The run's own tags may be at fault. As entries of a log batch they are isolated like any other.
+            if not new.tags or TAG in batch.groups or error.scope is not Scope.ENTRY:
+                raise
+            await self._post(pending, new, experiment_id, ())
+            return [(TAG, new.tags, False)]
+        return ()
+
+    async def _post(self, pending: PendingRunId, new: NewRun, experiment_id: str, tags: Sequence[bytes]) -> None:
+        system = {TOKEN_TAG: pending.token}
+        if new.parent is not None:
+            parent = new.parent.run_id if isinstance(new.parent, PendingRunId) else new.parent
+            assert parent is not None, "the parent's lane is opened first"
+            system[PARENT_TAG] = parent
+        try:
+            answer = await self._store.call(CREATE_RUN, create_run_body(new, experiment_id, system, tags))
+            run_id = _run_id(answer.get("run"))
+            if run_id is None:
+                raise UnexpectedAnswerError("the answer to runs/create holds no run id", ambiguous=True)
+        except StoreError as error:
+            if error.ambiguous:
+                self._doubtful[pending] = (experiment_id, anyio.current_time())
+            raise
+        except BaseException:  # we were cancelled: the request may be on its way
+            self._doubtful[pending] = (experiment_id, anyio.current_time())
+            raise
+        pending._resolve(run_id)
+
+    async def _find(self, pending: PendingRunId, experiment_id: str) -> list[str]:
+        query = {
+            "experiment_ids": [experiment_id],
+            "filter": f"tags.`{TOKEN_TAG}` = '{pending.token}'",
+            "max_results": 100,
+        }
+        answer = await self._store.call(SEARCH_RUNS, orjson.dumps(query))
+        runs = answer.get("runs", [])
+        if not isinstance(runs, list):
+            raise UnexpectedAnswerError("the answer to runs/search holds no list of runs")
+        return [found for found in map(_run_id, runs) if found is not None]
+
+    async def last_look(self) -> None:
+        """Delete what a slow server has created beyond the one run; a look that fails is repeated after the next flush."""
+        for pending, (experiment_id, since) in list(self._doubtful.items()):
+            if pending.run_id is None:
+                continue  # not created yet, as far as we know: the next attempt looks first
+            begun = anyio.current_time()
+            try:
+                for surplus in await self._find(pending, experiment_id):
+                    if surplus != pending.run_id:
+                        await self._store.call(DELETE_RUN, orjson.dumps({"run_id": surplus}))
+                        logger.warning("deleted the run %s, a duplicate of %s", surplus, pending.run_id)
+            except StoreError as error:
+                logger.warning("cannot tell whether the run %s exists twice: %s", pending.run_id, error)
+            else:
+                if begun - since > self._patience:
+                    del self._doubtful[pending]
+
+
+def _run_id(run: Any) -> str | None:
+    info = run.get("info") if isinstance(run, dict) else None
+    run_id = info.get("run_id") if isinstance(info, dict) else None
+    return run_id if isinstance(run_id, str) and run_id else None

@@ -1,0 +1,49 @@
+"""From a batch to the call that stores it. The one place where lanes and MLflow's end points meet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from runqueue._run import PendingRunId
+from runqueue._stores import LOG_BATCH, LOG_INPUTS, UPDATE_RUN, Store
+from runqueue._wire import log_batch_body, log_inputs_body, status_body
+from runqueue.queueing import Accumulator, Batch, Lane, Record
+from runqueue.queueing._batch import DATASET, STATUS
+
+if TYPE_CHECKING:
+    from runqueue._creation import Creation
+
+
+class Delivery:
+    """
+    Stores batches; see `runqueue.queueing._sender.Deliver`.
+
+    Args:
+        store: Where to.
+        creation: Creates the runs.
+        accumulator: Learns the real id of a run that was created.
+    """
+
+    def __init__(self, store: Store, creation: Creation, accumulator: Accumulator) -> None:
+        self._store = store
+        self._creation = creation
+        self._accumulator = accumulator
+
+    async def __call__(self, lane: Lane, batch: Batch) -> Sequence[Record]:
+        run = lane.run
+        if batch.opens:
+            assert isinstance(run, PendingRunId)
+            leftovers = await self._creation.create(run, batch)
+            self._accumulator.alias(run.run_id, lane)
+            return leftovers
+        run_id = run.run_id if isinstance(run, PendingRunId) else run
+        assert isinstance(run_id, str), "a lane is opened before it sends anything else"
+        if STATUS in batch.groups:
+            (record,) = batch.records(STATUS)
+            await self._store.call(UPDATE_RUN, status_body(run_id, record))
+        elif DATASET in batch.groups:
+            await self._store.call(LOG_INPUTS, log_inputs_body(run_id, batch))
+        else:
+            await self._store.call(LOG_BATCH, log_batch_body(run_id, batch))
+        return ()

@@ -1,0 +1,234 @@
+"""
+MLflow's REST API over httpx.
+
+Rules of this file: one attempt a call; one deadline an attempt; an answer is read up to a cap, counted after
+decompression; nothing is ever sent to another origin. An error that leaves this file carries neither the library's own
+error nor its frames, because those hold the request's headers.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import ssl
+import time
+import zlib
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
+
+import anyio
+import httpx
+
+from runqueue._answer import judge
+from runqueue._config import Config
+from runqueue._credentials import Credentials
+from runqueue._stores import Endpoint, Traffic
+from runqueue._wire import MLFLOW_LIMITS
+from runqueue.errors import UnavailableError, UnexpectedAnswerError
+from runqueue.queueing import Limits, StoreError
+
+MAX_REDIRECTS: Final = 5
+"""As many in a row are followed, if they keep method, body and origin."""
+_KEEPS_METHOD: Final = frozenset((307, 308))
+_UNSENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
+
+
+class HttpStore:
+    """
+    Args:
+        config: The client's.
+        uri: http(s), with or without a path; user info in it is moved to the header.
+        traffic: Counts the requests.
+    """
+
+    def __init__(self, config: Config, uri: str, traffic: Traffic) -> None:
+        parts = urlsplit(uri)
+        bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
+        self._base = bare.rstrip("/") + "/api/2.0/mlflow/"
+        self._credentials = Credentials(uri, config.token)
+        self._timeout = config.seconds_per_request()
+        self._traffic = traffic
+        self._urls: dict[str, httpx.URL] = {}
+        self._headers = {
+            "Content-Type": "application/json",
+            # A server that compresses all the same is understood, but asked not to: see `_Reader`.
+            "Accept-Encoding": "identity",
+            "User-Agent": f"runqueue/{version('runqueue')}",
+            **(config.headers or {}),
+        }
+        pool = httpx.Limits(max_connections=config.max_workers, max_keepalive_connections=config.max_workers)
+        self._client = _client_class(config)(limits=pool, timeout=None, follow_redirects=False)
+
+    @property
+    def limits(self) -> Limits:
+        return MLFLOW_LIMITS
+
+    def __repr__(self) -> str:
+        return f"<HttpStore {self._base}>"
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+    async def call(
+        self, endpoint: Endpoint, body: bytes = b"", query: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """See `Store.call`. A 401 is answered once, with fresh credentials."""
+        answer = await self._exchange(endpoint, body, query, fresh=False)
+        if answer.status == 401:
+            answer = await self._exchange(endpoint, body, query, fresh=True)
+        return judge(
+            answer.status,
+            answer.body,
+            content_type=answer.headers.get("content-type", ""),
+            retry_after=answer.headers.get("retry-after", ""),
+            now=time.time(),
+        )
+
+    async def _exchange(
+        self, endpoint: Endpoint, body: bytes, query: Mapping[str, str] | None, *, fresh: bool
+    ) -> _Answer:
+        failure: StoreError
+        try:
+            with anyio.fail_after(self._timeout):
+                return await self._follow(endpoint, body, query, fresh=fresh)
+        except TimeoutError:
+            failure = UnavailableError(f"no answer within {self._timeout:g} s", ambiguous=True)
+        except httpx.TransportError as error:
+            failure = _describe(error)
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError) as error:
+            failure = UnavailableError(f"no request can be made of it: {error}", retriable=False)
+        except Exception as error:
+            if not _from_aiohttp(error):
+                raise
+            failure = _describe(error)  # one that httpx-aiohttp has no name for
+        # Outside of the handlers: neither the cause nor its frames go with it.
+        raise failure
+
+    async def _follow(
+        self, endpoint: Endpoint, body: bytes, query: Mapping[str, str] | None, *, fresh: bool
+    ) -> _Answer:
+        url = self._urls.get(endpoint.path)
+        if url is None:
+            url = self._urls[endpoint.path] = httpx.URL(self._base + endpoint.path)
+        if query:
+            url = url.copy_merge_params(dict(query))
+        headers = dict(self._headers)
+        credentials = self._credentials.header(fresh=fresh)
+        if credentials is not None:
+            headers["Authorization"] = credentials
+        for _ in range(MAX_REDIRECTS):
+            self._traffic.count(body)
+            request = self._client.build_request(endpoint.method, url, content=body or None, headers=headers)
+            response = await self._client.send(request, stream=True)
+            try:
+                if response.status_code in range(300, 400):
+                    url = _redirected(response, url)
+                    continue
+                return _Answer(response.status_code, response.headers, await _read(response, endpoint.cap))
+            finally:
+                await response.aclose()
+        raise UnexpectedAnswerError(f"more than {MAX_REDIRECTS} redirects, the last to {_origin(url)}")
+
+
+class _Answer:
+    __slots__ = ("body", "headers", "status")
+
+    def __init__(self, status: int, headers: httpx.Headers, body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+
+def _client_class(config: Config) -> type[httpx.AsyncClient]:
+    # A class of its own rather than a transport: with a transport given, httpx ignores the proxies of the environment.
+    if config.transport == "httpx" or importlib.util.find_spec("httpx_aiohttp") is None:
+        return httpx.AsyncClient
+    from httpx_aiohttp import HttpxAiohttpClient
+
+    return HttpxAiohttpClient
+
+
+def _redirected(response: httpx.Response, url: httpx.URL) -> httpx.URL:
+    """
+    Where a redirect leads, if it may be followed.
+
+    Raises:
+        UnexpectedAnswerError: It would turn the POST into a GET, or carry headers and body to another origin.
+    """
+    status = response.status_code
+    try:
+        target = url.join(response.headers["location"])
+    except (KeyError, httpx.InvalidURL):
+        raise UnexpectedAnswerError(f"{status}: a redirect that does not say where to") from None
+    if _origin(target) != _origin(url):
+        raise UnexpectedAnswerError(
+            f"{status}: a redirect to another origin, {_origin(target)}; nothing was sent there."
+            " If that is the server, set the tracking URI to it"
+        )
+    if status not in _KEEPS_METHOD and response.request.method != "GET":
+        raise UnexpectedAnswerError(f"{status}: a redirect to {target.path}, which would turn the request into a GET")
+    return target
+
+
+def _origin(url: httpx.URL) -> str:
+    default = {"http": 80, "https": 443}.get(url.scheme)
+    return f"{url.scheme}://{url.host}:{url.port or default}"
+
+
+async def _read(response: httpx.Response, cap: int) -> bytes:
+    """
+    The body, decompressed, up to `cap` bytes.
+
+    Not by httpx's own decoders: they inflate whatever one read brings, a thousandfold where somebody means it.
+
+    Raises:
+        UnexpectedAnswerError: It is larger, or encoded in a way that was not asked for.
+        UnavailableError: It was cut.
+    """
+    coding = response.headers.get("content-encoding", "identity").strip().lower() or "identity"
+    if coding not in ("identity", "gzip", "deflate"):
+        raise UnexpectedAnswerError(f"{response.status_code}: an answer in the coding {coding!r}", ambiguous=True)
+    inflate = None if coding == "identity" else zlib.decompressobj(47 if coding == "gzip" else 15)
+    body = bytearray()
+    async for chunk in response.aiter_raw(65_536):
+        try:
+            body += chunk if inflate is None else inflate.decompress(chunk, cap + 1 - len(body))
+        except zlib.error as error:
+            raise UnexpectedAnswerError(f"an answer that is no {coding}: {error}", ambiguous=True) from None
+        if len(body) > cap:
+            raise UnexpectedAnswerError(
+                f"{response.status_code}: an answer too large, more than {cap:,} bytes", ambiguous=True
+            )
+    if inflate is not None and not inflate.eof:
+        raise UnavailableError(f"the answer was cut after {len(body):,} bytes", ambiguous=True)
+    return bytes(body)
+
+
+def _describe(error: Exception) -> StoreError:
+    fault = _certificate_fault(error)
+    if fault is not None:
+        return UnavailableError(f"TLS: {fault}", retriable=False)
+    text = str(error) or type(error).__name__
+    cause = error.__cause__
+    if cause is not None and _from_aiohttp(cause):
+        # httpx-aiohttp calls every lost connection a ConnectTimeout; only aiohttp's own class tells if it ever stood.
+        unsent = any(each.__name__ == "ClientConnectorError" for each in type(cause).__mro__)
+    else:
+        unsent = isinstance(error, _UNSENT)
+    if unsent:
+        return UnavailableError(f"cannot connect: {text}")
+    return UnavailableError(f"the connection broke: {text}", ambiguous=True)
+
+
+def _from_aiohttp(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] == "aiohttp"
+
+
+def _certificate_fault(error: BaseException | None) -> str | None:
+    """What TLS complained of, if it was that; waiting does not mend a certificate."""
+    while error is not None:
+        if isinstance(error, ssl.SSLError):
+            return error.verify_message if isinstance(error, ssl.SSLCertVerificationError) else str(error)
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,0 +1,68 @@
+"""What `flush` returns: a flush that may still be under way."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from concurrent.futures import CancelledError, Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import Any
+
+from runqueue._bridge import wait_for
+from runqueue._entities import FlushReport
+from runqueue.errors import ClosedError, FlushError
+
+
+class RunOperations:
+    """
+    A flush, under way or over. In async code it can be awaited: `await operations` does what `await_completion` does.
+    """
+
+    def __init__(self, future: Future[FlushReport]) -> None:
+        self._future = future
+
+    @property
+    def done(self) -> bool:
+        """Whether the flush has ended."""
+        return self._future.done()
+
+    @property
+    def report(self) -> FlushReport | None:
+        """What the flush has stored and what not; None as long as it is under way."""
+        return self._future.result() if self._future.done() and not self._future.cancelled() else None
+
+    def await_completion(self, timeout: float | None = None) -> None:
+        """
+        Wait until the flush has ended.
+
+        Args:
+            timeout: Seconds to wait; the flush goes on all the same. None: as long as it takes.
+
+        Raises:
+            FlushError: What the flush could not store.
+            TimeoutError: It is still under way.
+            ClosedError: The client was closed meanwhile, without flushing.
+        """
+        try:
+            report = self._future.result(timeout)
+        except FutureTimeoutError:
+            raise TimeoutError(f"the flush is still under way after {timeout} s") from None
+        except CancelledError:
+            raise ClosedError("the client was closed before the flush ended") from None
+        _raise_failures(report)
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self._completion().__await__()
+
+    async def _completion(self) -> None:
+        _raise_failures(await wait_for(self._future))
+
+    def __repr__(self) -> str:
+        report = self.report
+        if report is None:
+            return "<RunOperations under way>"
+        return f"<RunOperations done, {report.stored} of {report.total} stored>"
+
+
+def _raise_failures(report: FlushReport) -> None:
+    if report.failures:
+        raise FlushError(report.failures, report.total)

@@ -1,0 +1,332 @@
+"""
+The log calls, the same in both faces: each puts one record into a lane, and returns.
+
+Rules of this file: nothing here waits, takes a lock (but to open a run's lane), or makes an object for each entry.
+What a call costs its caller is a copy of a dict, a look at its values' types, a tuple, and an append.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from time import time_ns
+from typing import Any, Final
+
+from runqueue import _conversion as convert
+from runqueue._config import Config, resolve_tracking_uri, without_secrets
+from runqueue._engine import Engine
+from runqueue._entities import OperationFailure, Statistics
+from runqueue._run import PendingRunId, RunId
+from runqueue._stores import check_uri
+from runqueue._wire import NewRun, Unfit
+from runqueue.errors import CallTypeError, ClosedError, ConfigError
+from runqueue.queueing import Lane
+from runqueue.queueing._batch import DATASET, METRIC, PARAM, RUN, STATUS, TAG
+
+_RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]{0,255}")
+"""Source: `mlflow.utils.validation._RUN_ID_REGEX`."""
+
+_PLAIN: Final = frozenset((float, int, bool))
+
+
+class Recorder:
+    """What `Client` and `AsyncClient` have in common. Thread-safe: any thread may log, in any number."""
+
+    def __init__(self, config: Config) -> None:
+        uri = resolve_tracking_uri(config.tracking_uri)
+        check_uri(uri)
+        self._engine = Engine(config, uri)
+        self._lanes = self._engine.accumulator.lanes
+        self._closed = False
+
+    @property
+    def tracking_uri(self) -> str:
+        """Where runs are kept, without the secrets that the URI may hold."""
+        return without_secrets(self._engine.uri)
+
+    @property
+    def failures(self) -> tuple[OperationFailure, ...]:
+        """All that has failed for good: the first 10,000 entries in full, the others counted by run and cause."""
+        return self._engine.failures()
+
+    def statistics(self) -> Statistics:
+        """Counts of entries and requests since the client was made; at any time, from any thread."""
+        return self._engine.statistics()
+
+    def __repr__(self) -> str:
+        counts = self._engine.accumulator.counts()
+        state = "closed" if self._closed else "open"
+        shown = " ".join(f"{name}={counts[name]}" for name in ("pending", "in_flight", "stored", "failed", "dropped"))
+        return f"<{type(self).__name__} {self.tracking_uri} {state} {shown}>"
+
+    # -- runs --------------------------------------------------------------------------------------------------------
+
+    def create_run(
+        self,
+        experiment_id: str | None = None,
+        start_time: int | None = None,
+        tags: Mapping[str, Any] | None = None,
+        run_name: str | None = None,
+        *,
+        experiment_name: str | None = None,
+        parent_run_id: RunId | None = None,
+    ) -> PendingRunId:
+        """
+        Queue the creation of a run.
+
+        Args:
+            experiment_id: Of the experiment the run belongs to.
+            start_time: Milliseconds since the epoch. None: now.
+            tags: Of the run, from its start. They travel inside the request as far as its limits allow.
+            run_name: None: the server makes one up.
+            experiment_name: Instead of `experiment_id`: looked up, and created when it does not exist.
+            parent_run_id: The run is nested in this one; it is created after it.
+
+        Returns:
+            What to pass as `run_id` from now on.
+
+        Raises:
+            ConfigError: Neither or both of `experiment_id` and `experiment_name` are given, or a value is bad.
+            ClosedError: The client was closed.
+
+        Guarantees:
+            Exactly one run is created, also when answers are lost. If it cannot be created, what is queued for it
+            stays queued.
+        """
+        if isinstance(experiment_id, int) and not isinstance(experiment_id, bool):
+            experiment_id = str(experiment_id)
+        experiment_id = convert.text_or_none(experiment_id, "experiment_id")
+        experiment_name = convert.text_or_none(experiment_name, "experiment_name")
+        if (experiment_id is None) == (experiment_name is None):
+            raise ConfigError("create_run takes exactly one of experiment_id= and experiment_name=")
+        if "" in (experiment_id, experiment_name):
+            raise ConfigError("experiment_id and experiment_name must not be empty")
+        run_name = convert.text_or_none(run_name, "run_name")
+        given = {} if tags is None else convert.mapping(tags, "tags")
+        if run_name is not None and given.get("mlflow.runName", run_name) != run_name:
+            raise ConfigError(f"run_name={run_name!r} contradicts the tag mlflow.runName={given['mlflow.runName']!r}")
+        inside, others = convert.own_tags(given)
+        started = time_ns() // 1_000_000 if start_time is None else convert.millis(start_time, "start_time")
+        parent = None if parent_run_id is None else self._lane(parent_run_id)
+        new = NewRun(experiment_id, experiment_name, started, run_name, parent_run_id, inside)
+
+        pending = PendingRunId()
+        lane = self._open(pending, opened=False, parent=parent)
+        lane.inbox.append((RUN, ("run",), new))
+        if others:
+            lane.inbox.append((TAG, others, False))
+        return pending
+
+    def set_terminated(self, run_id: RunId, status: str | None = None, end_time: int | None = None) -> None:
+        """
+        Queue the end of a run.
+
+        Args:
+            run_id: Real or pending.
+            status: "FINISHED" (also None), "FAILED", "KILLED", "RUNNING" or "SCHEDULED".
+            end_time: Milliseconds since the epoch. None: now.
+
+        Raises:
+            ConfigError: MLflow knows no such status.
+            ClosedError: The client was closed.
+
+        Guarantees:
+            Sent after all else that a flush holds for the run, in one request, also when some of that was rejected.
+        """
+        name = convert.status(status)
+        ended = time_ns() // 1_000_000 if end_time is None else convert.millis(end_time, "end_time")
+        self._lane(run_id).inbox.append((STATUS, (), name, ended))
+
+    # -- metrics -----------------------------------------------------------------------------------------------------
+
+    def log_metrics(
+        self,
+        run_id: RunId,
+        metrics: Mapping[str, Any],
+        step: int | None = None,
+        dataset: Any = None,
+        model_id: str | None = None,
+        *,
+        timestamp: int | None = None,
+    ) -> None:
+        """
+        Queue metric points of one step and time.
+
+        Args:
+            run_id: Real or pending.
+            metrics: By key, any value that `float()` takes, text excepted: numpy and torch scalars, Decimal, NaN and
+                the infinities. Changing the mapping afterwards changes nothing.
+            step: A whole number. None: 0.
+            dataset: What they were measured on: anything with a `name` and a `digest`.
+            model_id: Of the logged model they belong to.
+            timestamp: Milliseconds since the epoch. None: now.
+
+        Raises:
+            CallTypeError: `metrics` is no mapping.
+            ClosedError: The client was closed.
+        """
+        try:
+            lane = self._lanes[run_id]
+        except (KeyError, TypeError):
+            lane = self._lane(run_id)
+        try:
+            entries = {**metrics}
+        except TypeError:
+            entries = convert.mapping(metrics, "metrics")
+        if not entries:
+            return
+        if not _PLAIN.issuperset(map(type, entries.values())):
+            entries = convert.numbers(entries)
+        if step.__class__ is not int:
+            step = _step(step)
+        stamp = time_ns() // 1_000_000 if timestamp is None else _timestamp(timestamp)
+        if dataset is not None:
+            dataset = convert.dataset_reference(dataset)
+        lane.inbox.append((METRIC, entries, stamp, step, model_id, dataset))
+
+    def log_metric(
+        self, run_id: RunId, key: str, value: Any, step: int | None = None, timestamp: int | None = None
+    ) -> None:
+        """Queue one metric point; see `log_metrics`."""
+        try:
+            lane = self._lanes[run_id]
+        except (KeyError, TypeError):
+            lane = self._lane(run_id)
+        entries = _single(key, value)
+        if value.__class__ not in _PLAIN:
+            entries = convert.numbers(entries)
+        if step.__class__ is not int:
+            step = _step(step)
+        stamp = time_ns() // 1_000_000 if timestamp is None else _timestamp(timestamp)
+        lane.inbox.append((METRIC, entries, stamp, step, None, None))
+
+    # -- params, tags, datasets --------------------------------------------------------------------------------------
+
+    def log_params(self, run_id: RunId, params: Mapping[str, Any]) -> None:
+        """
+        Queue params. A param is write-once: logging an equal value again is fine, another value is refused.
+
+        Args:
+            run_id: Real or pending.
+            params: By key; of each value the `str()` is stored.
+
+        Raises:
+            CallTypeError: `params` is no mapping.
+            ClosedError: The client was closed.
+        """
+        entries = convert.texts(convert.mapping(params, "params"))
+        lane = self._lane(run_id)
+        if entries:
+            lane.inbox.append((PARAM, entries))
+
+    def log_param(self, run_id: RunId, key: str, value: Any) -> None:
+        """Queue one param; see `log_params`."""
+        self.log_params(run_id, _single(key, value))
+
+    def set_tags(self, run_id: RunId, tags: Mapping[str, Any]) -> None:
+        """
+        Queue tags; of a key, the last value stays.
+
+        Args:
+            run_id: Real or pending. What is queued before the run exists travels inside the request that creates it,
+                as far as its limits allow.
+            tags: By key; of each value the `str()` is stored.
+
+        Raises:
+            CallTypeError: `tags` is no mapping.
+            ClosedError: The client was closed.
+        """
+        entries = convert.texts(convert.mapping(tags, "tags"))
+        lane = self._lane(run_id)
+        if not entries:
+            return
+        riding, others = convert.riding(entries)
+        if riding:
+            lane.inbox.append((TAG, riding, True))
+        if others:
+            lane.inbox.append((TAG, others, False))
+
+    def set_tag(self, run_id: RunId, key: str, value: Any) -> None:
+        """Queue one tag; see `set_tags`."""
+        self.set_tags(run_id, _single(key, value))
+
+    def log_inputs(self, run_id: RunId, datasets: Iterable[Any] | None) -> None:
+        """
+        Queue datasets that the run reads.
+
+        Args:
+            run_id: Real or pending.
+            datasets: mlflow's `DatasetInput`, `mlflow.data` datasets, or `runqueue.Dataset`. None and [] do nothing.
+
+        Raises:
+            CallTypeError: `datasets` is no list.
+            ClosedError: The client was closed.
+        """
+        entries = () if datasets is None else convert.datasets(datasets)
+        lane = self._lane(run_id)
+        if entries:
+            lane.inbox.append((DATASET, entries))
+
+    # -- lanes -------------------------------------------------------------------------------------------------------
+
+    def _lane(self, run_id: RunId) -> Lane:
+        """
+        The lane of a run, opened if it is seen for the first time.
+
+        Raises:
+            ClosedError: The client was closed.
+            CallTypeError: It is neither text nor a PendingRunId.
+            ConfigError: It cannot be a run id, or is a placeholder that another client has not resolved yet.
+        """
+        if self._closed:
+            raise ClosedError("the client is closed")
+        if isinstance(run_id, PendingRunId):
+            lane = self._lanes.get(run_id)
+            if lane is not None:
+                return lane
+            if run_id.run_id is None:
+                raise ConfigError(f"{run_id!r} belongs to another client, which has to create it first: flush that one")
+            lane = self._lane(run_id.run_id)
+            self._engine.accumulator.alias(run_id, lane)
+            return lane
+        if not isinstance(run_id, str):
+            raise CallTypeError(f"run_id takes a run id or a PendingRunId, not {type(run_id).__name__}")
+        lane = self._lanes.get(run_id)
+        if lane is not None:
+            return lane
+        if _RUN_ID.fullmatch(run_id) is None:
+            raise ConfigError(f"run_id={run_id[:300]!r} is no run id: letters, digits, _ and -, at most 256 of them")
+        return self._open(run_id, opened=True)
+
+    def _open(self, run: RunId, *, opened: bool, parent: Lane | None = None) -> Lane:
+        if self._closed:
+            raise ClosedError("the client is closed")
+        return self._engine.accumulator.open(run, opened=opened, parent=parent)
+
+    def _flushed_lane(self, run_id: RunId | None) -> Lane | None:
+        if self._closed:
+            raise ClosedError("the client is closed")
+        return None if run_id is None else self._lane(run_id)
+
+    def _shut(self) -> bool:
+        """Refuse all calls from now on; False if they were refused before."""
+        if self._closed:
+            return False
+        self._closed = True
+        self._lanes = {}  # so that the calls' fast way ends in `_lane` too
+        return True
+
+
+def _single(key: Any, value: Any) -> dict[Any, Any]:
+    try:
+        return {key: value}
+    except TypeError:
+        raise CallTypeError(f"a key is text, not {type(key).__name__}") from None
+
+
+def _step(step: Any) -> Any:
+    return 0 if step is None else convert.whole(step, "step")
+
+
+def _timestamp(timestamp: Any) -> int | Unfit:
+    return timestamp if timestamp.__class__ is int else convert.whole(timestamp, "timestamp")

@@ -1,0 +1,157 @@
+"""The face for scripts: waits in the caller's thread for what the engine does in its own."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from os import PathLike
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from runqueue._config import Config, Token, Transport
+from runqueue._operations import RunOperations
+from runqueue._recorder import Recorder
+from runqueue._run import RunId
+from runqueue.errors import FlushError
+from runqueue.queueing import Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from typing_extensions import Self
+
+logger = logging.getLogger("runqueue")
+
+
+class Client(Recorder):
+    """
+    Queues what a training script logs, and sends it in few, large, ordered requests.
+
+        with runqueue.Client() as client:
+            run = client.create_run(experiment_id="0")
+            client.log_metrics(run, {"loss": 0.7}, step=1)
+            client.set_terminated(run)
+
+    Nothing is sent before `flush()`, `close()` or the end of the block. Leaving the block by an exception sends nothing
+    that is still queued, and never hides the exception; `SystemExit` with 0 or None counts as a clean end.
+
+    Args:
+        tracking_uri: Where runs are kept. None: as `mlflow` itself would resolve it.
+        max_workers: Requests under way at once.
+        limits: Bounds on a batch, instead of the store's own.
+        request_timeout: Seconds for one attempt. None: MLFLOW_HTTP_REQUEST_TIMEOUT, else 60.
+        retry_timeout: Seconds from the first failure since the last success until retrying ends. None: 300.
+        token: A bearer token, or a callable that gives a fresh one.
+        headers: Sent with every request.
+        transport: "auto" sends through aiohttp where `httpx-aiohttp` is importable, "httpx" never does.
+
+    Raises:
+        ConfigError: A value is bad, or the tracking URI needs something that is not installed.
+
+    Guarantees:
+        Order: one run's operations reach the server as create, then params, tags and metrics, then inputs, then the
+        final status, within a flush, and flush after flush. Isolation: a rejected entry costs only itself. What is not
+        stored is in a `FlushError`, in `failures`, or in a logged warning with counts.
+    """
+
+    def __init__(
+        self,
+        tracking_uri: str | PathLike[str] | None = None,
+        *,
+        max_workers: int = 8,
+        limits: Limits | None = None,
+        request_timeout: float | None = None,
+        retry_timeout: float | None = None,
+        token: Token | None = None,
+        headers: Mapping[str, str] | None = None,
+        transport: Transport = "auto",
+    ) -> None:
+        super().__init__(
+            Config(
+                tracking_uri=tracking_uri,
+                max_workers=max_workers,
+                limits=limits,
+                request_timeout=request_timeout,
+                retry_timeout=retry_timeout,
+                token=token,
+                headers=headers,
+                transport=transport,
+            )
+        )
+        self._finalizer = weakref.finalize(self, self._engine.finalize)
+
+    def flush(
+        self, synchronous: bool = True, *, run_id: RunId | None = None, timeout: float | None = None
+    ) -> RunOperations:
+        """
+        Send what is queued now; what other threads go on logging does not keep it from ending.
+
+        Args:
+            synchronous: Wait until it is stored, and raise what failed. False: return at once.
+            run_id: Only this run (and the creation of its parents).
+            timeout: Seconds; what is not stored by then stays queued, and is reported so. None: no bound but
+                `retry_timeout`.
+
+        Returns:
+            The flush; it is over if `synchronous`.
+
+        Raises:
+            FlushError: Everything that was tried and not stored, to the entry.
+            ClosedError: The client was closed.
+        """
+        lane = self._flushed_lane(run_id)
+        operations = RunOperations(self._engine.flush(lane, timeout, warn=not synchronous))
+        if synchronous:
+            try:
+                operations.await_completion()
+            except KeyboardInterrupt:
+                operations._future.cancel()  # the rest stays queued
+                raise
+        return operations
+
+    def close(self, timeout: float | None = None) -> None:
+        """
+        Flush, then end the engine. A second call does nothing; any other call from now on raises ClosedError.
+
+        Args:
+            timeout: Seconds for the flush.
+
+        Raises:
+            FlushError: What could not be sent; it is final.
+        """
+        if not self._shut():
+            return
+        try:
+            RunOperations(self._engine.close(timeout)).await_completion()
+        finally:
+            self._engine.stop(failed=True)
+            self._finalizer.detach()
+
+    def _discard(self) -> None:
+        """End without sending; say what is lost."""
+        if self._shut():
+            lost = self._engine.stop(failed=False)
+            self._finalizer.detach()
+            if lost:
+                logger.warning("the block ended by an exception: %d queued entries were not sent", lost)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if exc is None:
+            self.close()
+        elif not clean_exit(exc):
+            self._discard()
+        else:
+            try:
+                self.close()
+            except FlushError as error:  # the script ends as it wanted to
+                logger.error("%s", error)
+
+
+def clean_exit(exc: BaseException) -> bool:
+    """Whether the exception is `sys.exit()` or `sys.exit(0)`."""
+    return isinstance(exc, SystemExit) and exc.code in (None, 0)

@@ -1,0 +1,97 @@
+"""
+Every error that runqueue raises.
+
+    RunqueueError
+    ├── ConfigError(ValueError)         a constructor or a call got a value it cannot honour; raised at once
+    │   └── CallTypeError(TypeError)    ... or a value of the wrong type
+    ├── StoreError                      a request did not store what it carried
+    │   ├── RejectedError               the store, or our check before it, refuses an entry for what it is
+    │   ├── NotFoundError               the run, the experiment or the end point does not exist
+    │   ├── AuthError                   the credentials were refused (401) or do not suffice (403)
+    │   ├── UnavailableError            no answer, or one that says "later" (retriable)
+    │   └── UnexpectedAnswerError       an answer that MLflow does not give: a login page, a redirect, a cut body
+    ├── FlushError                      what one flush could not store, all of it, to the entry
+    └── ClosedError                     the client was closed
+
+Policy rides on the error: the engine reads `retriable`, `retry_after` and `scope` of a StoreError, and nothing else.
+No log call ever raises a StoreError: they surface in a FlushError, in `client.failures`, and in a logged warning.
+"""
+
+from __future__ import annotations
+
+from runqueue._entities import OperationFailure
+from runqueue.queueing import ClosedError, ConfigError, RejectedError, RunqueueError, Scope, StoreError
+
+__all__ = [
+    "AuthError",
+    "CallTypeError",
+    "ClosedError",
+    "ConfigError",
+    "FlushError",
+    "NotFoundError",
+    "RejectedError",
+    "RunqueueError",
+    "Scope",
+    "StoreError",
+    "UnavailableError",
+    "UnexpectedAnswerError",
+]
+
+
+class CallTypeError(ConfigError, TypeError):
+    """Raised at once by a call that was given a value of the wrong type; the text names it."""
+
+
+class NotFoundError(StoreError):
+    """Raised by a store for a run, an experiment or an end point that it does not know, and for a deleted run."""
+
+    scope = Scope.LANE
+
+
+class AuthError(StoreError):
+    """
+    Raised by a store that refuses the credentials.
+
+    A 401 concerns every run (`scope` STORE, everything stays queued); a 403 this one (`scope` LANE).
+    """
+
+    scope = Scope.STORE
+
+
+class UnavailableError(StoreError):
+    """Raised by a store that cannot be reached, does not answer in time, or asks to come back later."""
+
+    retriable = True
+
+
+class UnexpectedAnswerError(StoreError):
+    """Raised by a store for an answer that proves nothing to be stored, whatever its status; the text names it."""
+
+
+class FlushError(RunqueueError):
+    """
+    Raised by `flush`, `close`, `RunOperations.await_completion` and the end of a block: all that was not stored.
+
+    Args:
+        failures: By run, operation and cause.
+        total: Entries that the flush began with.
+    """
+
+    def __init__(self, failures: tuple[OperationFailure, ...], total: int) -> None:
+        self.failures = failures
+        self.total = total
+        super().__init__(failures, total)
+
+    def __str__(self) -> str:
+        lost = sum(failure.count for failure in self.failures)
+        pending = sum(failure.count for failure in self.failures if not failure.final)
+        lines = [f"{lost:,} of {self.total:,} entries were not stored"]
+        if pending:
+            lines[0] += f" ({pending:,} of them are still queued; flush() tries them again)"
+        for run_id in dict.fromkeys(failure.run_id for failure in self.failures):
+            lines.append(f"Failed to perform one or more operations on the run with ID {run_id}:")
+            mine = [failure for failure in self.failures if failure.run_id == run_id]
+            for cause in dict.fromkeys(str(failure.error) for failure in mine):
+                what = ", ".join(failure.summary() for failure in mine if str(failure.error) == cause)
+                lines.append(f"  {what}: {cause}")
+        return "\n".join(lines)

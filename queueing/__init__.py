@@ -1,0 +1,27 @@
+"""
+The engine of runqueue: queues records by lane, batches them, delivers them in order, reports what failed.
+
+It knows neither MLflow nor HTTP. It is handed two functions and never learns what is behind them: `encode`, which turns
+a record into fragments, and `deliver`, which stores a batch. It runs on asyncio and on trio.
+
+    call -> Lane.inbox -> Lane.deal (a window) -> Lane.take (a batch) -> deliver -> Lane.store | reject -> Report
+"""
+
+from runqueue.queueing._accumulator import Accumulator as Accumulator
+from runqueue.queueing._batch import Batch as Batch
+from runqueue.queueing._batch import Bounds as Bounds
+from runqueue.queueing._batch import Limits as Limits
+from runqueue.queueing._batch import Record as Record
+from runqueue.queueing._batch import Slice as Slice
+from runqueue.queueing._errors import ClosedError as ClosedError
+from runqueue.queueing._errors import ConfigError as ConfigError
+from runqueue.queueing._errors import RejectedError as RejectedError
+from runqueue.queueing._errors import RunqueueError as RunqueueError
+from runqueue.queueing._errors import Scope as Scope
+from runqueue.queueing._errors import StoreError as StoreError
+from runqueue.queueing._lane import Encode as Encode
+from runqueue.queueing._lane import Fragments as Fragments
+from runqueue.queueing._lane import Lane as Lane
+from runqueue.queueing._report import Failure as Failure
+from runqueue.queueing._report import Ledger as Ledger
+from runqueue.queueing._report import Report as Report

@@ -1,0 +1,86 @@
+"""
+The lanes of one client, by run.
+
+Rules of this file: any thread may look a lane up or open one; a lane, once there, stays. Looking up takes no lock.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable
+
+from runqueue.queueing._batch import weight
+from runqueue.queueing._lane import Encode, Lane
+from runqueue.queueing._report import Ledger
+
+
+class Accumulator:
+    """
+    Holds what is queued.
+
+    Args:
+        encode: See [runqueue.queueing.Encode][].
+    """
+
+    def __init__(self, encode: Encode) -> None:
+        self.ledger = Ledger()
+        self.lanes: dict[Hashable, Lane] = {}
+        self._encode = encode
+        self._lock = threading.Lock()
+
+    def open(self, run: Hashable, *, opened: bool, parent: Lane | None = None) -> Lane:
+        """The lane of this run, made if there is none."""
+        with self._lock:
+            lane = self.lanes.get(run)
+            if lane is None:
+                lane = self.lanes[run] = Lane(run, self._encode, self.ledger, opened=opened, parent=parent)
+            return lane
+
+    def alias(self, run: Hashable, lane: Lane) -> None:
+        """Let the lane be found by a second name too, unless that name has a lane already."""
+        with self._lock:
+            self.lanes.setdefault(run, lane)
+
+    def all(self) -> list[Lane]:
+        """Every lane once, in the order of their opening."""
+        with self._lock:
+            return list(dict.fromkeys(self.lanes.values()))
+
+    def waiting(self) -> int:
+        """Entries in the inboxes, not dealt yet."""
+        return sum(sum(map(weight, lane.inbox.copy())) for lane in self.all())
+
+    def counts(self) -> dict[str, int]:
+        """Entries accepted, pending, in flight, stored, failed and dropped; exact when no call is under way."""
+        books = self.ledger
+        with books.lock:
+            accepted = books.dealt + self.waiting()
+            in_flight, stored, failed, dropped = books.in_flight, books.stored, books.failed, books.dropped
+        return {
+            "accepted": accepted,
+            "pending": accepted - in_flight - stored - failed - dropped,
+            "in_flight": in_flight,
+            "stored": stored,
+            "failed": failed,
+            "dropped": dropped,
+        }
+
+    def abandon(self, *, failed: bool) -> int:
+        """
+        Forget all that is queued, and count it.
+
+        Args:
+            failed: Whether it counts as failed (an end that could not send it) or as dropped (an end that would not).
+
+        Returns:
+            The number of entries.
+        """
+        count = sum(lane.abandon() for lane in self.all())
+        if failed:
+            self.ledger.failed += count
+        else:
+            self.ledger.dropped += count
+        return count
+
+    def __repr__(self) -> str:
+        return f"<Accumulator lanes={len(self.all())} pending={self.counts()['pending']}>"

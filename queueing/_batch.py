@@ -1,0 +1,273 @@
+"""
+What is queued, and what goes into one request.
+
+A **record** is one queued call, a plain tuple whose first two items are the engine's business and whose rest is not:
+
+    (kind, entries, ...)        entries: a dict keyed by entry key, or a tuple; `len(entries)` counts them
+
+    RUN      one entry           creates the run
+    PARAM    {key: value}        write-once: an equal repeat needs no request
+    TAG      {key: value}, rides `rides`: may travel inside the request that creates the run
+    METRIC   {key: value}
+    DATASET  (value, ...)
+    STATUS   ()                  ends the run; has one fragment and counts as no entry
+
+A **fragment** is the encoded bytes of one entry. A [Slice][] is a stretch of one record with its fragments; a
+[Batch][] is made of slices. Nothing is kept per entry but its fragment.
+
+Rules of this file: no clock, no socket, no thread, no await. Sizes count one byte more than each fragment, for the
+comma that parts it from the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final, TypeAlias
+
+import attrs
+
+from runqueue.queueing._errors import ConfigError
+
+RUN: Final = 0
+PARAM: Final = 1
+TAG: Final = 2
+METRIC: Final = 3
+DATASET: Final = 4
+STATUS: Final = 5
+KINDS: Final = 6
+
+Record: TypeAlias = tuple[Any, ...]
+
+STAGES: Final = ((RUN,), (PARAM, TAG, METRIC), (DATASET,), (STATUS,))
+"""The order inside one window; the kinds of one stage share a batch."""
+
+MERGED: Final = STAGES[1]
+
+
+def weight(record: Record) -> int:
+    """How many entries the record counts for."""
+    return len(record[1])
+
+
+def _positive(_: object, field: attrs.Attribute[Any], value: object) -> None:
+    if value is None:
+        return
+    if type(value) is not int or value < 1:
+        raise ConfigError(f"Limits({field.name}=...) takes a whole number from 1 or None, not {value!r}")
+
+
+def _limit() -> Any:
+    return attrs.field(default=None, validator=_positive)
+
+
+@attrs.frozen(kw_only=True)
+class Limits:
+    """
+    A server's bounds on one batch. A field that is None is the store's own.
+
+    MLflow's, from its REST API's documentation of `runs/log-batch`: 1,000 metrics, 100 params, 100 tags, 1,000
+    entities together, 1,000,000 bytes of body; 1,000 datasets a request of `runs/log-inputs`.
+
+    Raises:
+        ConfigError: A bound is not a whole number from 1.
+    """
+
+    metrics: int | None = _limit()
+    """Metric points in one batch."""
+    params: int | None = _limit()
+    """Params in one batch."""
+    tags: int | None = _limit()
+    """Tags in one batch."""
+    entities: int | None = _limit()
+    """Metric points, params and tags together in one batch."""
+    datasets: int | None = _limit()
+    """Dataset inputs in one request."""
+    bytes: int | None = _limit()
+    """Bytes of a request's body."""
+
+    def over(self, base: Limits) -> Limits:
+        """These limits, with those of `base` where a field is None."""
+        own = {key: value for key, value in attrs.asdict(self).items() if value is not None}
+        return attrs.evolve(base, **own)
+
+
+@attrs.frozen(kw_only=True)
+class Bounds:
+    """
+    Limits as the batching reads them: by kind, with no None left.
+
+    `body` is what is left of the limit of bytes for fragments; `riders` and `rider_bytes` bound the tags that travel
+    inside the request that creates a run, in number and in bytes as ASCII-escaped JSON.
+    """
+
+    caps: tuple[int, ...]
+    entities: int
+    body: int
+    riders: int
+    rider_bytes: int
+
+    @classmethod
+    def of(cls, limits: Limits, *, envelope: int, riders: int, rider_bytes: int) -> Bounds:
+        """
+        Args:
+            limits: Every field set.
+            envelope: Bytes that a body has at most besides its fragments.
+            riders: Tags that fit into the request that creates a run.
+            rider_bytes: The same in bytes.
+
+        Raises:
+            ConfigError: The limit of bytes leaves no room for an entry.
+        """
+        missing = [key for key, value in attrs.asdict(limits).items() if value is None]
+        if missing:
+            raise ConfigError(f"these limits are not set: {', '.join(missing)}")
+        assert limits.params and limits.tags and limits.metrics
+        assert limits.datasets and limits.entities and limits.bytes
+        body = limits.bytes - envelope
+        if body < 1:
+            raise ConfigError(f"Limits(bytes={limits.bytes}) is smaller than an empty batch ({envelope} bytes)")
+        return cls(
+            caps=(1, limits.params, limits.tags, limits.metrics, limits.datasets, 1),
+            entities=limits.entities,
+            body=body,
+            riders=min(riders, limits.entities),
+            rider_bytes=min(rider_bytes, body),
+        )
+
+    def room(self, kind: int) -> int:
+        """How many entries of this kind one batch may hold."""
+        return min(self.caps[kind], self.entities) if kind in MERGED else self.caps[kind]
+
+
+def must_take(queued: Sequence[int], caps: Sequence[int], entities: int) -> list[int]:
+    """
+    How many entries of each kind the next batch has to hold so that the number of batches stays minimal.
+
+    No plan needs fewer batches than `n`, the largest of the quotients below, and one with `n` exists (spread each
+    kind evenly). A kind of which more is queued than `n - 1` batches can hold is what the next one must take; any
+    filling-up on top of that keeps `n` in reach. Filling up in a fixed order without this rule costs requests
+    where the bound on entities is tighter than the sum of the others.
+    """
+    n = max(-(-sum(queued) // entities), *(-(-have // cap) for have, cap in zip(queued, caps, strict=True)))
+    return [max(0, have - (n - 1) * cap) for have, cap in zip(queued, caps, strict=True)]
+
+
+class Slice:
+    """A stretch of one record, with the fragments of its entries."""
+
+    __slots__ = ("pieces", "record", "size", "start")
+
+    def __init__(self, record: Record, start: int, pieces: list[bytes], size: int = -1) -> None:
+        self.record = record
+        self.start = start
+        self.pieces = pieces
+        self.size = size if size >= 0 else sum(map(len, pieces)) + len(pieces)
+
+    @property
+    def kind(self) -> int:
+        return int(self.record[0])
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.pieces)
+
+    @property
+    def weight(self) -> int:
+        return 0 if self.record[0] == STATUS else len(self.pieces)
+
+    def split(self, count: int) -> tuple[Slice, Slice]:
+        """The first `count` entries, and the others."""
+        return (
+            Slice(self.record, self.start, self.pieces[:count]),
+            Slice(self.record, self.start + count, self.pieces[count:]),
+        )
+
+    def fitting(self, count: int, size: int) -> int:
+        """How many of the first entries fit into a room of `count` entries and `size` bytes."""
+        if len(self.pieces) <= count and self.size <= size:
+            return len(self.pieces)
+        fits = 0
+        for piece in self.pieces[:count]:
+            size -= len(piece) + 1
+            if size < 0:
+                break
+            fits += 1
+        return fits
+
+    def keyed(self) -> Iterator[tuple[Any, Slice]]:
+        """Each entry's key with the slice that holds this entry alone."""
+        keys = list(self.record[1])[self.start : self.stop]
+        for at, key in enumerate(keys):
+            yield key, Slice(self.record, self.start + at, self.pieces[at : at + 1])
+
+    def __repr__(self) -> str:
+        return f"<Slice kind={self.kind} {self.start}:{self.stop} bytes={self.size}>"
+
+
+class Batch:
+    """What goes into one request: slices of one stage, by kind."""
+
+    __slots__ = ("count", "groups", "serial", "size")
+
+    def __init__(self, serial: int) -> None:
+        self.serial = serial  # the window it was taken from
+        self.groups: dict[int, list[Slice]] = {}
+        self.count = 0
+        self.size = 0
+
+    @classmethod
+    def of(cls, serial: int, slices: Iterable[Slice]) -> Batch:
+        batch = cls(serial)
+        for part in slices:
+            batch.add(part)
+        return batch
+
+    def add(self, part: Slice) -> None:
+        kind = part.record[0]
+        group = self.groups.get(kind)
+        if group is None:
+            self.groups[kind] = [part]
+        else:
+            group.append(part)
+        self.count += len(part.pieces)
+        self.size += part.size
+
+    @property
+    def opens(self) -> bool:
+        """Whether this batch creates the run."""
+        return RUN in self.groups
+
+    @property
+    def weight(self) -> int:
+        return sum(part.weight for part in self.slices())
+
+    def slices(self) -> Iterator[Slice]:
+        for group in self.groups.values():
+            yield from group
+
+    def pieces(self, kind: int) -> Iterator[bytes]:
+        """The fragments of one kind, in order."""
+        for part in self.groups.get(kind, ()):
+            yield from part.pieces
+
+    def records(self, kind: int) -> Iterator[Record]:
+        """The records that this batch holds entries of."""
+        return (part.record for part in self.groups.get(kind, ()))
+
+    def halves(self) -> tuple[Batch, Batch]:
+        """The batch in two, its order kept; both hold at least one entry where it has two."""
+        first, second, left = Batch(self.serial), Batch(self.serial), self.count // 2
+        for part in self.slices():
+            if left >= len(part.pieces):
+                first.add(part)
+            elif left > 0:
+                head, tail = part.split(left)
+                first.add(head)
+                second.add(tail)
+            else:
+                second.add(part)
+            left = max(0, left - len(part.pieces))
+        return first, second
+
+    def __repr__(self) -> str:
+        return f"<Batch entries={self.count} bytes={self.size}>"

@@ -1,0 +1,111 @@
+"""
+What became of the entries: counts while they are under way, failures to the entry, the report of one flush.
+
+Rule of this file: it only keeps books. `dealt = pending + in_flight + stored + failed + dropped` holds at any moment,
+because pending is never kept but derived.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Hashable, Iterator
+from typing import Any, Final
+
+import attrs
+
+from runqueue.queueing._batch import STATUS, Record
+
+KEPT_IN_FULL: Final = 10_000
+"""Failed entries that a [FailureLog][] keeps one by one; a run that fails for days must not fill the memory."""
+
+
+class Failure:
+    """A stretch of one record that was not stored, and why."""
+
+    __slots__ = ("error", "final", "record", "run", "serial", "start", "stop")
+
+    def __init__(
+        self, run: Hashable, record: Record, start: int, stop: int, error: Exception, *, final: bool, serial: int = 0
+    ) -> None:
+        self.run = run
+        self.record = record
+        self.start = start
+        self.stop = stop
+        self.error = error
+        self.final = final
+        self.serial = serial  # the window of its lane that held it
+
+    @property
+    def kind(self) -> int:
+        return int(self.record[0])
+
+    @property
+    def weight(self) -> int:
+        return 0 if self.record[0] == STATUS else self.stop - self.start
+
+    def __repr__(self) -> str:
+        state = "final" if self.final else "pending"
+        return f"<Failure run={self.run} kind={self.kind} {self.start}:{self.stop} {state}: {self.error}>"
+
+
+class FailureLog:
+    """All final failures: the first [KEPT_IN_FULL][] entries in full, the others counted."""
+
+    def __init__(self) -> None:
+        self.full: list[Failure] = []
+        self.counted: Counter[tuple[Any, int, str]] = Counter()
+        self.errors: dict[tuple[Any, int, str], Exception] = {}
+        self._kept = 0
+
+    def add(self, failure: Failure) -> None:
+        if self._kept < KEPT_IN_FULL:
+            self._kept += max(1, failure.stop - failure.start)
+            self.full.append(failure)
+            return
+        cause = (failure.run, failure.kind, str(failure.error))
+        self.counted[cause] += failure.weight
+        self.errors.setdefault(cause, failure.error)
+
+    def rest(self) -> Iterator[tuple[Any, int, Exception, int]]:
+        """Of those beyond the bound: run, kind, error, number of entries."""
+        for (run, kind, text), count in list(self.counted.items()):
+            yield run, kind, self.errors[run, kind, text], count
+
+
+class Ledger:
+    """
+    The counts of one sender, in entries.
+
+    Only the engine's thread writes; `lock` is held while records change from a lane's inbox into its windows, so that
+    a reader in another thread counts each of them once.
+    """
+
+    __slots__ = ("dealt", "dropped", "failed", "in_flight", "lock", "log", "retried", "stored")
+
+    def __init__(self) -> None:
+        self.dealt = 0
+        self.in_flight = 0
+        self.stored = 0
+        self.failed = 0
+        self.dropped = 0
+        self.retried = 0  # attempts, not entries
+        self.log = FailureLog()
+        self.lock = threading.RLock()
+
+    def __repr__(self) -> str:
+        return f"<Ledger dealt={self.dealt} in_flight={self.in_flight} stored={self.stored} failed={self.failed}>"
+
+
+@attrs.frozen(kw_only=True)
+class Report:
+    """The outcome of one flush."""
+
+    total: int
+    """Entries that the flush began with."""
+    failures: tuple[Failure, ...] = ()
+    """What of them was not stored: failed for good (`final`), or still queued."""
+
+    @property
+    def not_stored(self) -> int:
+        return sum(failure.weight for failure in self.failures)

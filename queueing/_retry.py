@@ -1,0 +1,150 @@
+"""
+When to try again, and when to stop trying.
+
+Rules of this file: the only layer that retries; `Outage` is told the time and reads no clock, so that a virtual one
+will do. What may be retried is said by the error itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import attrs
+import tenacity
+
+from runqueue.queueing._errors import StoreError
+
+
+@attrs.frozen(kw_only=True)
+class RetryPolicy:
+    """
+    Exponential back-off with full jitter: the n-th wait is drawn evenly from 0 to `base * 2**(n-1)` seconds, at most
+    `cap` seconds; a `retry_after` of the error is waited out in any case.
+    """
+
+    timeout: float = 300.0
+    """Seconds from the first failure since the last success to the end of trying."""
+    base: float = 0.5
+    cap: float = 30.0
+
+
+@attrs.define(eq=False)
+class Outage:
+    """
+    What is known of the store's health, for all lanes of a sender.
+
+    - healthy: `since` is None
+    - failing: `since` is set; lanes retry, each at its own pace, until `timeout` is over
+    - `spent`: given up. Until the next success only one request at a time is sent, to probe; each failed probe begins
+      a new `epoch`, and a lane started before it gives up without a request of its own.
+    """
+
+    timeout: float
+    since: float | None = None
+    not_before: float = -math.inf
+    spent: bool = False
+    epoch: int = 0
+    error: StoreError | None = None
+
+    def failed(self, error: StoreError, now: float) -> None:
+        self.error = error
+        if self.since is None:
+            self.since = now
+        if error.retry_after is not None:
+            self.not_before = max(self.not_before, now + error.retry_after)
+
+    def succeeded(self) -> None:
+        self.since = self.error = None
+        self.spent = False
+
+    def left(self, now: float) -> float:
+        """Seconds in which trying goes on."""
+        return self.timeout if self.since is None else self.since + self.timeout - now
+
+    def spend(self, error: StoreError) -> None:
+        """Give up until the next flush."""
+        self.error = error
+        self.spent = True
+        self.epoch += 1
+
+    def admits(self, epoch: int) -> bool:
+        """Whether a lane that was started in this epoch may still send."""
+        return not self.spent or epoch == self.epoch
+
+
+class SpentError(Exception):
+    """Raised inside the engine when trying is over but the batch is not at fault."""
+
+    def __init__(self, error: StoreError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class Retrying:
+    """Repeats one attempt as long as its error, the policy and the outage allow."""
+
+    def __init__(self, policy: RetryPolicy, outage: Outage) -> None:
+        self._outage = outage
+        self._jitter = tenacity.wait_random_exponential(multiplier=policy.base, max=policy.cap)
+
+    async def __call__(
+        self,
+        attempt: Callable[[], Awaitable[None]],
+        *,
+        sleep: Callable[[float], Awaitable[None]],
+        on_retry: Callable[[], None],
+    ) -> None:
+        """
+        Args:
+            attempt: What to try; it says by a StoreError that it failed.
+            sleep: Waits so many seconds between two attempts.
+            on_retry: Called before each further attempt.
+
+        Raises:
+            StoreError: What was tried is at fault; to repeat it would change nothing.
+            SpentError: It may yet succeed, but trying is over.
+        """
+        rejections = 0
+
+        def again(state: tenacity.RetryCallState) -> bool:
+            nonlocal rejections
+            error = _error(state)
+            if not isinstance(error, StoreError) or not error.retriable:
+                return False
+            if error.rejects_after is not None:
+                rejections += 1
+                return rejections < error.rejects_after
+            return True
+
+        def over(state: tenacity.RetryCallState) -> bool:
+            left = self._outage.left(anyio.current_time())
+            return left <= 0 or self._asked(state) > left
+
+        def pause(state: tenacity.RetryCallState) -> float:
+            wait = max(self._jitter(state), self._asked(state))
+            return max(0.0, min(wait, self._outage.left(anyio.current_time())))
+
+        def counted(_: tenacity.RetryCallState) -> None:
+            on_retry()
+
+        retrying = tenacity.AsyncRetrying(
+            retry=again, stop=over, wait=pause, before_sleep=counted, sleep=sleep, reraise=True
+        )
+        try:
+            await retrying(attempt)
+        except StoreError as error:
+            if error.retriable and (error.rejects_after is None or rejections < error.rejects_after):
+                raise SpentError(error) from None
+            raise
+
+    @staticmethod
+    def _asked(state: tenacity.RetryCallState) -> float:
+        error = _error(state)
+        return (error.retry_after or 0.0) if isinstance(error, StoreError) else 0.0
+
+
+def _error(state: tenacity.RetryCallState) -> Any:
+    return state.outcome.exception() if state.outcome is not None else None

@@ -1,0 +1,340 @@
+"""
+Empties the lanes: one pump a busy lane, at most `max_workers` requests at once.
+
+Theory of operation. A flush deals every inbox into a window (`Lane.deal`), starts a pump where none runs, and waits
+until each of its lanes has emptied that window or is stuck. A pump is the order of its run: it takes a batch, delivers
+it, settles it, and takes the next. Whether to halve, to fail or to go on is decided by the lane and by the error; the
+sender only waits, and counts who waits.
+
+A pump ends when its lane is empty, or *stuck*, for one of four reasons, each of which leaves what is queued in place
+for a later flush:
+  - the outage: retrying is over, or a probe has failed (see `_retry.Outage`)
+  - the credentials were refused
+  - its run, or its run's parent, could not be created
+  - nobody waits for it any longer: the flush timed out or was cancelled. A request that is under way then is neither
+    cancelled nor repeated; its pump settles it and ends.
+
+Rules of this file: it is the only one of this package that awaits. A worker slot is held by a request, never by a
+wait for anything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from types import TracebackType
+from typing import TypeAlias
+
+import anyio
+import attrs
+from anyio.abc import TaskGroup
+
+from runqueue.queueing._accumulator import Accumulator
+from runqueue.queueing._batch import Batch, Bounds, Record
+from runqueue.queueing._errors import Scope, StoreError
+from runqueue.queueing._lane import Lane
+from runqueue.queueing._report import Failure, Report
+from runqueue.queueing._retry import Outage, Retrying, RetryPolicy, SpentError
+
+Deliver: TypeAlias = Callable[[Lane, Batch], Awaitable[Sequence[Record]]]
+"""
+`await deliver(lane, batch)` stores the batch, or raises a StoreError. It returns records that a request which creates
+a run could not carry after all; otherwise nothing.
+"""
+
+
+class HaltedError(StoreError):
+    """Given as the reason why entries are still queued when nothing has gone wrong but the time was over."""
+
+    retriable = True
+
+
+@attrs.define(eq=False)
+class Flush:
+    """One flush under way: the lanes it waits for, each up to a window."""
+
+    goals: dict[Lane, int]
+    total: int
+    open: set[Lane]
+    done: anyio.Event = attrs.field(factory=anyio.Event)
+
+    def progress(self, lane: Lane, *, ended: bool) -> None:
+        if ended or lane.done >= self.goals[lane]:
+            self.open.discard(lane)
+        if not self.open:
+            self.done.set()
+
+
+@attrs.define(eq=False)
+class _Pump:
+    """What the sender keeps of a busy lane."""
+
+    epoch: int
+    halted: bool = False
+    nap: anyio.Event | None = None
+
+    async def sleep(self, seconds: float | None) -> None:
+        """Sleep so long, or until woken."""
+        self.nap = anyio.Event()
+        with anyio.move_on_after(seconds):
+            await self.nap.wait()
+        self.nap = None
+
+    def wake(self) -> None:
+        if self.nap is not None:
+            self.nap.set()
+
+
+class _StopError(Exception):
+    """Raised inside a pump that has to end, with the reason why its entries stay queued."""
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
+class Sender:
+    """
+    Delivers what an accumulator holds. An async context manager: what still runs at its end is cancelled.
+
+    Args:
+        accumulator: Where the lanes are.
+        deliver: See [Deliver][].
+        bounds: Of a batch.
+        max_workers: Requests under way at once.
+        retry: When to try again.
+    """
+
+    def __init__(
+        self,
+        accumulator: Accumulator,
+        deliver: Deliver,
+        *,
+        bounds: Bounds,
+        max_workers: int = 8,
+        retry: RetryPolicy | None = None,
+    ) -> None:
+        policy = retry or RetryPolicy()
+        self.accumulator = accumulator
+        self.bounds = bounds
+        self.outage = Outage(timeout=policy.timeout)
+        self._deliver = deliver
+        self._retry = Retrying(policy, self.outage)
+        self._slots = anyio.Semaphore(max_workers, fast_acquire=True)
+        self._probe = anyio.Lock()
+        self._pumps: dict[Lane, _Pump] = {}
+        self._flushes: list[Flush] = []
+        self._children: dict[Lane, set[_Pump]] = {}  # those that wait for this lane's run
+        self._stack = AsyncExitStack()
+        self._tasks: TaskGroup
+
+    async def __aenter__(self) -> Sender:
+        self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._tasks.cancel_scope.cancel()
+        await self._stack.__aexit__(exc_type, exc, traceback)
+
+    def __repr__(self) -> str:
+        state = "spent" if self.outage.spent else "failing" if self.outage.since is not None else "healthy"
+        return f"<Sender {state} pumps={len(self._pumps)} flushes={len(self._flushes)}>"
+
+    # -- flush -------------------------------------------------------------------------------------------------------
+
+    async def flush(self, lane: Lane | None = None, timeout: float | None = None) -> Report:
+        """
+        Send what is queued now.
+
+        Args:
+            lane: Only this run (and the creation of its parents). None: all.
+            timeout: Seconds after which what is left stays queued, and is reported so. None: no bound but retrying's.
+
+        Returns:
+            What was not stored. Failures are reported once, by the first flush to end whose window holds them.
+        """
+        flush = self.begin(lane)
+        try:
+            with anyio.move_on_after(timeout):
+                await flush.done.wait()
+        finally:
+            self._end(flush)
+        return self._report(flush, timeout)
+
+    def begin(self, lane: Lane | None = None) -> Flush:
+        """Close a window in each lane concerned and start what is needed to empty it; does not wait."""
+        lanes: Iterable[Lane] = self.accumulator.all()
+        if lane is not None:
+            lanes = [*_unopened_parents(lane), lane]
+        goals: dict[Lane, int] = {}
+        for each in lanes:
+            each.deal(most=1 if lane is not None and each is not lane else None)
+            goals[each] = each.dealt
+        flush = Flush(goals, sum(each.owed for each in goals), {each for each in goals if not each.idle})
+        for each in goals:
+            if each in flush.open:
+                self._start(each)
+        self._flushes.append(flush)
+        if not flush.open:
+            flush.done.set()
+        return flush
+
+    def _end(self, flush: Flush) -> None:
+        self._flushes.remove(flush)
+        awaited = {lane for other in self._flushes for lane in other.open}
+        for lane in flush.open - awaited:
+            pump = self._pumps.get(lane)
+            if pump is not None:
+                pump.halted = True
+                pump.wake()
+
+    def _report(self, flush: Flush, timeout: float | None) -> Report:
+        failures: list[Failure] = []
+        for lane, goal in flush.goals.items():
+            failures += lane.claim(goal)
+            if lane.done < goal:
+                late = HaltedError(f"still queued when the flush timed out after {timeout} s")
+                failures += lane.outstanding(goal, late if lane in flush.open else lane.stuck or late)
+        return Report(total=flush.total, failures=tuple(failures))
+
+    # -- pumps -------------------------------------------------------------------------------------------------------
+
+    def _start(self, lane: Lane) -> None:
+        pump = self._pumps.get(lane)
+        if pump is None:
+            self._pumps[lane] = pump = _Pump(self.outage.epoch)
+            self._tasks.start_soon(self._pump, lane, pump, name=f"runqueue pump {lane.run}")
+        else:
+            pump.epoch = self.outage.epoch
+            pump.halted = False
+
+    async def _pump(self, lane: Lane, pump: _Pump) -> None:
+        lane.stuck = None
+        try:
+            await self._wait_for_parent(lane, pump)
+            while not lane.idle:
+                await self._turn(lane, pump)
+        except _StopError as stop:
+            lane.stuck = stop.reason
+        finally:
+            if lane.flying is not None:  # we were cancelled in mid-request
+                lane.give_back()
+            del self._pumps[lane]
+            self._progress(lane, ended=True)
+
+    async def _wait_for_parent(self, lane: Lane, pump: _Pump) -> None:
+        parent = lane.parent
+        while parent is not None and not (lane.opened or parent.opened):
+            if parent not in self._pumps:
+                reason = parent.stuck or HaltedError("it is still queued")
+                raise _StopError(StoreError(f"the parent run {parent.run} was not created: {reason}"))
+            self._children.setdefault(parent, set()).add(pump)
+            await pump.sleep(None)
+            self._check(pump)
+
+    async def _turn(self, lane: Lane, pump: _Pump) -> None:
+        """Deliver one batch, or a part of one that was halved, with as many attempts as it takes."""
+
+        async def attempt() -> None:
+            async with self._admitted(pump):
+                if lane.flying is None and lane.take(self.bounds) is None:
+                    return
+                self._progress(lane, ended=False)
+                await self._attempt(lane)
+
+        async def sleep(seconds: float) -> None:
+            await pump.sleep(seconds)
+            self._check(pump)
+
+        try:
+            await self._retry(attempt, sleep=sleep, on_retry=self._count_retry)
+        except _StopError:
+            if lane.flying is not None:
+                lane.give_back()
+            raise
+        except SpentError as spent:
+            lane.give_back()
+            self._spend(spent.error)
+            raise _StopError(spent.error) from None
+        except StoreError as error:
+            if not lane.reject(error):
+                if error.scope is Scope.STORE:
+                    self._spend(error)
+                raise _StopError(error) from None
+
+    async def _attempt(self, lane: Lane) -> None:
+        batch = lane.flying
+        assert batch is not None
+        try:
+            leftovers = await self._deliver(lane, batch)
+        except StoreError as error:
+            if error.retriable:
+                self.outage.failed(error, anyio.current_time())
+            elif error.scope in (Scope.ENTRY, Scope.LANE):
+                self.outage.succeeded()  # the store works: it judged what we sent
+            raise
+        except Exception as error:
+            # A defect in a store. It must neither end the engine nor pass for delivered.
+            raise StoreError(f"the store failed unexpectedly: {type(error).__name__}: {error}") from error
+        self.outage.succeeded()
+        lane.store(leftovers)
+        if batch.opens:
+            self._progress(lane, ended=False)
+
+    @asynccontextmanager
+    async def _admitted(self, pump: _Pump) -> AsyncGenerator[None, None]:
+        """Wait until this pump may send a request, and hold a worker slot for it."""
+        probing = False
+        if self.outage.spent:
+            await self._probe.acquire()
+            probing = True
+        try:
+            await self._slots.acquire()
+            while (wait := self.outage.not_before - anyio.current_time()) > 0:
+                self._slots.release()
+                self._check(pump)
+                if wait > self.outage.left(anyio.current_time()):
+                    raise _StopError(self.outage.error or HaltedError("the store asked to wait"))
+                await pump.sleep(wait)
+                await self._slots.acquire()
+            try:
+                self._check(pump)
+                yield
+            finally:
+                self._slots.release()
+        finally:
+            if probing:
+                self._probe.release()
+
+    def _check(self, pump: _Pump) -> None:
+        if pump.halted:
+            raise _StopError(HaltedError("nobody waits for it any longer"))
+        if not self.outage.admits(pump.epoch):
+            raise _StopError(self.outage.error or HaltedError("the store is out of reach"))
+
+    def _spend(self, error: StoreError) -> None:
+        self.outage.spend(error)
+        for pump in self._pumps.values():
+            pump.wake()
+
+    def _progress(self, lane: Lane, *, ended: bool) -> None:
+        for flush in self._flushes:
+            if lane in flush.open:
+                flush.progress(lane, ended=ended)
+        if ended or lane.opened:
+            for child in self._children.pop(lane, ()):
+                child.wake()
+
+    def _count_retry(self) -> None:
+        self.accumulator.ledger.retried += 1
+
+
+def _unopened_parents(lane: Lane) -> list[Lane]:
+    """The runs that have to be created before this one, the outermost first."""
+    parents: list[Lane] = []
+    while not lane.opened and (parent := lane.parent) is not None and not parent.opened:
+        parents.insert(0, parent)
+        lane = parent
+    return parents
