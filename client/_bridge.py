@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -44,10 +45,8 @@ def _waker(callback: Callable[[], Any]) -> Callable[[], None]:
         token = trio.lowlevel.current_trio_token()
 
         def wake_trio() -> None:
-            try:
+            with suppress(trio.RunFinishedError):  # its loop is gone, and with it whoever waited
                 token.run_sync_soon(callback)
-            except trio.RunFinishedError:
-                pass  # its loop is gone, and with it whoever waited
 
         return wake_trio
 

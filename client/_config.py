@@ -51,10 +51,6 @@ def _limits(_: object, field: attrs.Attribute[Any], value: object) -> None:
         raise CallTypeError(f"{field.name}= takes a runqueue.Limits or None, not {type(value).__name__}")
 
 
-def _uri(value: object) -> object:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
 def _uri_is_text(_: object, field: attrs.Attribute[Any], value: object) -> None:
     if value is not None and not isinstance(value, str):
         raise CallTypeError(f"{field.name}= takes a URI, a path or None, not {type(value).__name__}")
@@ -97,7 +93,7 @@ class Config:
     """
 
     tracking_uri: str | None = attrs.field(
-        default=None, converter=_uri, validator=_uri_is_text, repr=lambda uri: repr(uri and without_secrets(uri))
+        default=None, validator=_uri_is_text, repr=lambda uri: repr(uri and without_secrets(uri))
     )
     """Where runs are kept. None: as `mlflow` itself would resolve it."""
     max_workers: int = attrs.field(default=8, validator=_workers)
@@ -138,6 +134,11 @@ class Config:
 
     def seconds_of_retrying(self) -> float:
         return DEFAULT_RETRY_TIMEOUT if self.retry_timeout is None else self.retry_timeout
+
+
+def as_uri(given: str | os.PathLike[str] | None) -> str | None:
+    """A path counts as its text."""
+    return os.fspath(given) if isinstance(given, os.PathLike) else given
 
 
 def resolve_tracking_uri(given: str | None) -> str:

@@ -180,9 +180,10 @@ def datasets(given: Any) -> tuple[Dataset | Unfit, ...]:
     Raises:
         CallTypeError: It is no sequence.
     """
-    if isinstance(given, (*_TEXT, Mapping)) or not isinstance(given, Iterable):
-        raise CallTypeError(f"datasets takes a list, not {type(given).__name__}")
-    return tuple(_dataset(each) for each in given)
+    if isinstance(given, (str, bytes, bytearray, Mapping)) or not isinstance(given, Iterable):
+        raise CallTypeError(f"datasets takes a list, not {_name(given)}")
+    each_given: Iterable[Any] = given
+    return tuple(_dataset(each) for each in each_given)
 
 
 def _dataset(given: Any) -> Dataset | Unfit:

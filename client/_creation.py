@@ -104,10 +104,11 @@ class Creation:
             "max_results": 100,
         }
         answer = await self._store.call(SEARCH_RUNS, orjson.dumps(query))
-        runs = answer.get("runs", [])
+        runs: Any = answer.get("runs", [])
         if not isinstance(runs, list):
             raise UnexpectedAnswerError("the answer to runs/search holds no list of runs")
-        return [found for found in map(_run_id, runs) if found is not None]
+        found: list[Any] = runs
+        return [run_id for run_id in map(_run_id, found) if run_id is not None]
 
     async def last_look(self) -> None:
         """Delete what a slow server has created beyond the one run; a look that fails is repeated after the next flush."""
@@ -128,6 +129,8 @@ class Creation:
 
 
 def _run_id(run: Any) -> str | None:
-    info = run.get("info") if isinstance(run, dict) else None
-    run_id = info.get("run_id") if isinstance(info, dict) else None
+    try:
+        run_id = run["info"]["run_id"]
+    except (KeyError, TypeError):
+        return None
     return run_id if isinstance(run_id, str) and run_id else None

@@ -7,7 +7,7 @@ Rule of this file: frozen values only; nothing here is made on the enqueue path.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, cast, overload
 
 import attrs
 
@@ -90,7 +90,7 @@ class Entries(Sequence[Entry]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, (Entries, tuple, list)):
             return NotImplemented
-        return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+        return tuple(self) == tuple(cast("Sequence[Any]", other))
 
     def __hash__(self) -> int:
         return hash(tuple(self))

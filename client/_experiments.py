@@ -5,6 +5,8 @@ faster. Never another experiment instead.
 
 from __future__ import annotations
 
+from typing import Any
+
 import anyio
 import orjson
 
@@ -45,8 +47,8 @@ class Experiments:
             if error.code is None:  # not MLflow's word: a wrong path, a proxy
                 raise
             return None
-        experiment = answer.get("experiment")
-        if not isinstance(experiment, dict) or not experiment.get("experiment_id"):
+        experiment: dict[str, Any] = answer.get("experiment") or {}
+        if not experiment.get("experiment_id"):
             raise UnexpectedAnswerError("the answer to experiments/get-by-name holds no experiment")
         if experiment.get("lifecycle_stage") == "deleted":
             raise RejectedError(f"the experiment {name!r} is deleted; restore it or use another name", scope=Scope.LANE)

@@ -8,6 +8,7 @@ threads: it takes seconds.
 
 from __future__ import annotations
 
+import importlib
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -49,11 +50,11 @@ class MlflowStore:
     def __init__(self, uri: str, traffic: Traffic) -> None:
         self._uri = uri
         self._traffic = traffic
-        self._store: Any = None
+        self._store: Any = None  # MLflow's own; as untyped as its entities
         self._opening = threading.Lock()
         # SQLite takes one writer at a time and makes the others fail in the end; MLflow's file store is not
         # thread-safe. One call at a time is as fast for both, and cannot fail so.
-        single = uri.startswith("sqlite") or "://" not in uri or uri.startswith("file:")
+        single = uri.startswith(("sqlite", "file:")) or "://" not in uri
         self._threads = anyio.CapacityLimiter(1 if single else THREADS)
 
     @property
@@ -88,9 +89,9 @@ class MlflowStore:
     def _opened(self) -> Any:
         with self._opening:
             if self._store is None:
-                from mlflow.tracking._tracking_service.utils import _get_store
-
-                self._store = _get_store(self._uri)
+                # Private to MLflow, but the only way that asks its registry and keeps one store a URI.
+                utils: Any = importlib.import_module("mlflow.tracking._tracking_service.utils")
+                self._store = utils._get_store(self._uri)
             return self._store
 
     def _describe(self, error: Exception) -> StoreError:
@@ -104,9 +105,8 @@ class MlflowStore:
 
 
 def _json(message: Any) -> dict[str, Any]:
-    from mlflow.utils.proto_json_utils import message_to_json
-
-    data: dict[str, Any] = orjson.loads(message_to_json(message))
+    utils: Any = importlib.import_module("mlflow.utils.proto_json_utils")
+    data: dict[str, Any] = orjson.loads(utils.message_to_json(message))
     return data
 
 

@@ -8,7 +8,7 @@ from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from runqueue._config import Config, Token, Transport
+from runqueue._config import Config, Token, Transport, as_uri
 from runqueue._operations import RunOperations
 from runqueue._recorder import Recorder
 from runqueue._run import RunId
@@ -68,7 +68,7 @@ class Client(Recorder):
     ) -> None:
         super().__init__(
             Config(
-                tracking_uri=tracking_uri,
+                tracking_uri=as_uri(tracking_uri),
                 max_workers=max_workers,
                 limits=limits,
                 request_timeout=request_timeout,

@@ -59,7 +59,7 @@ class Window:
 
     def put(self, record: Record) -> int:
         kind, count = record[0], weight(record)
-        queue = self.queues[kind]
+        queue: deque[Record | Slice] = self.queues[kind]
         if kind == STATUS:
             queue.clear()  # a run has one final status: the last one asked for
         queue.append(record)

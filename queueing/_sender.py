@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import anyio
 import attrs
@@ -35,6 +35,9 @@ from runqueue.queueing._errors import Scope, StoreError
 from runqueue.queueing._lane import Lane
 from runqueue.queueing._report import Failure, Report
 from runqueue.queueing._retry import Outage, Retrying, RetryPolicy, SpentError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Deliver: TypeAlias = Callable[[Lane, Batch], Awaitable[Sequence[Record]]]
 """
@@ -128,7 +131,7 @@ class Sender:
         self._stack = AsyncExitStack()
         self._tasks: TaskGroup
 
-    async def __aenter__(self) -> Sender:
+    async def __aenter__(self) -> Self:
         self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
         return self
 
