@@ -18,7 +18,7 @@ import orjson
 
 from runqueue._experiments import Experiments
 from runqueue._run import PendingRunId
-from runqueue._stores import CREATE_RUN, DELETE_RUN, SEARCH_RUNS, Store
+from runqueue._store import CREATE_RUN, DELETE_RUN, SEARCH_RUNS, Store
 from runqueue._wire import NewRun, create_run_body
 from runqueue.errors import UnexpectedAnswerError
 from runqueue.queueing import Batch, Record, RejectedError, Scope, StoreError

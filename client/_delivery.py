@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from runqueue._run import PendingRunId
-from runqueue._stores import LOG_BATCH, LOG_INPUTS, UPDATE_RUN, Store
+from runqueue._store import LOG_BATCH, LOG_INPUTS, UPDATE_RUN, Store
 from runqueue._wire import log_batch_body, log_inputs_body, status_body
 from runqueue.queueing import Accumulator, Batch, Lane, Record
 from runqueue.queueing._batch import DATASET, STATUS

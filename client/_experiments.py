@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import orjson
 
-from runqueue._stores import CREATE_EXPERIMENT, GET_EXPERIMENT, Store
+from runqueue._store import CREATE_EXPERIMENT, GET_EXPERIMENT, Store
 from runqueue.errors import NotFoundError, UnexpectedAnswerError
 from runqueue.queueing import RejectedError, Scope
 

@@ -23,7 +23,7 @@ import httpx
 from runqueue._answer import judge
 from runqueue._config import Config
 from runqueue._credentials import Credentials
-from runqueue._stores import Endpoint, Traffic
+from runqueue._store import Endpoint, Traffic
 from runqueue._wire import MLFLOW_LIMITS
 from runqueue.errors import UnavailableError, UnexpectedAnswerError
 from runqueue.queueing import Limits, StoreError

@@ -19,7 +19,7 @@ import orjson
 
 from runqueue._answer import error_of
 from runqueue._config import without_secrets
-from runqueue._stores import (
+from runqueue._store import (
     CREATE_EXPERIMENT,
     CREATE_RUN,
     DELETE_RUN,
