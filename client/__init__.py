@@ -26,7 +26,6 @@ from runqueue.errors import UnexpectedAnswerError as UnexpectedAnswerError
 from runqueue.queueing import Limits as Limits
 
 # Users and tracebacks read `runqueue.Client`, not the module it happens to stand in.
-for _name, _value in list(globals().items()):
-    if isinstance(_value, type) and _value.__module__.startswith("runqueue."):
+for _value in [each for each in globals().values() if isinstance(each, type)]:
+    if _value.__module__.startswith("runqueue."):
         _value.__module__ = __name__
-del _name, _value

@@ -63,8 +63,8 @@ def _token(_: object, field: attrs.Attribute[Any], value: object) -> None:
         raise CallTypeError(f"{field.name}= takes text, a callable that gives it, or None, not {type(value).__name__}")
 
 
-def _headers(value: object) -> object:
-    return dict(value) if isinstance(value, Mapping) else value
+def _headers(value: Any) -> Mapping[str, str] | None:
+    return dict(value) if isinstance(value, Mapping) else value  # anything else is the validator's to refuse
 
 
 def _headers_are_text(_: object, field: attrs.Attribute[Any], value: object) -> None:

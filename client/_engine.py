@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from runqueue._config import Config, without_secrets
 from runqueue._entities import FlushReport, OperationFailure, Statistics
 from runqueue._reports import public_failures, public_report
-from runqueue._store import Traffic, make_store
+from runqueue._store import Traffic
+from runqueue._stores import make_store
 from runqueue._wire import ENVELOPE, MLFLOW_LIMITS, RIDER_BYTES, RIDERS, Encoder
 from runqueue.queueing import Accumulator, Bounds, Failure, Lane, Limits, Report
 
