@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from runqueue._bridge import wait_for
 from runqueue._config import Config, Token, Transport, as_uri
+from runqueue._engine import JOIN_SECONDS
 from runqueue._operations import RunOperations
 from runqueue._recorder import Recorder
 from runqueue._run import RunId
@@ -91,8 +92,8 @@ class AsyncClient(Recorder):
         """End the engine without blocking the loop, also when this task is being cancelled."""
         import anyio
 
-        with anyio.CancelScope(shield=True):
-            await wait_for(self._engine.stop_soon())
+        with anyio.move_on_after(JOIN_SECONDS, shield=True):
+            await wait_for(self._engine.stop_soon(), cancel=False)
         self._finalizer.detach()
         return self._engine.stop(failed=failed)
 

@@ -14,9 +14,13 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-async def wait_for(future: Future[T]) -> T:
+async def wait_for(future: Future[T], *, cancel: bool = True) -> T:
     """
-    The result of the future, on asyncio or trio. Cancelling the wait cancels the future.
+    The result of the future, on asyncio or trio.
+
+    Args:
+        future: Of the engine.
+        cancel: Whether cancelling the wait cancels the future.
 
     Raises:
         Exception: What the future holds.
@@ -30,7 +34,8 @@ async def wait_for(future: Future[T]) -> T:
         try:
             await event.wait()
         except BaseException:
-            future.cancel()
+            if cancel:
+                future.cancel()
             raise
     return future.result()
 

@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from runqueue._config import Config, without_secrets
@@ -19,9 +20,12 @@ from runqueue._reports import public_failures, public_report
 from runqueue._store import Traffic
 from runqueue._stores import make_store
 from runqueue._wire import ENVELOPE, MLFLOW_LIMITS, RIDER_BYTES, RIDERS, Encoder
-from runqueue.queueing import Accumulator, Bounds, Failure, Lane, Limits, Report
+from runqueue.queueing import Accumulator, Bounds, ClosedError, Failure, Lane, Limits, Report
 
 if TYPE_CHECKING:
+    import asyncio
+
+    import anyio
     from anyio.from_thread import BlockingPortal
 
     from runqueue._creation import Creation
@@ -55,6 +59,8 @@ class Engine:
         self._stopping = False
         self._ended: Future[None] = Future()
         self._portal: BlockingPortal
+        self._loop: asyncio.AbstractEventLoop
+        self._stop: anyio.Event
         self._sender: Sender
         self._creation: Creation
 
@@ -73,7 +79,10 @@ class Engine:
         if threading.current_thread() is self._thread:
             raise RuntimeError("runqueue's own thread cannot wait for itself")
         self._start()
-        return self._portal.start_task_soon(function, *args)
+        try:
+            return self._portal.start_task_soon(function, *args)
+        except RuntimeError:  # the portal's word for having been stopped
+            raise ClosedError("the client was closed meanwhile") from None
 
     def flush(self, lane: Lane | None, timeout: float | None, *, warn: bool) -> Future[FlushReport]:
         """
@@ -116,7 +125,9 @@ class Engine:
                 if not self._ended.done():
                     self._ended.set_result(None)
             elif not self._stopping:
-                self._portal.start_task_soon(self._portal.stop, True)
+                # Not by the portal, which waits for the loop: this may be a garbage collection in the loop's own thread.
+                with suppress(RuntimeError):  # the loop is closed already
+                    self._loop.call_soon_threadsafe(self._stop.set)
             self._stopping = True
         return self._ended
 
@@ -195,6 +206,9 @@ class Engine:
             self._ended.set_result(None)
 
     async def _main(self, ready: Future[None]) -> None:
+        import asyncio
+
+        import anyio
         from anyio.from_thread import BlockingPortal
 
         from runqueue._creation import Creation
@@ -212,9 +226,11 @@ class Engine:
                 max_workers=self.config.max_workers,
                 retry=RetryPolicy(timeout=self.config.seconds_of_retrying()),
             )
+            self._loop, self._stop = asyncio.get_running_loop(), anyio.Event()
             async with BlockingPortal() as self._portal, self._sender:
                 ready.set_result(None)
-                await self._portal.sleep_until_stopped()
+                await self._stop.wait()
+                await self._portal.stop(cancel_remaining=True)
         finally:
             await store.aclose()
 

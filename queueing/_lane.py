@@ -154,14 +154,17 @@ class Lane:
             return Batch.of(
                 batch.serial, (kept for part in batch.slices() for kept in self._screened(part, batch.serial))
             )
-        while self._windows:
-            window = self._windows[0]
-            for stage in STAGES:
-                if any(window.queues[kind] for kind in stage):
-                    return self._fill(window, stage, bounds)
-            self._windows.popleft()
-            self.done = window.serial
-        return None
+        self._retire()
+        if not self._windows:
+            return None
+        window = self._windows[0]
+        stage = next(stage for stage in STAGES if any(window.queues[kind] for kind in stage))
+        return self._fill(window, stage, bounds)
+
+    def _retire(self) -> None:
+        """Drop the windows that are emptied; at once, as a flush waits for that."""
+        while self._windows and not self._returned and not any(self._windows[0].queues):
+            self.done = self._windows.popleft().serial
 
     def _fill(self, window: Window, stage: tuple[int, ...], bounds: Bounds) -> Batch:
         batch = Batch(window.serial)
@@ -322,6 +325,7 @@ class Lane:
         self._settle_stored(batch.weight)
         if leftovers:
             self._add_leftovers(leftovers)
+        self._retire()
 
     def give_back(self) -> None:
         """The batch that is out was not delivered; it comes first again."""
@@ -353,6 +357,7 @@ class Lane:
             self._barred[part.kind, key] = error
         if scope is Scope.LANE:
             self._fail_rest(error)
+        self._retire()
         return True
 
     def _reject_opening(self, batch: Batch, error: StoreError) -> bool:

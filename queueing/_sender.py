@@ -283,8 +283,7 @@ class Sender:
             raise StoreError(f"the store failed unexpectedly: {type(error).__name__}: {error}") from error
         self.outage.succeeded()
         lane.store(leftovers)
-        if batch.opens:
-            self._progress(lane, ended=False)
+        self._progress(lane, ended=False)
 
     @asynccontextmanager
     async def _admitted(self, pump: _Pump) -> AsyncGenerator[None, None]:
