@@ -26,7 +26,7 @@ import orjson
 
 from runqueue._entities import Dataset, Entry, EntryKind
 from runqueue._run import RunId
-from runqueue.queueing import Batch, Fragments, Limits, Record, RejectedError
+from runqueue.queueing import Batch, Fragments, Joined, Limits, Record, RejectedError
 from runqueue.queueing._batch import DATASET, METRIC, PARAM, RUN, STATUS, TAG
 
 MLFLOW_LIMITS: Final = Limits(metrics=1_000, params=100, tags=100, entities=1_000, datasets=1_000, bytes=1_000_000)
@@ -65,8 +65,11 @@ _ENTRY_KINDS: Final[dict[int, EntryKind]] = {
 }
 
 _PLAIN: Final = frozenset((float, int, bool))
+_INT64: Final = 2**63
 _NOT_FINITE: Final = {"nan": b'"NaN"', "inf": b'"Infinity"', "-inf": b'"-Infinity"'}
-_MAX_PREFIXES: Final = 10_000
+_MAX_TEMPLATES: Final = 10_000
+_TAIL: Final = b"\0"
+"""Stands in a template for what all metrics of a record end with; JSON never holds this byte."""
 
 _SAFE_TAG: Final = re.compile(r"[A-Za-z0-9_.\-: ]+(/[A-Za-z0-9_.\-: ]+)*")
 
@@ -118,13 +121,13 @@ class Encoder:
     """
     Turns records into fragments.
 
-    `cut` counts the keys and values that were shortened. The only other state is a cache of encoded keys: training
-    loops log the same ones at every step.
+    `cut` counts the keys and values that were shortened. The only other state is a cache of templates: training loops
+    log the same keys at every step.
     """
 
     def __init__(self) -> None:
         self.cut = 0
-        self._prefixes: dict[str, bytes] = {}
+        self._templates: dict[tuple[str, ...], bytes] = {}
 
     def encode(self, record: Record, memory: dict[Any, Any]) -> Fragments:
         """See `runqueue.queueing.Encode`; `memory` keeps which keys were cut to what."""
@@ -154,36 +157,41 @@ class Encoder:
                 pass  # a key that is new, or a value that wants a closer look
         return self._metrics_one_by_one(entries, tail, memory)
 
-    def _metrics_at_once(self, entries: dict[str, Any], tail: bytes) -> list[bytes]:
+    def _metrics_at_once(self, entries: dict[str, Any], tail: bytes) -> Joined:
+        """
+        Raises:
+            KeyError: These keys were not seen together yet.
+            TypeError: A value is no plain number, or not finite.
+            OverflowError: An int is too large for a float.
+        """
         values = entries.values()
+        template = self._templates[tuple(entries)]
         if not _PLAIN.issuperset(map(type, values)):
             raise TypeError
-        # One call formats all values; no other way from float to text is nearly as fast.
+        # One call formats all values, one sets them in; no other way from floats to JSON is nearly as fast.
         numbers = orjson.dumps([*map(float, values)])
-        if b"null" in numbers:
+        if b"n" in numbers:  # null, for what is not finite
             raise TypeError
-        prefixes = self._prefixes
-        return [prefixes[key] + number + tail for key, number in zip(entries, numbers[1:-1].split(b","), strict=True)]
+        filled = template % tuple(numbers[1:-1].split(b","))
+        return Joined(filled.replace(_TAIL, tail), len(entries), tail)
 
     def _metrics_one_by_one(self, entries: dict[Any, Any], tail: bytes, memory: dict[Any, Any]) -> Fragments:
+        """The same with a closer look at each entry, and a template for the next time."""
+        prefixes: list[bytes] = []
         pieces: list[bytes] = []
         faults: dict[int, Exception] = {}
         for at, (key, value) in enumerate(entries.items()):
             try:
-                pieces.append(self._prefix(key, memory) + _number(value) + tail)
+                prefixes.append(b'{"key":' + _json_text(self._key(METRIC, key, memory), "key") + b',"value":')
+                pieces.append(prefixes[-1] + _number(value) + tail)
             except RejectedError as error:
                 pieces.append(b"")
                 faults[at] = error
+        if not faults and not memory:  # no key was cut
+            if len(self._templates) >= _MAX_TEMPLATES:
+                self._templates.clear()
+            self._templates[tuple(entries)] = b",".join(each.replace(b"%", b"%%") + b"%b" + _TAIL for each in prefixes)
         return pieces, faults or None
-
-    def _prefix(self, key: Any, memory: dict[Any, Any]) -> bytes:
-        short = self._key(METRIC, key, memory)
-        prefix = b'{"key":' + _json_text(short, "key") + b',"value":'
-        if short is key:
-            if len(self._prefixes) >= _MAX_PREFIXES:
-                self._prefixes.clear()
-            self._prefixes[short] = prefix
-        return prefix
 
     # -- params, tags ------------------------------------------------------------------------------------------------
 
@@ -243,10 +251,11 @@ class Encoder:
 
 
 def _metric_tail(timestamp: Any, step: Any, model_id: str | None, dataset: tuple[str, str] | None) -> bytes:
-    tail = f',"timestamp":{_whole(timestamp, "timestamp", 0)},"step":{_whole(step, "step")}'
+    if not (timestamp.__class__ is step.__class__ is int and 0 <= timestamp < _INT64 and -_INT64 <= step < _INT64):
+        timestamp, step = _whole(timestamp, "timestamp", 0), _whole(step, "step")
     if model_id is None and dataset is None:
-        return (tail + "}").encode()
-    more = tail.encode()
+        return b',"timestamp":%d,"step":%d}' % (timestamp, step)
+    more = b',"timestamp":%d,"step":%d' % (timestamp, step)
     if model_id is not None:
         more += b',"model_id":' + _json_text(model_id, "model_id")
     if dataset is not None:
@@ -258,7 +267,7 @@ def _metric_tail(timestamp: Any, step: Any, model_id: str | None, dataset: tuple
 def _whole(value: Any, name: str, least: int = -(2**63)) -> int:
     if isinstance(value, Unfit):
         raise RejectedError(value.reason)
-    if not -(2**63) <= value < 2**63:
+    if not -_INT64 <= value < _INT64:
         raise RejectedError(f"{name} {_shown(value)} does not fit into 64 bits")
     if value < least:
         raise RejectedError(f"{name} {value} is negative")
@@ -326,9 +335,7 @@ def log_inputs_body(run_id: str, batch: Batch) -> bytes:
 
 def _body(run_id: str, names: Iterable[tuple[bytes, int]], batch: Batch) -> bytes:
     parts = [b'{"run_id":' + orjson.dumps(run_id)]
-    parts += [
-        b',"' + name + b'":[' + b",".join(batch.pieces(kind)) + b"]" for name, kind in names if kind in batch.groups
-    ]
+    parts += [b',"' + name + b'":[' + batch.joined(kind) + b"]" for name, kind in names if kind in batch.groups]
     return b"".join(parts) + b"}"
 
 

@@ -10,6 +10,7 @@ a record into fragments, and `deliver`, which stores a batch. It runs on asyncio
 from runqueue.queueing._accumulator import Accumulator as Accumulator
 from runqueue.queueing._batch import Batch as Batch
 from runqueue.queueing._batch import Bounds as Bounds
+from runqueue.queueing._batch import Joined as Joined
 from runqueue.queueing._batch import Limits as Limits
 from runqueue.queueing._batch import Record as Record
 from runqueue.queueing._batch import Slice as Slice

@@ -152,16 +152,55 @@ def must_take(queued: Sequence[int], caps: Sequence[int], entities: int) -> list
     return [max(0, have - (n - 1) * cap) for have, cap in zip(queued, caps, strict=True)]
 
 
+class Joined:
+    """
+    Fragments of one record that were made in one go, joined by commas already. They are cut apart only where a batch
+    ends in the middle of the record, or is halved; most never are.
+
+    Args:
+        joined: The fragments.
+        count: How many.
+        tail: What each of them ends with, and nothing else in them holds.
+    """
+
+    __slots__ = ("count", "joined", "tail")
+
+    def __init__(self, joined: bytes, count: int, tail: bytes) -> None:
+        self.joined = joined
+        self.count = count
+        self.tail = tail
+
+    def cut(self) -> list[bytes]:
+        """One piece an entry."""
+        tail = self.tail
+        pieces = [piece + tail for piece in self.joined.split(tail + b",")]
+        pieces[-1] = pieces[-1].removesuffix(tail)
+        assert len(pieces) == self.count, "the tail stands in a fragment"
+        return pieces
+
+
 class Slice:
     """A stretch of one record, with the fragments of its entries."""
 
-    __slots__ = ("pieces", "record", "size", "start")
+    __slots__ = ("_pieces", "count", "joined", "record", "size", "start")
 
-    def __init__(self, record: Record, start: int, pieces: list[bytes], size: int = -1) -> None:
+    def __init__(self, record: Record, start: int, pieces: list[bytes] | Joined) -> None:
         self.record = record
         self.start = start
-        self.pieces = pieces
-        self.size = size if size >= 0 else sum(map(len, pieces)) + len(pieces)
+        self._pieces = pieces
+        if isinstance(pieces, Joined):
+            self.count = pieces.count
+            self.joined = pieces.joined
+        else:
+            self.count = len(pieces)
+            self.joined = b",".join(pieces)
+        self.size = len(self.joined) + 1
+
+    @property
+    def pieces(self) -> list[bytes]:
+        if isinstance(self._pieces, Joined):
+            self._pieces = self._pieces.cut()
+        return self._pieces
 
     @property
     def kind(self) -> int:
@@ -169,11 +208,11 @@ class Slice:
 
     @property
     def stop(self) -> int:
-        return self.start + len(self.pieces)
+        return self.start + self.count
 
     @property
     def weight(self) -> int:
-        return 0 if self.record[0] == STATUS else len(self.pieces)
+        return 0 if self.record[0] == STATUS else self.count
 
     def split(self, count: int) -> tuple[Slice, Slice]:
         """The first `count` entries, and the others."""
@@ -184,8 +223,10 @@ class Slice:
 
     def fitting(self, count: int, size: int) -> int:
         """How many of the first entries fit into a room of `count` entries and `size` bytes."""
-        if len(self.pieces) <= count and self.size <= size:
-            return len(self.pieces)
+        if self.count <= count and self.size <= size:
+            return self.count
+        if not count or size <= 0:
+            return 0
         fits = 0
         for piece in self.pieces[:count]:
             size -= len(piece) + 1
@@ -207,13 +248,14 @@ class Slice:
 class Batch:
     """What goes into one request: slices of one stage, by kind."""
 
-    __slots__ = ("count", "groups", "serial", "size")
+    __slots__ = ("count", "groups", "serial", "size", "weight")
 
     def __init__(self, serial: int) -> None:
         self.serial = serial  # the window it was taken from
         self.groups: dict[int, list[Slice]] = {}
         self.count = 0
         self.size = 0
+        self.weight = 0
 
     @classmethod
     def of(cls, serial: int, slices: Iterable[Slice]) -> Batch:
@@ -229,26 +271,28 @@ class Batch:
             self.groups[kind] = [part]
         else:
             group.append(part)
-        self.count += len(part.pieces)
+        self.count += part.count
         self.size += part.size
+        if kind != STATUS:
+            self.weight += part.count
 
     @property
     def opens(self) -> bool:
         """Whether this batch creates the run."""
         return RUN in self.groups
 
-    @property
-    def weight(self) -> int:
-        return sum(part.weight for part in self.slices())
-
     def slices(self) -> Iterator[Slice]:
         for group in self.groups.values():
             yield from group
 
     def pieces(self, kind: int) -> Iterator[bytes]:
-        """The fragments of one kind, in order."""
+        """The fragments of one kind, in order, one by one."""
         for part in self.groups.get(kind, ()):
             yield from part.pieces
+
+    def joined(self, kind: int) -> bytes:
+        """The fragments of one kind, in order, with commas between them."""
+        return b",".join([part.joined for part in self.groups.get(kind, ())])
 
     def records(self, kind: int) -> Iterator[Record]:
         """The records that this batch holds entries of."""
@@ -258,7 +302,7 @@ class Batch:
         """The batch in two, its order kept; both hold at least one entry where it has two."""
         first, second, left = Batch(self.serial), Batch(self.serial), self.count // 2
         for part in self.slices():
-            if left >= len(part.pieces):
+            if left >= part.count:
                 first.add(part)
             elif left > 0:
                 head, tail = part.split(left)
@@ -266,7 +310,7 @@ class Batch:
                 second.add(tail)
             else:
                 second.add(part)
-            left = max(0, left - len(part.pieces))
+            left = max(0, left - part.count)
         return first, second
 
     def __repr__(self) -> str:

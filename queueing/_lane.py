@@ -30,6 +30,7 @@ from runqueue.queueing._batch import (
     TAG,
     Batch,
     Bounds,
+    Joined,
     Record,
     Slice,
     must_take,
@@ -38,11 +39,11 @@ from runqueue.queueing._batch import (
 from runqueue.queueing._errors import RejectedError, Scope, StoreError
 from runqueue.queueing._report import Failure, Ledger
 
-Fragments: TypeAlias = "tuple[list[bytes], dict[int, Exception] | None]"
+Fragments: TypeAlias = "tuple[list[bytes] | Joined, dict[int, Exception] | None]"
 Encode: TypeAlias = Callable[[Record, dict[Any, Any]], Fragments]
 """
 `encode(record, memory) -> (pieces, faults)`: one piece an entry, in order, and by index what is wrong with the entries
-that cannot be sent (their pieces are ignored). `memory` is a dict of the lane's own, for what has to be remembered of
+that cannot be sent (their pieces are ignored). If nothing is wrong, the pieces may come joined. `memory` is a dict of the lane's own, for what has to be remembered of
 a run from record to record. Pure but for that.
 """
 
@@ -184,7 +185,7 @@ class Lane:
         for kind, count in zip(MERGED, must_take(queued, rooms, bounds.entities), strict=True):
             self._draw(batch, window, kind, count, bounds.body, delayed)
         for kind, room in zip(MERGED, rooms, strict=True):
-            taken = sum(len(part.pieces) for part in batch.groups.get(kind, ()))
+            taken = sum(part.count for part in batch.groups.get(kind, ()))
             count = min(room - taken, bounds.entities - batch.count)
             self._draw(batch, window, kind, count, bounds.body, delayed)
         window.queues[PARAM].extendleft(reversed(delayed))
@@ -198,7 +199,7 @@ class Lane:
                 taken, rest = self._draw_params(batch, window, part, count, body, delayed)
             else:
                 taken = part.fitting(count, body - batch.size)
-                head, rest = (part, None) if taken == len(part.pieces) else part.split(taken)
+                head, rest = (part, None) if taken == part.count else part.split(taken)
                 if taken:
                     batch.add(head)
             window.left[kind] -= taken
@@ -261,9 +262,9 @@ class Lane:
             head = queue.popleft()
             parts = [head] if isinstance(head, Slice) else self._encoded(head, window, body)
             if self._barred:
-                before = sum(len(part.pieces) for part in parts)
+                before = sum(part.count for part in parts)
                 parts = [kept for part in parts for kept in self._screened(part, window.serial)]
-                window.left[kind] -= before - sum(len(part.pieces) for part in parts)
+                window.left[kind] -= before - sum(part.count for part in parts)
             if parts:
                 queue.extendleft(reversed(parts[1:]))
                 return parts[0]
@@ -273,15 +274,19 @@ class Lane:
         try:
             pieces, faults = self._encode(record, self._memory)
         except Exception as error:  # a defect of ours: it may cost this record, not the run
-            pieces, faults = [b""] * max(1, weight(record)), dict.fromkeys(range(max(1, weight(record))), error)
+            count = max(1, weight(record))
+            pieces, faults = [b""] * count, dict.fromkeys(range(count), error)
         whole = Slice(record, 0, pieces)
         if whole.size > body:
             faults = dict(faults or {})
-            for at, piece in enumerate(pieces):
+            for at, piece in enumerate(whole.pieces):
                 if len(piece) >= body:
                     faults.setdefault(at, RejectedError(f"{len(piece)} bytes are more than a request may have"))
-        if not faults:
-            return [whole]
+        return [whole] if not faults else self._without(faults, whole, window)
+
+    def _without(self, faults: dict[int, Exception], whole: Slice, window: Window) -> list[Slice]:
+        """What is left of a record whose faulty entries have failed."""
+        record, pieces = whole.record, whole.pieces
         parts: list[Slice] = []
         start = 0
         for at in [*sorted(faults), len(pieces)]:
@@ -369,7 +374,7 @@ class Lane:
         self._returned.append(Batch.of(batch.serial, batch.slices()))
         window = self._windows[0]
         window.queues[TAG].extendleft(reversed(riders))
-        window.left[TAG] += sum(len(part.pieces) for part in riders)
+        window.left[TAG] += sum(part.count for part in riders)
         return True
 
     def _fail_rest(self, error: StoreError) -> None:
@@ -427,7 +432,7 @@ class Lane:
             if window.serial > serial:
                 return
             for item in (item for queue in window.queues for item in queue):
-                part = item if isinstance(item, Slice) else Slice(item, 0, [b""] * max(1, weight(item)), 0)
+                part = item if isinstance(item, Slice) else Slice(item, 0, [b""] * max(1, weight(item)))
                 yield self._pending(part, error, window.serial)
 
     def _pending(self, part: Slice, error: Exception, serial: int) -> Failure:
