@@ -9,6 +9,7 @@ positively MLflow's own "done" is an error, and the table below says what follow
     200, 201                    other           UnexpectedAnswer      final for the batch
     2xx else, 3xx               any             UnexpectedAnswer      final for the batch
     400                         MLflow's JSON   Rejected              halved; of the run's state: final for the run
+    400                         IntegrityError  Unavailable           retried, the third time halved
     401                         any             Auth                  the flush ends, all stays queued
     403                         any             Auth                  final for the run
     404                         any             NotFound              final for the run
@@ -34,8 +35,8 @@ RETRIABLE: Final = frozenset((408, 425, 429, 500, 502, 503, 504))
 UNPROCESSED: Final = frozenset((425, 429))
 """Of these, the ones that say the request was not worked on."""
 
-INTERNAL_ERROR_REPEATS: Final = 3
-"""MLflow's file store answers INTERNAL_ERROR to one bad entry; so often, and it is taken for a rejection."""
+REPEATS: Final = 3
+"""MLflow's file store answers INTERNAL_ERROR to one bad entry; so often, and such an answer is a rejection."""
 
 _BAD_NAME: Final = re.compile(
     r"^Invalid value .* for parameter '(?:metrics|tags)\[\d+\]\.(?:name|key)' supplied"  # MLflow 2.15 and later
@@ -103,11 +104,15 @@ def error_of(status: int, code: str | None, message: str, *, retry_after: float 
         return UnavailableError(
             text,
             retry_after=retry_after,
-            rejects_after=INTERNAL_ERROR_REPEATS if internal else None,
+            rejects_after=REPEATS if internal else None,
             scope=Scope.ENTRY if internal else None,
             ambiguous=status not in UNPROCESSED,
             code=code,
         )
+    if status == 400 and code == "BAD_REQUEST" and "IntegrityError)" in message:
+        # Two requests of other runs' raced inside the server, over the row of a dataset that both log: asked again, it
+        # finds the row there.
+        return UnavailableError(text, rejects_after=REPEATS, scope=Scope.ENTRY, code=code)
     if status == 400 and code is not None:
         if _WHOLE_RUN.search(message):
             return NotFoundError(text, code=code)

@@ -56,7 +56,7 @@ class Creation:
             StoreError: There is no run; or none that we know of, and the next attempt looks for one first.
         """
         (record,) = batch.records(RUN)
-        new: NewRun = record[2]
+        new: NewRun = record[3]
         experiment_id = new.experiment_id
         if experiment_id is None:
             assert new.experiment_name is not None

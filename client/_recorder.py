@@ -112,7 +112,7 @@ class Recorder:
 
         pending = PendingRunId()
         lane = self._open(pending, opened=False, parent=parent)
-        lane.inbox.append((RUN, ("run",), new))
+        lane.inbox.append((RUN, ("run",), len(inside), new))
         if others:
             lane.inbox.append((TAG, others, False))
         return pending

@@ -4,7 +4,7 @@ From records to the bytes of MLflow's REST API, and nothing else: no I/O, no clo
 A server that cannot parse an entry drops the rest of the batch and answers 200, so every field is checked and typed
 here. What a record holds, by kind (see `runqueue.queueing`):
 
-    (RUN, ("run",), NewRun)
+    (RUN, ("run",), carried, NewRun)
     (PARAM, {key: value})
     (TAG, {key: value}, rides)
     (METRIC, {key: value}, timestamp_ms, step, model_id, (dataset_name, dataset_digest) | None)
@@ -39,8 +39,10 @@ MAX_PARAM_VALUE: Final = 6_000
 MAX_TAG_VALUE: Final = 8_000
 """Characters; source: `mlflow.utils.validation.MAX_TAG_VAL_LENGTH`."""
 
-RIDERS: Final = 1_000
-"""Tags that a create-run carries."""
+SYSTEM_TAGS: Final = 2
+"""Tags of ours in a create-run: what the run is recognised by, and its parent."""
+RIDERS: Final = 1_000 - SYSTEM_TAGS
+"""Tags that a create-run carries besides."""
 RIDER_BYTES: Final = 250_000
 """The same in bytes of ASCII-escaped JSON: the answer echoes them, and answers are read up to 1 MB."""
 
@@ -139,7 +141,7 @@ class Encoder:
         if kind == DATASET:
             return self._datasets(record)
         if kind == RUN:
-            return [b",".join(_pair(key, value) for key, value in record[2].tags.items())], None
+            return [b",".join(_pair(key, value) for key, value in record[3].tags.items())], None
         return [b""], None  # STATUS: `status_body` makes the whole of it
 
     # -- metrics -----------------------------------------------------------------------------------------------------
@@ -363,7 +365,7 @@ def describe(record: Record, at: int) -> Entry:
     kind = record[0]
     name = _ENTRY_KINDS[kind]
     if kind == RUN:
-        return Entry(name, record[2].run_name)
+        return Entry(name, record[3].run_name)
     if kind == STATUS:
         return Entry(name, "status", record[2])
     if kind == DATASET:

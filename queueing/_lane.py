@@ -241,7 +241,7 @@ class Lane:
         room = bounds.rider_bytes - sum(map(_escaped, batch.pieces(RUN)))
         left_behind: deque[Record | Slice] = deque()
         keys: set[Any] = set()  # a later value of the same key must not overtake
-        count = 0
+        count: int = next(batch.records(RUN))[2]
         while count < bounds.riders and (part := self._head(window, TAG, bounds.body)) is not None:
             for key, one in part.keyed():
                 size = _escaped(one.pieces[0])
