@@ -39,8 +39,8 @@ REPEATS: Final = 3
 """MLflow's file store answers INTERNAL_ERROR to one bad entry; so often, and such an answer is a rejection."""
 
 _BAD_NAME: Final = re.compile(
-    r"^Invalid value .* for parameter '(?:metrics|tags)\[\d+\]\.(?:name|key)' supplied"  # MLflow 2.15 and later
-    r"|^Invalid (?:metric|tag) name",
+    r"^Invalid value .* for parameter '(?:metrics|params|tags)\[\d+\]\.(?:name|key)' supplied"  # MLflow 2.15 and later
+    r"|^Invalid (?:metric|parameter|tag) name",
     re.DOTALL,
 )
 _WHOLE_RUN: Final = re.compile(

@@ -246,12 +246,23 @@ class Slice:
 
 
 class Batch:
-    """What goes into one request: slices of one stage, by kind."""
+    """
+    What goes into one request: slices of one stage, by kind.
 
-    __slots__ = ("count", "groups", "serial", "size", "weight")
+    The other fields serve the search for bad entries: `rejections` counts the answers that will pass for a rejection
+    when there are more of them; `sibling` is the other half of what was rejected, to be tried after this one; `suspect`
+    says that this half has to hold a bad entry, because the other was stored; `regroup` that its untried parts may be
+    joined again once a bad entry is found.
+    """
+
+    __slots__ = ("count", "groups", "regroup", "rejections", "serial", "sibling", "size", "suspect", "weight")
 
     def __init__(self, serial: int) -> None:
         self.serial = serial  # the window it was taken from
+        self.rejections = 0
+        self.sibling: Batch | None = None
+        self.suspect = False
+        self.regroup = True
         self.groups: dict[int, list[Slice]] = {}
         self.count = 0
         self.size = 0
@@ -282,8 +293,8 @@ class Batch:
         return RUN in self.groups
 
     def slices(self) -> Iterator[Slice]:
-        for group in self.groups.values():
-            yield from group
+        for kind in sorted(self.groups):
+            yield from self.groups[kind]
 
     def pieces(self, kind: int) -> Iterator[bytes]:
         """The fragments of one kind, in order, one by one."""
@@ -311,6 +322,8 @@ class Batch:
             else:
                 second.add(part)
             left = max(0, left - part.count)
+        first.sibling = second
+        first.regroup = second.regroup = self.regroup
         return first, second
 
     def __repr__(self) -> str:

@@ -94,12 +94,14 @@ class Retrying:
         self,
         attempt: Callable[[], Awaitable[None]],
         *,
+        rejected: Callable[[StoreError], bool],
         sleep: Callable[[float], Awaitable[None]],
         on_retry: Callable[[], None],
     ) -> None:
         """
         Args:
             attempt: What to try; it says by a StoreError that it failed.
+            rejected: Whether a retriable answer has come so often that it passes for a rejection.
             sleep: Waits so many seconds between two attempts.
             on_retry: Called before each further attempt.
 
@@ -107,17 +109,10 @@ class Retrying:
             StoreError: What was tried is at fault; to repeat it would change nothing.
             SpentError: It may yet succeed, but trying is over.
         """
-        rejections = 0
 
         def again(state: tenacity.RetryCallState) -> bool:
-            nonlocal rejections
             error = _error(state)
-            if not isinstance(error, StoreError) or not error.retriable:
-                return False
-            if error.rejects_after is not None:
-                rejections += 1
-                return rejections < error.rejects_after
-            return True
+            return isinstance(error, StoreError) and error.retriable and not rejected(error)
 
         def over(state: tenacity.RetryCallState) -> bool:
             left = self._outage.left(anyio.current_time())
@@ -136,7 +131,7 @@ class Retrying:
         try:
             await retrying(attempt)
         except StoreError as error:
-            if error.retriable and (error.rejects_after is None or rejections < error.rejects_after):
+            if error.retriable and not rejected(error):
                 raise SpentError(error) from None
             raise
 

@@ -30,7 +30,7 @@ import attrs
 from anyio.abc import TaskGroup
 
 from runqueue.queueing._accumulator import Accumulator
-from runqueue.queueing._batch import Batch, Bounds, Record
+from runqueue.queueing._batch import RUN, Batch, Bounds, Record
 from runqueue.queueing._errors import Scope, StoreError
 from runqueue.queueing._lane import Lane
 from runqueue.queueing._report import Failure, Report
@@ -59,10 +59,12 @@ class Flush:
     goals: dict[Lane, int]
     total: int
     open: set[Lane]
+    parents: set[Lane]
+    """Lanes of which only the creation of the run is wanted."""
     done: anyio.Event = attrs.field(factory=anyio.Event)
 
     def progress(self, lane: Lane, *, ended: bool) -> None:
-        if ended or lane.done >= self.goals[lane]:
+        if ended or lane.done >= self.goals[lane] or (lane in self.parents and lane.opened):
             self.open.discard(lane)
         if not self.open:
             self.done.set()
@@ -139,7 +141,8 @@ class Sender:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._tasks.cancel_scope.cancel()
-        await self._stack.__aexit__(exc_type, exc, traceback)
+        # Not told of the exception: the task group would wrap it into a group.
+        await self._stack.__aexit__(None, None, None)
 
     def __repr__(self) -> str:
         state = "spent" if self.outage.spent else "failing" if self.outage.since is not None else "healthy"
@@ -175,7 +178,9 @@ class Sender:
         for each in lanes:
             each.deal(most=1 if lane is not None and each is not lane else None)
             goals[each] = each.dealt
-        flush = Flush(goals, sum(each.owed for each in goals), {each for each in goals if not each.idle})
+        parents = set(goals) - {lane} if lane is not None else set[Lane]()
+        total = sum(each.owed for each in goals if each not in parents) + len(parents)
+        flush = Flush(goals, total, {each for each in goals if not each.idle}, parents)
         for each in goals:
             if each in flush.open:
                 self._start(each)
@@ -186,19 +191,27 @@ class Sender:
 
     def _end(self, flush: Flush) -> None:
         self._flushes.remove(flush)
-        awaited = {lane for other in self._flushes for lane in other.open}
-        for lane in flush.open - awaited:
-            pump = self._pumps.get(lane)
-            if pump is not None:
-                pump.halted = True
-                pump.wake()
+        for lane in flush.open:
+            self._halt_unless_awaited(lane)
+
+    def _halt_unless_awaited(self, lane: Lane) -> None:
+        pump = self._pumps.get(lane)
+        if pump is not None and not any(lane in flush.open for flush in self._flushes):
+            pump.halted = True
+            pump.wake()
 
     def _report(self, flush: Flush, timeout: float | None) -> Report:
         failures: list[Failure] = []
+        when = "the engine was stopped" if timeout is None else f"the flush timed out after {timeout:g} s"
+        late = HaltedError(f"still queued when {when}")
         for lane, goal in flush.goals.items():
+            if lane in flush.parents:
+                if not lane.opened:
+                    reason = late if lane in flush.open else lane.stuck or late
+                    failures += [each for each in lane.outstanding(goal, reason) if each.kind == RUN]
+                continue
             failures += lane.claim(goal)
             if lane.done < goal:
-                late = HaltedError(f"still queued when the flush timed out after {timeout} s")
                 failures += lane.outstanding(goal, late if lane in flush.open else lane.stuck or late)
         return Report(total=flush.total, failures=tuple(failures))
 
@@ -221,6 +234,9 @@ class Sender:
                 await self._turn(lane, pump)
         except _StopError as stop:
             lane.stuck = stop.reason
+        except Exception as error:  # a defect of ours must not end the engine; what is queued stays so, and is reported
+            lane.stuck = StoreError(f"a defect in runqueue: {type(error).__name__}: {error}")
+            lane.stuck.__cause__ = error
         finally:
             if lane.flying is not None:  # we were cancelled in mid-request
                 lane.give_back()
@@ -231,8 +247,7 @@ class Sender:
         parent = lane.parent
         while parent is not None and not (lane.opened or parent.opened):
             if parent not in self._pumps:
-                reason = parent.stuck or HaltedError("it is still queued")
-                raise _StopError(StoreError(f"the parent run {parent.run} was not created: {reason}"))
+                raise _StopError(HaltedError(f"its parent, the run {parent.run}, was not created"))
             self._children.setdefault(parent, set()).add(pump)
             await pump.sleep(None)
             self._check(pump)
@@ -247,12 +262,17 @@ class Sender:
                 self._progress(lane, ended=False)
                 await self._attempt(lane)
 
+        def rejected(error: StoreError) -> bool:
+            batch = lane.flying
+            return error.rejects_after is not None and batch is not None and batch.rejections >= error.rejects_after
+
         async def sleep(seconds: float) -> None:
+            self._check(pump)
             await pump.sleep(seconds)
             self._check(pump)
 
         try:
-            await self._retry(attempt, sleep=sleep, on_retry=self._count_retry)
+            await self._retry(attempt, rejected=rejected, sleep=sleep, on_retry=self._count_retry)
         except _StopError:
             if lane.flying is not None:
                 lane.give_back()
@@ -262,7 +282,9 @@ class Sender:
             self._spend(spent.error)
             raise _StopError(spent.error) from None
         except StoreError as error:
-            if not lane.reject(error):
+            goes_on = lane.reject(error)
+            self._progress(lane, ended=False)
+            if not goes_on:
                 if error.scope is Scope.STORE:
                     self._spend(error)
                 raise _StopError(error) from None
@@ -273,6 +295,8 @@ class Sender:
         try:
             leftovers = await self._deliver(lane, batch)
         except StoreError as error:
+            if error.rejects_after is not None:
+                batch.rejections += 1
             if error.retriable:
                 self.outage.failed(error, anyio.current_time())
             elif error.scope in (Scope.ENTRY, Scope.LANE):
@@ -291,7 +315,9 @@ class Sender:
         probing = False
         if self.outage.spent:
             await self._probe.acquire()
-            probing = True
+            probing = self.outage.spent
+            if not probing:  # the one before us got through
+                self._probe.release()
         try:
             await self._slots.acquire()
             while (wait := self.outage.not_before - anyio.current_time()) > 0:
@@ -328,6 +354,7 @@ class Sender:
         if ended or lane.opened:
             for child in self._children.pop(lane, ()):
                 child.wake()
+        self._halt_unless_awaited(lane)
 
     def _count_retry(self) -> None:
         self.accumulator.ledger.retried += 1

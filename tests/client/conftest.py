@@ -1,0 +1,59 @@
+"""Fixtures of the pure and the transport ring: a server that answers by script, and clients that reach nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
+
+import pytest
+from hypothesis import settings
+from support.mlflow_server import free_port
+from support.proxy import ScriptedServer
+
+import runqueue
+
+# A loaded machine is no defect: no example has a deadline.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
+
+NewClient: TypeAlias = Callable[..., runqueue.Client]
+
+
+def discard(client: runqueue.Client) -> None:
+    """End a client as a block does that raised: what is still queued is not sent."""
+    error = RuntimeError("the test is over")
+    client.__exit__(RuntimeError, error, None)
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedServer]:
+    """Answers `{}` to all that no script says otherwise of."""
+    with ScriptedServer() as server:
+        yield server
+
+
+@pytest.fixture
+def new_client(server: ScriptedServer) -> Iterator[NewClient]:
+    """Makes clients of the scripted server, and ends them with the test."""
+    clients: list[runqueue.Client] = []
+
+    def make(uri: str | None = None, **settings: object) -> runqueue.Client:
+        client = runqueue.Client(uri or server.uri, **settings)  # type: ignore[arg-type]
+        clients.append(client)
+        return client
+
+    yield make
+    for client in clients:
+        discard(client)
+
+
+@pytest.fixture
+def client(new_client: NewClient) -> runqueue.Client:
+    """A client of the scripted server."""
+    return new_client()
+
+
+@pytest.fixture
+def offline(new_client: NewClient) -> runqueue.Client:
+    """A client of a server that is not there, and that gives up at the first failure."""
+    return new_client(f"http://127.0.0.1:{free_port()}", retry_timeout=0, request_timeout=5)

@@ -1,0 +1,93 @@
+"""The engine under a store, callers and a clock that do whatever they like; drawn from a seed, so that it can be repeated."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from typing import Any
+
+import anyio
+import pytest
+from support.engine import Bench, Entry, Request, bench, bounds, check_books, flat, metrics, named, run
+
+from runqueue.queueing import Lane, Record, RejectedError, Scope, StoreError
+from runqueue.queueing._batch import METRIC
+
+pytestmark = pytest.mark.anyio
+
+LANES = 5
+
+
+class Chaos:
+    """A store that fails in every way it knows, until it is `calm`; one key is always bad."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.calm = False
+
+    def script(self, request: Request) -> StoreError | Exception | None:
+        if not self.calm and self.random.random() < 0.4:
+            return self.random.choice(
+                [
+                    StoreError("503", retriable=True),
+                    StoreError("429", retriable=True, retry_after=self.random.choice([0.5, 3.0, 40.0])),
+                    StoreError("500", retriable=True, rejects_after=3),
+                    StoreError("401", scope=Scope.STORE),
+                    *([StoreError("no such experiment")] if request.opens else []),
+                ]
+            )
+        return RejectedError("bad") if any(key == "bad" for _, key, _, _ in request.entries) else None
+
+
+@pytest.mark.parametrize("seed", range(40))
+async def test_whatever_happens_each_entry_is_stored_or_reported_once_and_in_order(seed: int) -> None:
+    """Flushes of all runs and of one, with timeouts, cancelled, overlapping, through outages: the books are exact."""
+    chaos = Chaos(seed)
+    logged: dict[int, list[Record]] = defaultdict(list)
+    failed: dict[Any, list[Entry]] = defaultdict(list)
+    lanes: list[Lane] = []
+
+    def log(b: Bench, number: int, count: int) -> None:
+        for _ in range(count):
+            step = len(logged[number])
+            record = metrics(step, **{"bad" if chaos.random.random() < 0.05 else "good": step})
+            logged[number].append(record)
+            b.lane(number, record)
+
+    async def flush(b: Bench) -> None:
+        lane = chaos.random.choice([None, None, *lanes])
+        timeout = chaos.random.choice([None, 0.2, 2.0, 20.0])
+        with anyio.move_on_after(chaos.random.choice([1.0, 15.0, 1_000.0])):
+            report = await b.flush(lane, timeout)
+            for failure in report.failures:
+                if failure.final:
+                    failed[failure.run] += named([failure])
+
+    async with bench(chaos.script, limits=bounds(metrics=10), max_workers=3, timeout=10) as b:
+        for number in range(LANES):
+            parent = lanes[number - 1] if number % 2 else None
+            lanes.append(b.lane(number, run(), opened=False, parent=parent))
+        async with anyio.create_task_group() as tasks:
+            for _ in range(25):
+                for number in range(LANES):
+                    log(b, number, chaos.random.randrange(12))
+                tasks.start_soon(flush, b)
+                await anyio.sleep(chaos.random.choice([0.0, 0.3, 4.0, 25.0]))
+                check_books(b.accumulator)
+        chaos.calm = True
+        await anyio.sleep(100)
+        report = await b.flush()
+        assert all(failure.final for failure in report.failures)
+        for failure in report.failures:
+            failed[failure.run] += named([failure])
+        assert await b.flush() == type(report)(total=0)
+        for number in range(LANES):
+            stored = b.store.stored[number]
+            assert stored[:1] == flat([run()])
+            lost = set(failed[number])
+            assert len(lost) == len(failed[number])
+            assert stored[1:] == [entry for entry in flat(logged[number]) if entry not in lost]
+            assert {key for kind, key, _, _ in flat(logged[number]) if kind == METRIC and key == "bad"} <= {
+                key for _, key, _, _ in lost
+            }
+        assert b.accumulator.counts()["pending"] == 0

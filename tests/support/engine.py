@@ -1,0 +1,344 @@
+"""
+What the tests of the engine are made of: records, a plain encoder, a store that does what it is told, and the books.
+
+An **entry** is `(kind, key, value, step)`; only metrics have a step. The values [Fault][], [Sized][] and [Explosive][]
+make the encoder do what a real one does of itself.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeAlias
+
+import anyio
+import attrs
+
+from runqueue.queueing import (
+    Accumulator,
+    Batch,
+    Bounds,
+    Failure,
+    Fragments,
+    Joined,
+    Lane,
+    Ledger,
+    Record,
+    Report,
+    StoreError,
+)
+from runqueue.queueing._batch import DATASET, METRIC, PARAM, RUN, STATUS, TAG
+from runqueue.queueing._retry import RetryPolicy
+from runqueue.queueing._sender import Sender
+
+Entry: TypeAlias = tuple[int, Any, Any, Any]
+ETERNITY = 1_000_000.0
+"""Virtual seconds after which a test that waits for ever fails."""
+
+
+@attrs.frozen
+class Fault:
+    """A value that the encoder faults."""
+
+    error: Exception
+
+
+@attrs.frozen
+class Sized:
+    """A value whose fragment has so many bytes."""
+
+    size: int
+
+
+@attrs.frozen
+class Explosive:
+    """A value at which the encoder raises."""
+
+    error: Exception
+
+
+# -- records ---------------------------------------------------------------------------------------------------------
+
+
+def run(carried: int = 0) -> Record:
+    return (RUN, ("run",), carried)
+
+
+def params(**entries: Any) -> Record:
+    return (PARAM, entries)
+
+
+def tags(entries: Mapping[str, Any], rides: bool = True) -> Record:
+    return (TAG, dict(entries), rides)
+
+
+def metrics(step: int = 0, /, **entries: Any) -> Record:
+    return (METRIC, entries, step)
+
+
+def datasets(*entries: Any) -> Record:
+    return (DATASET, entries)
+
+
+def status(word: str = "FINISHED") -> Record:
+    return (STATUS, (), word)
+
+
+def points(count: int, start: int = 0) -> list[Record]:
+    """So many records of one metric point each."""
+    return [metrics(step, loss=step) for step in range(start, start + count)]
+
+
+def entries_of(record: Record) -> list[Entry]:
+    kind, held = record[0], record[1]
+    if kind == STATUS:
+        return [(STATUS, "status", record[2], None)]
+    if isinstance(held, dict):
+        return [(kind, key, value, record[2] if kind == METRIC else None) for key, value in held.items()]
+    return [(kind, "dataset" if kind == DATASET else "run", value, None) for value in held]
+
+
+def flat(records: Iterable[Record]) -> list[Entry]:
+    return [entry for record in records for entry in entries_of(record)]
+
+
+def inside(batch: Batch) -> list[Entry]:
+    """The entries of a batch, checked against its fragments."""
+    found: list[Entry] = []
+    for part in batch.slices():
+        mine = entries_of(part.record)[part.start : part.stop]
+        assert b",".join(map(fragment, mine)) == part.joined
+        found += mine
+    return found
+
+
+def named(failures: Iterable[Failure]) -> list[Entry]:
+    return [entry for failure in failures for entry in entries_of(failure.record)[failure.start : failure.stop]]
+
+
+def fragment(entry: Entry) -> bytes:
+    kind, key, value, step = entry
+    if isinstance(value, Sized):
+        return b"x" * value.size
+    return f"{kind}:{key}={value}".encode() + (_tail(step) if kind == METRIC else b"")
+
+
+def _tail(step: Any) -> bytes:
+    return f"@{step};".encode()
+
+
+def encode(record: Record, memory: dict[Any, Any]) -> Fragments:
+    pieces: list[bytes] = []
+    faults: dict[int, Exception] = {}
+    for at, entry in enumerate(entries_of(record)):
+        value = entry[2]
+        if isinstance(value, Explosive):
+            raise value.error
+        if isinstance(value, Fault):
+            faults[at] = value.error
+        pieces.append(fragment(entry))
+    if record[0] == METRIC and not faults and not any(isinstance(value, Sized) for value in record[1].values()):
+        return Joined(b",".join(pieces), len(pieces), _tail(record[2])), None
+    return pieces, faults or None
+
+
+# -- lanes, by plain calls -------------------------------------------------------------------------------------------
+
+Judge: TypeAlias = Callable[[list[Entry]], StoreError | None]
+
+
+def bounds(
+    *,
+    params: int = 100,
+    tags: int = 100,
+    metrics: int = 1_000,
+    entities: int = 1_000,
+    datasets: int = 1_000,
+    body: int = 1_000_000,
+    riders: int = 1_000,
+    rider_bytes: int = 250_000,
+) -> Bounds:
+    return Bounds(
+        caps=(1, params, tags, metrics, datasets, 1),
+        entities=entities,
+        body=body,
+        riders=min(riders, entities),
+        rider_bytes=min(rider_bytes, body),
+    )
+
+
+def lane_of(*records: Record, opened: bool = True, run: str = "r") -> Lane:
+    lane = Lane(run, encode, Ledger(), opened=opened)
+    lane.inbox.extend(records)
+    return lane
+
+
+def pending_of(lane: Lane) -> int:
+    """Entries of the lane that are queued or in flight, counted one by one."""
+    return sum(len(record[1]) for record in lane.inbox) + sum(
+        failure.weight for failure in lane.outstanding(lane.dealt, Exception())
+    )
+
+
+def check_books(accumulator: Accumulator) -> None:
+    """Every entry is counted once, and what is pending is really there."""
+    counts = accumulator.counts()
+    ledger = accumulator.ledger
+    settled = ledger.stored + ledger.failed + ledger.dropped
+    assert min(counts.values()) >= 0, counts
+    assert counts["accepted"] == counts["pending"] + counts["in_flight"] + settled
+    assert sum(map(pending_of, accumulator.all())) == counts["pending"] + counts["in_flight"]
+    assert sum(lane.flying.weight for lane in accumulator.all() if lane.flying) == counts["in_flight"]
+
+
+def check_lane(lane: Lane) -> None:
+    """The same for one lane, and what it believes to hold of each kind."""
+    ledger = lane._ledger
+    assert ledger.dealt + sum(len(record[1]) for record in lane.inbox) == (
+        pending_of(lane) + ledger.stored + ledger.failed + ledger.dropped
+    )
+    assert ledger.in_flight == (lane.flying.weight if lane.flying else 0)
+    for window in lane._windows:
+        for kind in (PARAM, TAG, METRIC, DATASET):
+            really = sum(len(item[1]) if isinstance(item, tuple) else item.weight for item in window.queues[kind])
+            assert window.left[kind] == really, f"kind {kind}"
+
+
+def drain(lane: Lane, limits: Bounds | None = None, judge: Judge | None = None, most: int = 100_000) -> list[Batch]:
+    """Deliver all that was dealt to a judge; the batches in the order of their delivery. Ends when the lane is stuck."""
+    delivered: list[Batch] = []
+    check_lane(lane)
+    while len(delivered) < most and (batch := lane.take(limits or bounds())) is not None:
+        check_lane(lane)
+        delivered.append(Batch.of(batch.serial, batch.slices()))  # a copy: a rejection may change the batch
+        error = judge(inside(batch)) if judge else None
+        if error is None:
+            lane.store()
+        elif not lane.reject(error):
+            check_lane(lane)
+            break
+        check_lane(lane)
+    return delivered
+
+
+def stored_by(judge: Judge, batches: Iterable[Batch]) -> list[Entry]:
+    """What a judge has let pass; it must judge by what it is shown alone."""
+    return [entry for batch in batches if judge(inside(batch)) is None for entry in inside(batch)]
+
+
+def per_kind(entries: Iterable[Entry]) -> dict[int, list[Entry]]:
+    """The order that is promised inside one stage is that of each kind."""
+    kinds: dict[int, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        kinds[entry[0]].append(entry)
+    return dict(kinds)
+
+
+# -- the whole engine ------------------------------------------------------------------------------------------------
+
+
+@attrs.define(eq=False)
+class Request:
+    run: Any
+    entries: list[Entry]
+    at: float
+    """When it began."""
+    number: int
+    """Its place among all requests, from 0."""
+    opens: bool
+
+
+Script: TypeAlias = "Callable[[Request], StoreError | Exception | None]"
+
+
+class FakeStore:
+    """Takes `seconds` for each request, then asks the script; None: stored."""
+
+    def __init__(self, script: Script | None = None, seconds: float = 1.0) -> None:
+        self.script = script
+        self.seconds = seconds
+        self.requests: list[Request] = []
+        self.stored: dict[Any, list[Entry]] = defaultdict(list)
+        self.leftovers: Sequence[Record] = ()
+        self.breaches: list[str] = []
+        self.busy: Counter[Any] = Counter()
+        self.most_busy = 0
+
+    async def __call__(self, lane: Lane, batch: Batch) -> Sequence[Record]:
+        if not (batch.opens or lane.opened):
+            self.breaches.append(f"{lane.run} was sent data before it was created")
+        if lane.parent is not None and not (lane.opened or lane.parent.opened):
+            self.breaches.append(f"{lane.run} was created before its parent")
+        if self.busy[lane.run]:
+            self.breaches.append(f"two requests of {lane.run} at once")
+        request = Request(lane.run, inside(batch), anyio.current_time(), len(self.requests), batch.opens)
+        self.requests.append(request)
+        self.busy[lane.run] += 1
+        self.most_busy = max(self.most_busy, self.busy.total())
+        try:
+            await anyio.sleep(self.seconds)
+            error = self.script(request) if self.script else None
+        finally:
+            self.busy[lane.run] -= 1
+        if error is not None:
+            raise error
+        self.stored[lane.run] += request.entries
+        return self.leftovers if batch.opens else ()
+
+    def runs(self) -> list[Any]:
+        return [request.run for request in self.requests]
+
+    def times(self) -> list[float]:
+        """Seconds from the first request to each."""
+        return [round(request.at - self.requests[0].at, 6) for request in self.requests]
+
+
+@attrs.frozen
+class Bench:
+    """An engine on the bench."""
+
+    accumulator: Accumulator
+    store: FakeStore
+    sender: Sender
+
+    def lane(self, run: Any, *records: Record, opened: bool = True, parent: Lane | None = None) -> Lane:
+        lane = self.accumulator.open(run, opened=opened, parent=parent)
+        lane.inbox.extend(records)
+        return lane
+
+    async def flush(self, lane: Lane | None = None, timeout: float | None = None) -> Report:
+        report = await self.sender.flush(lane, timeout)
+        check_books(self.accumulator)
+        return report
+
+
+@asynccontextmanager
+async def bench(
+    script: Script | None = None,
+    *,
+    seconds: float = 1.0,
+    limits: Bounds | None = None,
+    max_workers: int = 8,
+    timeout: float = 300.0,
+    base: float = 0.5,
+) -> AsyncIterator[Bench]:
+    """
+    Args:
+        script: What the store answers.
+        seconds: What a request takes.
+        limits: Of a batch.
+        max_workers: Of the sender.
+        timeout: Of retrying.
+        base: Of the back-off. 0: none but what `retry_after` asks for, so that times are exact.
+    """
+    accumulator = Accumulator(encode)
+    store = FakeStore(script, seconds)
+    policy = RetryPolicy(timeout=timeout, base=base)
+    with anyio.fail_after(ETERNITY):
+        async with Sender(
+            accumulator, store, bounds=limits or bounds(), max_workers=max_workers, retry=policy
+        ) as sender:
+            yield Bench(accumulator, store, sender)
+    check_books(accumulator)
+    assert not store.breaches

@@ -1,0 +1,20 @@
+"""Work in several threads at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+
+def in_threads(work: Callable[[int], object], count: int) -> None:
+    """Call `work(0)`, `work(1)`, ... each in a thread of its own, all at once; raise what one of them raised."""
+    together = threading.Barrier(count)
+
+    def begin(thread: int) -> None:
+        together.wait()
+        work(thread)
+
+    with ThreadPoolExecutor(count) as pool:
+        for future in [pool.submit(begin, thread) for thread in range(count)]:
+            future.result()
