@@ -20,7 +20,7 @@ from runqueue._reports import public_failures, public_report
 from runqueue._store import Traffic
 from runqueue._stores import make_store
 from runqueue._wire import ENVELOPE, MLFLOW_LIMITS, RIDER_BYTES, RIDERS, Encoder
-from runqueue.queueing import Accumulator, Bounds, ClosedError, Failure, Lane, Limits, Report
+from runqueue.queueing import Accumulator, Bounds, ClosedError, Failure, Lane, Limits, Report, StoreError
 
 if TYPE_CHECKING:
     import asyncio
@@ -181,6 +181,11 @@ class Engine:
             failure.final = True
             self.accumulator.ledger.log.add(failure)
 
+    def _warn_of_outage(self, error: StoreError) -> None:
+        """Early, as whoever waits for a training wants to mend the server before its end; once, as nobody reads more."""
+        queued = self.accumulator.counts()["pending"] + self.accumulator.counts()["in_flight"]
+        logger.warning("%s does not take data (%d entries are queued): %s", without_secrets(self.uri), queued, error)
+
     # -- the thread --------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
@@ -225,6 +230,7 @@ class Engine:
                 bounds=_bounds(self.config, store.limits),
                 max_workers=self.config.max_workers,
                 retry=RetryPolicy(timeout=self.config.seconds_of_retrying()),
+                on_outage=self._warn_of_outage,
             )
             self._loop, self._stop = asyncio.get_running_loop(), anyio.Event()
             async with BlockingPortal() as self._portal, self._sender:

@@ -13,7 +13,7 @@ import ssl
 import time
 import zlib
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
@@ -54,7 +54,7 @@ class HttpStore:
             "Content-Type": "application/json",
             # A server that compresses all the same is understood, but asked not to: see `_Reader`.
             "Accept-Encoding": "identity",
-            "User-Agent": f"runqueue/{version('runqueue')}",
+            "User-Agent": _user_agent(),
             **(config.headers or {}),
         }
         pool = httpx.Limits(max_connections=config.max_workers, max_keepalive_connections=config.max_workers)
@@ -138,6 +138,13 @@ class _Answer:
         self.status = status
         self.headers = headers
         self.body = body
+
+
+def _user_agent() -> str:
+    try:
+        return f"runqueue/{version('runqueue')}"
+    except PackageNotFoundError:  # vendored, or run from a zip file
+        return "runqueue"
 
 
 def _client_class(config: Config) -> type[httpx.AsyncClient]:

@@ -20,8 +20,8 @@ from runqueue.queueing._errors import RejectedError as RejectedError
 from runqueue.queueing._errors import RunqueueError as RunqueueError
 from runqueue.queueing._errors import Scope as Scope
 from runqueue.queueing._errors import StoreError as StoreError
-from runqueue.queueing._lane import Encode as Encode
-from runqueue.queueing._lane import Fragments as Fragments
+from runqueue.queueing._gate import Encode as Encode
+from runqueue.queueing._gate import Fragments as Fragments
 from runqueue.queueing._lane import Lane as Lane
 from runqueue.queueing._report import Failure as Failure
 from runqueue.queueing._report import Ledger as Ledger

@@ -10,7 +10,8 @@ import threading
 from collections.abc import Hashable
 
 from runqueue.queueing._batch import weight
-from runqueue.queueing._lane import Encode, Lane
+from runqueue.queueing._gate import Encode
+from runqueue.queueing._lane import Lane
 from runqueue.queueing._report import Ledger
 
 

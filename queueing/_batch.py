@@ -26,7 +26,7 @@ from typing import Any, Final, TypeAlias
 
 import attrs
 
-from runqueue.queueing._errors import ConfigError
+from runqueue.queueing._errors import ConfigError, RunqueueError
 
 RUN: Final = 0
 PARAM: Final = 1
@@ -152,6 +152,10 @@ def must_take(queued: Sequence[int], caps: Sequence[int], entities: int) -> list
     return [max(0, have - (n - 1) * cap) for have, cap in zip(queued, caps, strict=True)]
 
 
+class JoinError(RunqueueError):
+    """Raised where fragments that an encoder has joined do not come apart: a defect of the encoder."""
+
+
 class Joined:
     """
     Fragments of one record that were made in one go, joined by commas already. They are cut apart only where a batch
@@ -171,11 +175,17 @@ class Joined:
         self.tail = tail
 
     def cut(self) -> list[bytes]:
-        """One piece an entry."""
+        """
+        One piece an entry.
+
+        Raises:
+            JoinError: The tail stands elsewhere too.
+        """
         tail = self.tail
         pieces = [piece + tail for piece in self.joined.split(tail + b",")]
         pieces[-1] = pieces[-1].removesuffix(tail)
-        assert len(pieces) == self.count, "the tail stands in a fragment"
+        if len(pieces) != self.count:
+            raise JoinError(f"{self.count} fragments that came joined come apart as {len(pieces)}")
         return pieces
 
 
@@ -249,7 +259,7 @@ class Batch:
     """
     What goes into one request: slices of one stage, by kind.
 
-    The other fields serve the search for bad entries: `rejections` counts the answers that will pass for a rejection
+    The other fields serve the search for bad entries (`_returned`): `rejections` counts the answers that will pass for a rejection
     when there are more of them; `sibling` is the other half of what was rejected, to be tried after this one; `suspect`
     says that this half has to hold a bad entry, because the other was stored; `regroup` that its untried parts may be
     joined again once a bad entry is found.
@@ -273,6 +283,13 @@ class Batch:
         batch = cls(serial)
         for part in slices:
             batch.add(part)
+        return batch
+
+    def with_slices(self, slices: Iterable[Slice]) -> Batch:
+        """Another content in the same place of the search."""
+        batch = Batch.of(self.serial, slices)
+        batch.rejections, batch.sibling = self.rejections, self.sibling
+        batch.suspect, batch.regroup = self.suspect, self.regroup
         return batch
 
     def add(self, part: Slice) -> None:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 import anyio
 import attrs
 import tenacity
 
 from runqueue.queueing._errors import StoreError
+
+TELL_AFTER: Final = 5.0
+"""Seconds of an outage after which it is worth a word; shorter ones are the retries' own business."""
 
 
 @attrs.frozen(kw_only=True)
@@ -43,11 +46,14 @@ class Outage:
     """
 
     timeout: float
+    on_outage: Callable[[StoreError], None] | None = None
+    """Called once an outage: when it has lasted for a while, or is given up."""
     since: float | None = None
     not_before: float = -math.inf
     spent: bool = False
     epoch: int = 0
     error: StoreError | None = None
+    told: bool = False
 
     def failed(self, error: StoreError, now: float) -> None:
         self.error = error
@@ -55,10 +61,12 @@ class Outage:
             self.since = now
         if error.retry_after is not None:
             self.not_before = max(self.not_before, now + error.retry_after)
+        if now - self.since >= TELL_AFTER:
+            self._tell(error)
 
     def succeeded(self) -> None:
         self.since = self.error = None
-        self.spent = False
+        self.spent = self.told = False
 
     def left(self, now: float) -> float:
         """Seconds in which trying goes on."""
@@ -69,6 +77,12 @@ class Outage:
         self.error = error
         self.spent = True
         self.epoch += 1
+        self._tell(error)
+
+    def _tell(self, error: StoreError) -> None:
+        if self.on_outage is not None and not self.told:
+            self.told = True
+            self.on_outage(error)
 
     def admits(self, epoch: int) -> bool:
         """Whether a lane that was started in this epoch may still send."""

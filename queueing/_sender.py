@@ -108,6 +108,7 @@ class Sender:
         bounds: Of a batch.
         max_workers: Requests under way at once.
         retry: When to try again.
+        on_outage: Told once an outage, with what was answered last.
     """
 
     def __init__(
@@ -118,11 +119,12 @@ class Sender:
         bounds: Bounds,
         max_workers: int = 8,
         retry: RetryPolicy | None = None,
+        on_outage: Callable[[StoreError], None] | None = None,
     ) -> None:
         policy = retry or RetryPolicy()
         self.accumulator = accumulator
         self.bounds = bounds
-        self.outage = Outage(timeout=policy.timeout)
+        self.outage = Outage(timeout=policy.timeout, on_outage=on_outage)
         self._deliver = deliver
         self._retry = Retrying(policy, self.outage)
         self._slots = anyio.Semaphore(max_workers, fast_acquire=True)

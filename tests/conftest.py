@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+
 from support.mlflow_server import OWN_ENVIRONMENT, MlflowServer, is_foreign
 from support.proxy import FaultyProxy
 from support.readback import Readback

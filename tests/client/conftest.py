@@ -7,10 +7,10 @@ from typing import TypeAlias
 
 import pytest
 from hypothesis import settings
-from support.mlflow_server import free_port
-from support.proxy import ScriptedServer
 
 import runqueue
+from support.mlflow_server import free_port
+from support.proxy import ScriptedServer
 
 # A loaded machine is no defect: no example has a deadline.
 settings.register_profile("unhurried", deadline=None)

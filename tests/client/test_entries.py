@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.proxy import ScriptedServer
-from support.wire_log import entries
 
 import runqueue
 from runqueue import Entry, FlushError
+from support.proxy import ScriptedServer
+from support.wire_log import entries
 
 RUN = "a" * 32
 

@@ -20,14 +20,14 @@ from typing import Any, TypeAlias
 
 import anyio
 import pytest
-from support.answers import LOGIN_PAGE, gzip_bomb, login_page
-from support.mlflow_server import HOST, free_port
-from support.proxy import Fault, ScriptedServer
 
 from runqueue._config import Config
 from runqueue._http_store import MAX_REDIRECTS, HttpStore
 from runqueue._store import GET_RUN, LOG_BATCH, SEARCH_RUNS, Endpoint, Traffic
 from runqueue.errors import AuthError, StoreError, UnavailableError, UnexpectedAnswerError
+from support.answers import LOGIN_PAGE, gzip_bomb, login_page
+from support.mlflow_server import HOST, free_port
+from support.proxy import Fault, ScriptedServer
 
 BODY = b'{"run_id":"r","metrics":[]}'
 Transport: TypeAlias = Any

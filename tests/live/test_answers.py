@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+
+import runqueue
 from support import memory_probe
 from support.answers import LOGIN_PAGE, error, gzip_bomb
 from support.mlflow_server import clean_environment
 from support.proxy import Fault, FaultyProxy, ScriptedServer
 from support.readback import Point, Readback
 from support.wire_log import names
-
-import runqueue
 
 pytestmark = pytest.mark.live
 

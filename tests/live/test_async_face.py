@@ -11,12 +11,12 @@ from typing import Any
 
 import anyio
 import pytest
+
+import runqueue
 from support.mlflow_server import MlflowServer, clean_environment
 from support.proxy import Fault, FaultyProxy
 from support.readback import Point, Readback
 from support.wire_log import assert_in_order, names, of_run
-
-import runqueue
 
 pytestmark = pytest.mark.live
 

@@ -6,12 +6,12 @@ import time
 from itertools import pairwise
 
 import pytest
+
+import runqueue
 from support.answers import error
 from support.proxy import Fault, FaultyProxy
 from support.readback import Point, Readback
 from support.wire_log import assert_in_order, names, of_run
-
-import runqueue
 
 pytestmark = pytest.mark.live
 

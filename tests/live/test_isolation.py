@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import pytest
+
+import runqueue
 from support.mlflow_server import MlflowServer
 from support.proxy import FaultyProxy
 from support.readback import Content, Point, Readback, content
 from support.wire_log import assert_in_order, entries, names, of_run
-
-import runqueue
 
 pytestmark = pytest.mark.live
 

@@ -7,12 +7,12 @@ import threading
 from itertools import pairwise
 
 import pytest
+
+import runqueue
 from support.proxy import FaultyProxy
 from support.readback import Content, Point, Readback, StoredInput, content
 from support.threads import in_threads
 from support.wire_log import assert_in_order, assert_within_limits, entries, most_at_once, names, of_run
-
-import runqueue
 
 pytestmark = pytest.mark.live
 

@@ -6,11 +6,11 @@ import math
 import pickle
 
 import pytest
+
+import runqueue
 from support.proxy import FaultyProxy
 from support.readback import Point, Readback, content
 from support.wire_log import assert_in_order, entries, names, of_run
-
-import runqueue
 
 pytestmark = pytest.mark.live
 

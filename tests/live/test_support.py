@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from support.answers import BOMB_BYTES, gzip_bomb, login_page
 from support.mlflow_server import MlflowServer
 from support.proxy import Fault, FaultyProxy, ScriptedServer

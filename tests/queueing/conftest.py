@@ -7,6 +7,7 @@ from typing import Any
 import hypothesis
 import pytest
 import trio.testing
+
 from support.virtual_time import VirtualTimeLoop
 
 hypothesis.settings.register_profile("runqueue", deadline=None)  # a busy machine is no defect

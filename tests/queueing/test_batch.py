@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.engine import Sized, bounds, datasets, drain, flat, inside, lane_of, per_kind, tags
 
 from runqueue.queueing import Batch, Bounds, ConfigError, Joined, Limits, Record, Slice
 from runqueue.queueing._batch import DATASET, MERGED, METRIC, PARAM, STATUS, TAG, must_take
+from support.engine import Sized, bounds, datasets, drain, flat, inside, lane_of, per_kind, tags
 
 FULL = Limits(metrics=1_000, params=100, tags=100, entities=1_000, datasets=1_000, bytes=1_000_000)
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import anyio
 import pytest
-from support.engine import Bench, Entry, Request, bench, bounds, check_books, flat, metrics, named, run
 
 from runqueue.queueing import Lane, Record, RejectedError, Scope, StoreError
 from runqueue.queueing._batch import METRIC
+from support.engine import Bench, Entry, Request, bench, bounds, check_books, flat, metrics, named, run
 
 pytestmark = pytest.mark.anyio
 

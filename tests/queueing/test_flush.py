@@ -7,6 +7,8 @@ from typing import Any
 
 import anyio
 import pytest
+
+from runqueue.queueing import RejectedError, Report, Scope, StoreError
 from support.engine import (
     Request,
     bench,
@@ -20,8 +22,6 @@ from support.engine import (
     run,
     status,
 )
-
-from runqueue.queueing import RejectedError, Report, Scope, StoreError
 
 pytestmark = pytest.mark.anyio
 

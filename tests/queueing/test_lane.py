@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from runqueue.queueing import (
+    Accumulator,
+    Batch,
+    Lane,
+    Ledger,
+    RejectedError,
+    Scope,
+    StoreError,
+)
+from runqueue.queueing._batch import DATASET, METRIC, PARAM, RUN, STATUS, TAG
 from support.engine import (
     Entry,
-    Explosive,
     Fault,
-    Sized,
+    books,
     bounds,
     check_lane,
     datasets,
@@ -26,9 +35,6 @@ from support.engine import (
     status,
     tags,
 )
-
-from runqueue.queueing import Accumulator, Batch, Lane, Ledger, Record, RejectedError, Scope, StoreError
-from runqueue.queueing._batch import DATASET, METRIC, PARAM, RUN, STATUS, TAG
 
 
 def keys(batches: list[Batch]) -> list[list[str]]:
@@ -104,7 +110,7 @@ def test_an_equal_repeat_of_a_param_costs_no_request() -> None:
     lane.inbox.extend([params(b=2, a=1), params(a=1)])
     lane.deal()
     assert drain(lane) == []
-    assert (lane._ledger.stored, lane.claim(2), lane.idle) == (5, [], True)
+    assert (books(lane).stored, lane.claim(2), lane.idle) == (5, [], True)
 
 
 def test_another_value_of_a_stored_param_is_refused_here_and_named() -> None:
@@ -127,7 +133,7 @@ def test_a_key_goes_into_a_batch_once_and_its_repeat_waits_for_the_next() -> Non
     lane.deal()
     assert keys(drain(lane)) == [["a", "b"]]
     assert named(lane.claim(1)) == [(PARAM, "a", 2, None)]
-    assert lane._ledger.stored == 4
+    assert books(lane).stored == 4
 
 
 def test_a_repeat_is_sent_when_the_first_was_refused() -> None:
@@ -223,56 +229,6 @@ def test_leftovers_of_a_creation_go_first() -> None:
     check_lane(lane)
     assert keys(drain(lane)) == [["x", "a", "a"]]
     assert repr(lane) == "<Lane run=r pending=0 in_flight=0 settled=4>"
-
-
-# -- entries that cannot be sent -------------------------------------------------------------------------------------
-
-
-def test_faulted_entries_fail_alone() -> None:
-    """What cannot be encoded is named, and its neighbours are sent."""
-    wrong = TypeError("no number")
-    records = [metrics(7, a=Fault(wrong), b=1, c=Fault(wrong), d=2), metrics(8, e=Fault(wrong)), metrics(9, f=3)]
-    lane = lane_of(*records)
-    lane.deal()
-    assert keys(drain(lane)) == [["b", "d", "f"]]
-    failures = lane.claim(1)
-    assert [(f.record[2], f.start, f.stop, f.error, f.final) for f in failures] == [
-        (7, 0, 1, wrong, True),
-        (7, 2, 3, wrong, True),
-        (8, 0, 1, wrong, True),
-    ]
-
-
-def test_an_encoder_that_raises_costs_its_record_only() -> None:
-    """A defect of ours may cost a call, never a run."""
-    defect = ZeroDivisionError("ours")
-    lane = lane_of(metrics(0, a=1), metrics(1, b=Explosive(defect), c=1), metrics(2, d=1), status())
-    lane.deal()
-    assert keys(drain(lane)) == [["a", "d"], ["status"]]
-    assert [(f.start, f.stop, f.error) for f in lane.claim(1)] == [(0, 1, defect), (1, 2, defect)]
-
-
-@pytest.mark.parametrize("record", [params(big=Sized(100)), tags({"big": Sized(100)}), datasets(Sized(100))])
-def test_an_entry_larger_than_a_request_fails_alone(record: Record) -> None:
-    """It could never be sent, and must not keep others from being sent."""
-    lane = lane_of(record, metrics(0, a=Sized(99), b=Sized(100), c=1))
-    lane.deal()
-    batches = drain(lane, bounds(body=100))
-    assert [key for batch in keys(batches) for key in batch] == ["a", "c"]
-    failures = lane.claim(1)
-    assert {entry[2] for entry in named(failures)} == {Sized(100)}
-    assert all("100 bytes are more than a request may have" in str(failure.error) for failure in failures)
-    assert len(failures) == 2
-
-
-@pytest.mark.parametrize("value", [Sized(100), Fault(TypeError("no"))])
-def test_nothing_is_sent_to_a_run_whose_creation_cannot_be_encoded(value: object) -> None:
-    """Data must not be delivered for a run that does not exist: it has to be reported, and the lane may not go on."""
-    lane = lane_of((RUN, (value,), 0), metrics(0, a=1), status(), opened=False)
-    lane.deal()
-    assert keys(drain(lane, bounds(body=100))) == []
-    reported = [*lane.claim(1), *lane.outstanding(1, Exception())]
-    assert {failure.kind for failure in reported} == {RUN, METRIC, STATUS}
 
 
 # -- books -----------------------------------------------------------------------------------------------------------

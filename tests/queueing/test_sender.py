@@ -7,6 +7,10 @@ from typing import Any
 
 import anyio
 import pytest
+
+from runqueue.queueing import Accumulator, RejectedError, Report, Scope, StoreError
+from runqueue.queueing._batch import METRIC
+from runqueue.queueing._sender import Sender
 from support.engine import (
     FakeStore,
     Request,
@@ -23,10 +27,6 @@ from support.engine import (
     status,
     tags,
 )
-
-from runqueue.queueing import Accumulator, RejectedError, Report, Scope, StoreError
-from runqueue.queueing._batch import METRIC
-from runqueue.queueing._sender import Sender
 
 pytestmark = pytest.mark.anyio
 
@@ -100,7 +100,7 @@ async def test_a_rejected_creation_keeps_everything_queued_and_reports_all_and_i
         ]  # fmt: skip
         assert {str(f.error) for f in report.failures if f.run == "bad"} == {"no such experiment"}
         assert {str(f.error) for f in report.failures if f.run == "child"} == {
-            "the parent run bad was not created: no such experiment"
+            "its parent, the run bad, was not created"
         }
         assert sorted(b.store.runs()) == ["bad", "good", "good"]
         assert b.accumulator.counts()["pending"] == 7

@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 
 import pytest
-from support.engine import bounds, encode, inside, metrics
-from support.threads import in_threads
 
 from runqueue.queueing import Accumulator, Lane
+from support.engine import bounds, encode, inside, metrics
+from support.threads import in_threads
 
 THREADS = 4
 EACH = 5_000

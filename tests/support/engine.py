@@ -174,6 +174,11 @@ def lane_of(*records: Record, opened: bool = True, run: str = "r") -> Lane:
     return lane
 
 
+def books(lane: Lane) -> Ledger:
+    """Where its entries are counted."""
+    return lane._account.ledger
+
+
 def pending_of(lane: Lane) -> int:
     """Entries of the lane that are queued or in flight, counted one by one."""
     return sum(len(record[1]) for record in lane.inbox) + sum(
@@ -194,7 +199,7 @@ def check_books(accumulator: Accumulator) -> None:
 
 def check_lane(lane: Lane) -> None:
     """The same for one lane, and what it believes to hold of each kind."""
-    ledger = lane._ledger
+    ledger = books(lane)
     assert ledger.dealt + sum(len(record[1]) for record in lane.inbox) == (
         pending_of(lane) + ledger.stored + ledger.failed + ledger.dropped
     )

@@ -1,0 +1,73 @@
+"""
+The books of one lane: how many of its entries are settled, and which have failed.
+
+Rule of this file: every count changes here, in the lane's own figures and in the ledger of all lanes at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from runqueue.queueing._batch import Slice
+from runqueue.queueing._report import Failure, Ledger
+
+
+class Account:
+    """
+    Args:
+        run: What the lane is called in reports.
+        ledger: Of all lanes.
+    """
+
+    def __init__(self, run: Hashable, ledger: Ledger) -> None:
+        self.run = run
+        self.ledger = ledger
+        self.entries = 0  # dealt
+        self.settled = 0  # stored or failed
+        self._failures: list[Failure] = []
+
+    @property
+    def pending(self) -> int:
+        """Entries that were dealt and are not settled, in flight included."""
+        return self.entries - self.settled
+
+    @property
+    def unnamed(self) -> int:
+        """Failed entries that no report has named yet."""
+        return sum(failure.weight for failure in self._failures)
+
+    def deal(self, count: int) -> None:
+        self.entries += count
+        with self.ledger.lock:
+            self.ledger.dealt += count
+
+    def fly(self, count: int) -> None:
+        self.ledger.in_flight += count
+
+    def land(self, count: int) -> None:
+        self.ledger.in_flight -= count
+
+    def store(self, count: int) -> None:
+        self.ledger.stored += count
+        self.settled += count
+
+    def fail(self, part: Slice, error: Exception, serial: int) -> None:
+        """These entries, of the window `serial`, have failed for good."""
+        failure = Failure(self.run, part.record, part.start, part.stop, error, final=True, serial=serial)
+        self._failures.append(failure)
+        self.ledger.failed += part.weight
+        self.ledger.log.add(failure)
+        self.settled += part.weight
+
+    def abandon(self) -> int:
+        """Write off what is pending; how much that is."""
+        pending = self.pending
+        self.settled = self.entries
+        return pending
+
+    def claim(self, serial: int) -> list[Failure]:
+        """The failures of the windows up to `serial` that no report has named yet."""
+        mine = [failure for failure in self._failures if failure.serial <= serial]
+        if mine:
+            self._failures = [failure for failure in self._failures if failure.serial > serial]
+        return mine
