@@ -91,7 +91,7 @@ class Engine:
             timeout: Seconds.
             warn: Log what was not stored: for a flush nobody may wait for.
         """
-        if not self.started and not self.accumulator.waiting():
+        if not self.started and self.accumulator.idle():
             nothing: Future[FlushReport] = Future()
             nothing.set_result(FlushReport(total=0, failures=()))
             return nothing
@@ -99,7 +99,7 @@ class Engine:
 
     def close(self, timeout: float | None) -> Future[FlushReport]:
         """A last flush: what it cannot send is final."""
-        if not self.started and not self.accumulator.waiting():
+        if not self.started and self.accumulator.idle():
             return self.flush(None, timeout, warn=False)
         return self.submit(self._flush, None, timeout, False, True)
 

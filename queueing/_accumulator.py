@@ -47,6 +47,10 @@ class Accumulator:
         with self._lock:
             return list(dict.fromkeys(self.lanes.values()))
 
+    def idle(self) -> bool:
+        """Whether no inbox holds anything; a final status counts no entry, but waits all the same."""
+        return not any(lane.inbox for lane in self.all())
+
     def waiting(self) -> int:
         """Entries in the inboxes, not dealt yet."""
         return sum(sum(map(weight, lane.inbox.copy())) for lane in self.all())

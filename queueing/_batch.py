@@ -22,6 +22,7 @@ comma that parts it from the next.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Final, TypeAlias
 
 import attrs
@@ -226,10 +227,7 @@ class Slice:
 
     def split(self, count: int) -> tuple[Slice, Slice]:
         """The first `count` entries, and the others."""
-        return (
-            Slice(self.record, self.start, self.pieces[:count]),
-            Slice(self.record, self.start + count, self.pieces[count:]),
-        )
+        return self.stretch(0, count), self.stretch(count, self.count)
 
     def fitting(self, count: int, size: int) -> int:
         """How many of the first entries fit into a room of `count` entries and `size` bytes."""
@@ -245,11 +243,18 @@ class Slice:
             fits += 1
         return fits
 
+    def keys(self) -> list[Any]:
+        """The key of each entry."""
+        return list(islice(self.record[1], self.start, self.stop))
+
+    def stretch(self, start: int, stop: int) -> Slice:
+        """The entries from `start` to before `stop`, counted within this slice."""
+        return Slice(self.record, self.start + start, self.pieces[start:stop])
+
     def keyed(self) -> Iterator[tuple[Any, Slice]]:
         """Each entry's key with the slice that holds this entry alone."""
-        keys = list(self.record[1])[self.start : self.stop]
-        for at, key in enumerate(keys):
-            yield key, Slice(self.record, self.start + at, self.pieces[at : at + 1])
+        for at, key in enumerate(self.keys()):
+            yield key, self.stretch(at, at + 1)
 
     def __repr__(self) -> str:
         return f"<Slice kind={self.kind} {self.start}:{self.stop} bytes={self.size}>"

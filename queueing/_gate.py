@@ -67,18 +67,21 @@ class Gate:
     def remember(self, batch: Batch) -> None:
         """The batch was stored."""
         for part in batch.groups.get(PARAM, ()):
-            self._stored.update((key, one.pieces[0]) for key, one in part.keyed())
+            self._stored.update(zip(part.keys(), part.pieces, strict=True))
 
-    def is_settled(self, key: Any, one: Slice, serial: int) -> bool:
-        """Whether the param needs no request: it is stored, or another value is, and the store would refuse this one."""
+    def is_settled(self, key: Any, part: Slice, at: int, serial: int) -> bool:
+        """
+        Whether this entry of a slice of params needs no request: it is stored, or another value is, and the store
+        would refuse this one.
+        """
         stored = self._stored.get(key)
         if stored is None:
             return False
-        if stored == one.pieces[0]:
-            self._account.store(one.weight)
+        if stored == part.pieces[at]:
+            self._account.store(1)
         else:
             error = RejectedError(f"{key!r} is stored with another value already, and cannot be changed")
-            self._account.fail(one, error, serial)
+            self._account.fail(part.stretch(at, at + 1), error, serial)
         return True
 
     def _encoded(self, record: Record, body: int, serial: int) -> list[Slice]:

@@ -36,6 +36,14 @@ class Failure:
         self.final = final
         self.serial = serial  # the window of its lane that held it
 
+    def split(self, count: int) -> tuple[Failure, Failure]:
+        """The first `count` entries, and the others."""
+        middle = self.start + count
+        first = Failure(self.run, self.record, self.start, middle, self.error, final=self.final, serial=self.serial)
+        return first, Failure(
+            self.run, self.record, middle, self.stop, self.error, final=self.final, serial=self.serial
+        )
+
     @property
     def kind(self) -> int:
         return int(self.record[0])
@@ -59,10 +67,15 @@ class FailureLog:
         self._kept = 0
 
     def add(self, failure: Failure) -> None:
-        if self._kept < KEPT_IN_FULL:
-            self._kept += max(1, failure.stop - failure.start)
-            self.full.append(failure)
-            return
+        room = KEPT_IN_FULL - self._kept
+        if room > 0:
+            count = failure.stop - failure.start
+            self._kept += count
+            if count <= room:
+                self.full.append(failure)
+                return
+            kept, failure = failure.split(room)
+            self.full.append(kept)
         cause = (failure.run, failure.kind, str(failure.error))
         self.counted[cause] += failure.weight
         self.errors.setdefault(cause, failure.error)

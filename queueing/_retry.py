@@ -110,14 +110,12 @@ class Retrying:
         *,
         rejected: Callable[[StoreError], bool],
         sleep: Callable[[float], Awaitable[None]],
-        on_retry: Callable[[], None],
     ) -> None:
         """
         Args:
             attempt: What to try; it says by a StoreError that it failed.
             rejected: Whether a retriable answer has come so often that it passes for a rejection.
             sleep: Waits so many seconds between two attempts.
-            on_retry: Called before each further attempt.
 
         Raises:
             StoreError: What was tried is at fault; to repeat it would change nothing.
@@ -136,12 +134,7 @@ class Retrying:
             wait = max(self._jitter(state), self._asked(state))
             return max(0.0, min(wait, self._outage.left(anyio.current_time())))
 
-        def counted(_: tenacity.RetryCallState) -> None:
-            on_retry()
-
-        retrying = tenacity.AsyncRetrying(
-            retry=again, stop=over, wait=pause, before_sleep=counted, sleep=sleep, reraise=True
-        )
+        retrying = tenacity.AsyncRetrying(retry=again, stop=over, wait=pause, sleep=sleep, reraise=True)
         try:
             await retrying(attempt)
         except StoreError as error:

@@ -257,11 +257,17 @@ class Sender:
     async def _turn(self, lane: Lane, pump: _Pump) -> None:
         """Deliver one batch, or a part of one that was halved, with as many attempts as it takes."""
 
+        attempts = 0
+
         async def attempt() -> None:
+            nonlocal attempts
             async with self._admitted(pump):
                 if lane.flying is None and lane.take(self.bounds) is None:
                     return
                 self._progress(lane, ended=False)
+                attempts += 1
+                if attempts > 1:
+                    self.accumulator.ledger.retried += 1
                 await self._attempt(lane)
 
         def rejected(error: StoreError) -> bool:
@@ -274,7 +280,7 @@ class Sender:
             self._check(pump)
 
         try:
-            await self._retry(attempt, rejected=rejected, sleep=sleep, on_retry=self._count_retry)
+            await self._retry(attempt, rejected=rejected, sleep=sleep)
         except _StopError:
             if lane.flying is not None:
                 lane.give_back()
@@ -315,20 +321,24 @@ class Sender:
     async def _admitted(self, pump: _Pump) -> AsyncGenerator[None, None]:
         """Wait until this pump may send a request, and hold a worker slot for it."""
         probing = False
-        if self.outage.spent:
-            await self._probe.acquire()
-            probing = self.outage.spent
-            if not probing:  # the one before us got through
-                self._probe.release()
         try:
-            await self._slots.acquire()
-            while (wait := self.outage.not_before - anyio.current_time()) > 0:
+            while True:
+                if self.outage.spent and not probing:
+                    await self._probe.acquire()
+                    probing = True
+                if probing and not self.outage.spent:  # the one before us got through
+                    self._probe.release()
+                    probing = False
+                await self._slots.acquire()
+                wait = self.outage.not_before - anyio.current_time()
+                if wait <= 0 and probing == self.outage.spent:
+                    break
                 self._slots.release()
                 self._check(pump)
                 if wait > self.outage.left(anyio.current_time()):
                     raise _StopError(self.outage.error or HaltedError("the store asked to wait"))
-                await pump.sleep(wait)
-                await self._slots.acquire()
+                if wait > 0:
+                    await pump.sleep(wait)
             try:
                 self._check(pump)
                 yield
@@ -357,9 +367,6 @@ class Sender:
             for child in self._children.pop(lane, ()):
                 child.wake()
         self._halt_unless_awaited(lane)
-
-    def _count_retry(self) -> None:
-        self.accumulator.ledger.retried += 1
 
 
 def _unopened_parents(lane: Lane) -> list[Lane]:

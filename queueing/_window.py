@@ -34,6 +34,16 @@ RIDES: Final = 2
 """Item of a TAG record: whether its tags may travel inside the request that creates the run."""
 
 
+class _Repeats:
+    """The params of the batch that is being filled: keys that are in it, and entries that repeat one of them."""
+
+    __slots__ = ("delayed", "inside")
+
+    def __init__(self) -> None:
+        self.inside: set[Any] = set()
+        self.delayed: list[Slice] = []
+
+
 class Window:
     """
     Args:
@@ -91,25 +101,25 @@ class Window:
     def _fill_merged(self, batch: Batch, bounds: Bounds, gate: Gate) -> None:
         rooms = [bounds.room(kind) for kind in MERGED]
         queued = [self.left[kind] for kind in MERGED]
-        delayed: list[Slice] = []
+        repeats = _Repeats()
         try:
             for kind, count in zip(MERGED, must_take(queued, rooms, bounds.entities), strict=True):
-                self._draw(batch, kind, count, bounds.body, gate, delayed)
+                self._draw(batch, kind, count, bounds.body, gate, repeats)
             for kind, room in zip(MERGED, rooms, strict=True):
                 taken = sum(part.count for part in batch.groups.get(kind, ()))
                 count = min(room - taken, bounds.entities - batch.count)
-                self._draw(batch, kind, count, bounds.body, gate, delayed)
+                self._draw(batch, kind, count, bounds.body, gate, repeats)
         finally:
-            for part in reversed(delayed):
+            for part in reversed(repeats.delayed):
                 self.put_back(part)
 
     def _draw(
-        self, batch: Batch, kind: int, count: int, body: int, gate: Gate, delayed: list[Slice] | None = None
+        self, batch: Batch, kind: int, count: int, body: int, gate: Gate, repeats: _Repeats | None = None
     ) -> None:
         """Move up to `count` entries of one kind into the batch, in order."""
         while count > 0 and (part := self._head(kind, body, gate)) is not None:
-            if kind == PARAM and delayed is not None:
-                taken, rest = self._draw_params(batch, part, count, body, gate, delayed)
+            if kind == PARAM and repeats is not None:
+                taken, rest = self._draw_params(batch, part, count, body, gate, repeats)
             else:
                 taken = part.fitting(count, body - batch.size)
                 head, rest = (part, None) if taken == part.count else part.split(taken)
@@ -121,23 +131,31 @@ class Window:
                 return
 
     def _draw_params(
-        self, batch: Batch, part: Slice, count: int, body: int, gate: Gate, delayed: list[Slice]
+        self, batch: Batch, part: Slice, count: int, body: int, gate: Gate, repeats: _Repeats
     ) -> tuple[int, Slice | None]:
         """The same for params: servers refuse a batch that holds a key twice, so the second waits for the next one."""
-        taken = 0
-        inside = {key for held in batch.groups.get(PARAM, ()) for key, _ in held.keyed()}
-        for at, (key, one) in enumerate(part.keyed()):
-            if gate.is_settled(key, one, self.serial):
-                continue
-            if key in inside:
-                delayed.append(one)
-            elif taken < count and one.size <= body - batch.size:
-                batch.add(one)
-                inside.add(key)
+        taken = begun = at = 0
+        room = body - batch.size
+        rest: Slice | None = None
+        for at, (key, piece) in enumerate(zip(part.keys(), part.pieces, strict=True)):
+            fits = taken < count and len(piece) < room
+            settled = gate.is_settled(key, part, at, self.serial)
+            if not settled and key not in repeats.inside and fits:
+                repeats.inside.add(key)
                 taken += 1
-            else:
-                return taken, part.split(at)[1]
-        return taken, None
+                room -= len(piece) + 1
+                continue
+            if at > begun:
+                batch.add(part.stretch(begun, at))
+            begun = at + 1
+            if not settled and key in repeats.inside:
+                repeats.delayed.append(part.stretch(at, at + 1))
+            elif not settled:
+                rest = part.stretch(at, part.count)
+                break
+        if rest is None and part.count > begun:
+            batch.add(part.stretch(begun, part.count))
+        return taken, rest
 
     def _draw_riders(self, batch: Batch, bounds: Bounds, gate: Gate) -> None:
         """Let queued tags travel inside the request that creates the run, as far as its bounds allow."""
@@ -161,6 +179,7 @@ class Window:
     def _head(self, kind: int, body: int, gate: Gate) -> Slice | None:
         """Take the next slice off a queue: encoded, and without what cannot or need not be sent."""
         queue = self.queues[kind]
+        self._at_hand = None
         while queue:
             item = queue.popleft()
             self.left[kind] -= item.count if isinstance(item, Slice) else weight(item)

@@ -33,7 +33,10 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         # the engine of queues
         "runqueue.queueing._errors",
         "runqueue.queueing._batch runqueue.queueing._retry",
-        "runqueue.queueing._report",
+        "runqueue.queueing._report runqueue.queueing._returned",
+        "runqueue.queueing._account",
+        "runqueue.queueing._gate",
+        "runqueue.queueing._window",
         "runqueue.queueing._lane",
         "runqueue.queueing._accumulator",
         "runqueue.queueing._sender",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
@@ -11,6 +12,7 @@ from hypothesis import settings
 import runqueue
 from support.mlflow_server import free_port
 from support.proxy import ScriptedServer
+from support.recorder import Reply, Request
 
 # A loaded machine is no defect: no example has a deadline.
 settings.register_profile("unhurried", deadline=None)
@@ -30,6 +32,20 @@ def server() -> Iterator[ScriptedServer]:
     """Answers `{}` to all that no script says otherwise of."""
     with ScriptedServer() as server:
         yield server
+
+
+@pytest.fixture
+def gate(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Until it is set, the scripted server records requests and answers none."""
+    event, respond = threading.Event(), server._respond
+
+    def respond_later(request: Request) -> Reply | None:
+        event.wait(20)
+        return respond(request)
+
+    monkeypatch.setattr(server, "_respond", respond_later)
+    yield event
+    event.set()
 
 
 @pytest.fixture

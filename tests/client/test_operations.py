@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import anyio
 import pytest
@@ -20,27 +21,10 @@ RUN = "a" * 32
 BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 
 
-class Gate:
-    """Holds the server's answers back until it is opened."""
-
-    def __init__(self, server: ScriptedServer) -> None:
-        self._open = threading.Event()
-        self.open = self._open.set
-        server.fail("", Fault.passed(), times=None, when=lambda _: self._open.wait(20))
-
-
-@pytest.fixture
-def gate(server: ScriptedServer) -> Iterator[Gate]:
-    """A server that does not answer yet."""
-    gate = Gate(server)
-    yield gate
-    gate.open()
-
-
 # -- RunOperations ---------------------------------------------------------------------------------------------------
 
 
-def test_an_asynchronous_flush_returns_at_once(client: runqueue.Client, gate: Gate) -> None:
+def test_an_asynchronous_flush_returns_at_once(client: runqueue.Client, gate: threading.Event) -> None:
     """It is under way, then over; its report says what was stored."""
     client.log_metrics(RUN, {"a": 1.0, "b": 2.0})
     operations = client.flush(synchronous=False)
@@ -48,7 +32,7 @@ def test_an_asynchronous_flush_returns_at_once(client: runqueue.Client, gate: Ga
     assert repr(operations) == "<RunOperations under way>"
     with pytest.raises(TimeoutError):
         operations.await_completion(timeout=0.01)
-    gate.open()
+    gate.set()
     operations.await_completion()
     operations.await_completion(timeout=5)
     assert operations.done and operations.report is not None
@@ -78,19 +62,22 @@ def test_an_asynchronous_flush_raises_when_it_is_waited_for(
     assert "2 of 2" in record.getMessage()
 
 
-def test_two_flushes_report_what_each_began_with(client: runqueue.Client, gate: Gate) -> None:
+def test_two_flushes_report_what_each_began_with(
+    client: runqueue.Client, server: ScriptedServer, gate: threading.Event
+) -> None:
     """The second one's entries are not the first one's business."""
     client.log_metric(RUN, "a", 1.0)
     first = client.flush(synchronous=False)
+    server.wait_for(lambda: len(server._requests) == 1)
     client.log_metrics(RUN, {"b": 1.0, "c": 1.0})
-    gate.open()
+    gate.set()
     client.flush()
     first.await_completion()
     assert first.report is not None and first.report.total == 1
     assert client.statistics().stored == 3
 
 
-def test_a_flush_ends_although_others_go_on_logging(client: runqueue.Client, gate: Gate) -> None:
+def test_a_flush_ends_although_others_go_on_logging(client: runqueue.Client, gate: threading.Event) -> None:
     """What comes after its beginning does not keep it."""
     client.log_metric(RUN, "m", 1.0)
     operations = client.flush(synchronous=False)
@@ -103,14 +90,14 @@ def test_a_flush_ends_although_others_go_on_logging(client: runqueue.Client, gat
     thread = threading.Thread(target=produce)
     thread.start()
     try:
-        gate.open()
+        gate.set()
         operations.await_completion(timeout=20)
     finally:
         stop.set()
         thread.join()
 
 
-def test_waiting_for_a_flush_of_a_client_that_is_gone_says_so(client: runqueue.Client, gate: Gate) -> None:
+def test_waiting_for_a_flush_of_a_client_that_is_gone_says_so(client: runqueue.Client, gate: threading.Event) -> None:
     """The block ended by an exception while a flush was under way."""
     client.log_metric(RUN, "m", 1.0)
     operations = client.flush(synchronous=False)
@@ -119,6 +106,48 @@ def test_waiting_for_a_flush_of_a_client_that_is_gone_says_so(client: runqueue.C
         operations.await_completion(timeout=10)
     assert operations.done
     assert "under way" not in repr(operations)
+
+
+def test_a_flush_begins_when_it_is_called(client: runqueue.Client, gate: threading.Event) -> None:
+    """What is logged after the call belongs to the next flush, however late the engine's thread takes it up."""
+    client.log_metric(RUN, "start the thread", 1.0)
+    gate.set()
+    client.flush()
+    for _ in range(20):
+        client.log_metric(RUN, "a", 1.0)
+        operations = client.flush(synchronous=False)
+        client.log_metrics(RUN, {"b": 1.0, "c": 1.0})
+        operations.await_completion()
+        assert operations.report is not None and operations.report.total == 1
+        client.flush()
+
+
+@BACKENDS
+def test_awaiting_a_flush_of_a_client_that_is_gone_says_so(
+    server: ScriptedServer, gate: threading.Event, backend: str
+) -> None:
+    """As `await_completion` does, and not by an error of some library."""
+
+    async def main() -> None:
+        raised: list[BaseException] = []
+        client = AsyncClient(server.uri)
+        client.log_metric(RUN, "m", 1.0)
+        operations = await client.flush(synchronous=False)
+
+        async def wait() -> None:
+            with pytest.raises((ClosedError, concurrent.futures.CancelledError)) as caught:
+                await operations
+            raised.append(caught.value)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait)
+            await anyio.wait_all_tasks_blocked()
+            with pytest.raises(KeyError):
+                async with client:
+                    raise KeyError
+        assert [type(each) for each in raised] == [ClosedError]
+
+    anyio.run(main, backend=backend)
 
 
 @BACKENDS
@@ -182,7 +211,7 @@ def test_the_async_face_does_what_the_other_does(server: ScriptedServer, backend
 
 
 @BACKENDS
-def test_a_wait_does_not_stop_the_callers_loop(server: ScriptedServer, gate: Gate, backend: str) -> None:
+def test_a_wait_does_not_stop_the_callers_loop(server: ScriptedServer, gate: threading.Event, backend: str) -> None:
     """Other tasks run while a flush and a close are awaited."""
 
     async def main() -> None:
@@ -191,14 +220,14 @@ def test_a_wait_does_not_stop_the_callers_loop(server: ScriptedServer, gate: Gat
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(client.flush)
                 await anyio.wait_all_tasks_blocked()
-                gate.open()
+                gate.set()
         assert client.statistics().stored == 1
 
     anyio.run(main, backend=backend)
 
 
 @BACKENDS
-def test_cancelling_a_flush_leaves_the_rest_queued(server: ScriptedServer, gate: Gate, backend: str) -> None:
+def test_cancelling_a_flush_leaves_the_rest_queued(server: ScriptedServer, gate: threading.Event, backend: str) -> None:
     """It ends at once, and the next one sends what is left, once."""
 
     async def main() -> None:
@@ -207,7 +236,7 @@ def test_cancelling_a_flush_leaves_the_rest_queued(server: ScriptedServer, gate:
             with anyio.move_on_after(0.05) as scope:
                 await client.flush()
             assert scope.cancelled_caught
-            gate.open()
+            gate.set()
             client.log_metric(RUN, "m", 2.0)
             await client.flush()
             assert client.statistics().stored == 2
@@ -217,7 +246,7 @@ def test_cancelling_a_flush_leaves_the_rest_queued(server: ScriptedServer, gate:
 
 
 @BACKENDS
-def test_cancelling_a_block_ends_it(server: ScriptedServer, gate: Gate, backend: str) -> None:
+def test_cancelling_a_block_ends_it(server: ScriptedServer, gate: threading.Event, backend: str) -> None:
     """The engine ends although the task is being cancelled; nothing hangs, nothing is hidden."""
 
     async def main() -> None:

@@ -200,10 +200,8 @@ def test_a_retry_after_beyond_the_retrying_ends_the_flush_and_not_the_client(
         assert client.statistics().stored == 1
 
 
-def test_a_flush_that_times_out_leaves_the_rest_queued(server: ScriptedServer) -> None:
+def test_a_flush_that_times_out_leaves_the_rest_queued(server: ScriptedServer, gate: threading.Event) -> None:
     """What is under way is neither cut off nor sent twice."""
-    gate = threading.Event()
-    server.fail("", Fault.passed(), when=lambda _: gate.wait(20))
     with runqueue.Client(server.uri) as client:
         client.log_metric(RUN, "m", 1.0)
         with pytest.raises(FlushError) as caught:
@@ -226,17 +224,13 @@ def test_a_flush_of_one_run_leaves_the_others_alone(client: runqueue.Client, ser
     assert client.statistics().pending == 1
 
 
-def test_close_has_a_timeout(server: ScriptedServer) -> None:
+def test_close_has_a_timeout(server: ScriptedServer, gate: threading.Event) -> None:
     """What is not stored by then is final, reported, and counted once."""
-    gate = threading.Event()
-    server.fail("", Fault.passed(), times=None, when=lambda _: gate.wait(20))
     client = runqueue.Client(server.uri)
     client.log_metric(RUN, "m", 1.0)
-    try:
-        with pytest.raises(FlushError) as caught:
-            client.close(timeout=0.05)
-    finally:
-        gate.set()
+    with pytest.raises(FlushError) as caught:
+        client.close(timeout=0.05)
+    gate.set()
     (failure,) = caught.value.failures
     assert failure.final
     assert (client.statistics().failed, client.statistics().in_flight) == (1, 0)
