@@ -23,6 +23,7 @@ positively MLflow's own "done" is an error, and the table below says what follow
 from __future__ import annotations
 
 import re
+from datetime import timezone
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
@@ -47,6 +48,10 @@ _WHOLE_RUN: Final = re.compile(
     r"^The (?:run|experiment) \S+ must be in (?:the )?'active' |^Invalid value .* for parameter 'run_id' supplied"
 )
 _TAG: Final = re.compile(r"<[^>]*>|\s+")
+_FOR_EVER: Final = 1e10
+"""Seconds."""
+_LONGEST: Final = 1_000
+"""Characters of a message of the server's that are shown."""
 
 
 def judge(
@@ -71,7 +76,9 @@ def judge(
         return data
     code, message = _mlflow_error(data)
     if status < 400:
-        raise UnexpectedAnswerError(_unexpected(status, body, content_type, data), ambiguous=True, code=code)
+        raise UnexpectedAnswerError(
+            _printable(_unexpected(status, body, content_type, data)), ambiguous=True, code=code
+        )
     raise error_of(
         status,
         code,
@@ -90,7 +97,7 @@ def error_of(status: int, code: str | None, message: str, *, retry_after: float 
         message: MLflow's, or an excerpt of what came.
         retry_after: Seconds.
     """
-    text = message if code is None else f"{code}: {message}"
+    text = _printable(message if code is None else f"{code}: {message}")
     if status == 401:
         return AuthError(f"the server refused the credentials ({text})", code=code)
     if status == 403:
@@ -124,9 +131,12 @@ def parse_retry_after(value: str, now: float) -> float | None:
     """Seconds to wait by a Retry-After header (RFC 9110, 10.2.3); None where it is missing or nonsense."""
     value = value.strip()
     if value.isascii() and value.isdigit():
-        return float(value)
+        return min(float(value), _FOR_EVER)
     try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - now)
+        date = parsedate_to_datetime(value)
+        if date.tzinfo is None:  # HTTP dates are in UTC, also in the obsolete form that does not say so
+            date = date.replace(tzinfo=timezone.utc)
+        return max(0.0, date.timestamp() - now)
     except (ValueError, TypeError, OverflowError):
         return None
 
@@ -157,9 +167,15 @@ def _unexpected(status: int, body: bytes, content_type: str, data: dict[str, Any
     return f"{status} without MLflow's answer: {_excerpt(body, content_type)}"
 
 
+def _printable(text: str) -> str:
+    """On one line, without control characters, and not endless: it goes into logs and onto terminals."""
+    text = "".join(each if each.isprintable() else " " for each in text[: _LONGEST + 1])
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+
+
 def _excerpt(body: bytes, content_type: str) -> str:
     """What came, in short: a proxy's page says more than its status."""
-    kind = content_type.split(";")[0].strip() or "no content type"
+    kind = content_type.split(";")[0].strip()[:80] or "no content type"
     if not body:
         return f"an empty body ({kind})"
     text = _TAG.sub(" ", body[:2_000].decode("utf-8", "replace"))

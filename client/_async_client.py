@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from runqueue._bridge import wait_for
-from runqueue._config import Config, Token, Transport, as_uri
+from runqueue._config import Config, Token, Transport, as_uri, seconds
 from runqueue._engine import JOIN_SECONDS
 from runqueue._operations import RunOperations
 from runqueue._recorder import Recorder
@@ -73,18 +73,22 @@ class AsyncClient(Recorder):
         self, synchronous: bool = True, *, run_id: RunId | None = None, timeout: float | None = None
     ) -> RunOperations:
         """See `Client.flush`. With `synchronous=False` the result can be awaited later."""
-        lane = self._flushed_lane(run_id)
-        operations = RunOperations(self._engine.flush(lane, timeout, warn=not synchronous))
+        future, begun = self._begin_flush(run_id, timeout, warn=not synchronous)
+        operations = RunOperations(future)
         if synchronous:
             await operations
+        else:
+            await wait_for(begun, cancel=False)
         return operations
 
     async def close(self, timeout: float | None = None) -> None:
         """See `Client.close`."""
+        timeout = seconds(timeout, "timeout")
         if not self._shut():
             return
         try:
-            await RunOperations(self._engine.close(timeout))
+            future, _ = self._engine.flush(None, timeout, warn=False, final=True)
+            await RunOperations(future)
         finally:
             await self._stop(failed=True)
 

@@ -8,11 +8,12 @@ secret is shown.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 import attrs
 
@@ -22,6 +23,11 @@ from runqueue.queueing import Limits
 Token: TypeAlias = str | Callable[[], str]
 Transport: TypeAlias = Literal["auto", "httpx"]
 
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+"""Source: RFC 9110, 5.6.2, "token"."""
+
+_SECRET_ITEM = re.compile(r"(?i)(\b[^=&]*(?:pass|pwd|token|secret|key)[^=&]*=)[^&]*")
+
 DEFAULT_REQUEST_TIMEOUT = 60.0
 DEFAULT_RETRY_TIMEOUT = 300.0
 
@@ -30,13 +36,30 @@ def _veiled(value: object) -> str:
     return "None" if value is None else "'***'"
 
 
-def _seconds(_: object, field: attrs.Attribute[Any], value: object) -> None:
+def seconds(value: object, name: str) -> float | None:
+    """
+    A time-out.
+
+    Raises:
+        CallTypeError: It is neither a number nor None.
+        ConfigError: It is negative or not finite.
+    """
     if value is None:
-        return
+        return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise CallTypeError(f"{field.name}= takes a number of seconds or None, not {type(value).__name__}")
+        raise CallTypeError(f"{name}= takes a number of seconds or None, not {type(value).__name__}")
     if not 0 <= value < float("inf"):
-        raise ConfigError(f"{field.name}={value!r}: seconds from 0 on, and finite")
+        raise ConfigError(f"{name}={value!r}: seconds from 0 on, and finite")
+    return float(value)
+
+
+def _seconds(_: object, field: attrs.Attribute[Any], value: object) -> None:
+    seconds(value, field.name)
+
+
+def _some_seconds(_: object, field: attrs.Attribute[Any], value: object) -> None:
+    if seconds(value, field.name) == 0:
+        raise ConfigError(f"{field.name}=0: no request can be made in no time")
 
 
 def _workers(_: object, field: attrs.Attribute[Any], value: object) -> None:
@@ -58,9 +81,18 @@ def _uri_is_text(_: object, field: attrs.Attribute[Any], value: object) -> None:
         raise ConfigError(f"{field.name}='': a URI, a path or None")
 
 
+def fits_header(text: str) -> bool:
+    """Whether the text can be the value of a header: visible ASCII and blanks (RFC 9110, 5.5, without obs-text)."""
+    return text.isascii() and (text.isprintable() or text.replace("\t", " ").isprintable())
+
+
 def _token(_: object, field: attrs.Attribute[Any], value: object) -> None:
     if value is not None and not isinstance(value, str) and not callable(value):
         raise CallTypeError(f"{field.name}= takes text, a callable that gives it, or None, not {type(value).__name__}")
+    if value == "":
+        raise ConfigError(f"{field.name}='': a token, a callable that gives it, or None")
+    if isinstance(value, str) and not fits_header(value):
+        raise ConfigError(f"{field.name}= holds a character that no header can hold (the text is not shown)")
 
 
 def _headers(value: Any) -> Mapping[str, str] | None:
@@ -75,6 +107,10 @@ def _headers_are_text(_: object, field: attrs.Attribute[Any], value: object) -> 
     for key, text in value.items():
         if not isinstance(key, str) or not isinstance(text, str):
             raise CallTypeError(f"{field.name}= takes names and values of type str; that of {key!r} is not")
+        if _HEADER_NAME.fullmatch(key) is None:
+            raise ConfigError(f"{field.name}= holds {key!r}, which is no name of a header")
+        if not fits_header(text):
+            raise ConfigError(f"the value of {key!r} in {field.name}= holds a character that no header can hold")
 
 
 def _transport(_: object, field: attrs.Attribute[Any], value: object) -> None:
@@ -100,7 +136,7 @@ class Config:
     """Requests under way at once."""
     limits: Limits | None = attrs.field(default=None, validator=_limits)
     """Bounds on a batch; None, or a field that is None: the store's own."""
-    request_timeout: float | None = attrs.field(default=None, validator=_seconds)
+    request_timeout: float | None = attrs.field(default=None, validator=_some_seconds)
     """For one attempt, from its start to the last byte of the answer. None: MLFLOW_HTTP_REQUEST_TIMEOUT, else 60."""
     retry_timeout: float | None = attrs.field(default=None, validator=_seconds)
     """From the first failure since the last success until retrying ends. None: 300."""
@@ -137,8 +173,8 @@ class Config:
 
 
 def as_uri(given: str | os.PathLike[str] | None) -> str | None:
-    """A path counts as its text."""
-    return os.fspath(given) if isinstance(given, os.PathLike) else given
+    """A path counts as the URI of the folder, as in mlflow."""
+    return Path(given).absolute().resolve().as_uri() if isinstance(given, os.PathLike) else given
 
 
 def resolve_tracking_uri(given: str | None) -> str:
@@ -158,7 +194,7 @@ def _default_uri() -> str:
     folder = Path("mlruns")
     if _holds_runs(folder):
         return folder.absolute().as_uri()
-    return f"sqlite:///{Path('mlflow.db').absolute().as_posix()}"
+    return f"sqlite:///{quote(Path('mlflow.db').absolute().as_posix())}"
 
 
 def _holds_runs(folder: Path) -> bool:
@@ -170,11 +206,12 @@ def _holds_runs(folder: Path) -> bool:
 
 
 def without_secrets(uri: str) -> str:
-    """The URI with `***` for its user info."""
+    """The URI with `***` for its user info, and for what looks like a secret in its query."""
     try:
         parts = urlsplit(uri)
     except ValueError:
         return "***"
+    query = _SECRET_ITEM.sub(r"\1***", parts.query)
     if "@" not in parts.netloc:
-        return uri
-    return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))
+        return uri if query == parts.query else urlunsplit(parts._replace(query=query))
+    return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2], query=query))

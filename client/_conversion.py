@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import operator
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Final
@@ -17,14 +18,16 @@ from typing import Any, Final
 import attrs
 
 from runqueue._entities import Dataset
-from runqueue._wire import MAX_TAG_VALUE, RIDER_BYTES, RIDERS, Unfit, safe_in_create
+from runqueue._wire import MAX_TAG_VALUE, RIDER_BYTES, RIDERS, Unfit, is_number, safe_in_create
 from runqueue.errors import CallTypeError, ConfigError
 
 STATUSES: Final = ("RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED")
 """Source: `mlflow.entities.RunStatus`."""
 
-_TEXT: Final = (str, bytes, bytearray)
-_IMMUTABLE: Final = (float, int, str, bytes, Decimal, Fraction, type(None))
+_TEXT: Final = (str, bytes, bytearray, memoryview)
+_TEXT_DTYPES: Final = ("U", "S")
+_COMPLEX_DTYPES: Final = ("c",)
+_IMMUTABLE: Final = (float, int, complex, str, bytes, Decimal, Fraction, type(None))
 _PLAIN_TEXTS: Final = frozenset((str, int, float, bool, type(None)))
 
 
@@ -34,6 +37,11 @@ def numbers(metrics: dict[Any, Any]) -> dict[Any, Any]:
 
 
 def _number(value: Any) -> float | Unfit:
+    dtype = getattr(getattr(value, "dtype", None), "kind", None)  # numpy's word for what an array holds
+    if not is_number(value) or dtype in _TEXT_DTYPES:
+        return Unfit(_name(value), f"a metric value is a number, not {_name(value)}")
+    if dtype in _COMPLEX_DTYPES:
+        return Unfit(_name(value), f"a metric value is a real number, not {_name(value)} of complex ones")
     try:
         return float(value)
     except Exception as error:  # a foreign __float__ may raise anything; it concerns this entry alone
@@ -63,10 +71,8 @@ def whole(value: Any, name: str) -> int | Unfit:
     if isinstance(value, _TEXT):
         return Unfit(value, f"{name} {value[:40]!r} is text, not a whole number")
     try:
-        return int(operator.index(value))
-    except TypeError:
-        pass
-    try:
+        with suppress(TypeError):  # a tensor of floats has __index__, and refuses
+            return int(operator.index(value))
         number = int(value)
         if number == value:
             return number
@@ -94,7 +100,7 @@ def millis(value: Any, name: str) -> int:
     if isinstance(number, Unfit):
         raise CallTypeError(number.reason)
     if not 0 <= number < 2**63:
-        raise ConfigError(f"{name}={number}: milliseconds since the epoch")
+        raise ConfigError(f"{name}={_shown(number)}: milliseconds since the epoch")
     return number
 
 
@@ -133,7 +139,9 @@ def status(value: Any) -> str:
         CallTypeError: It is no text.
         ConfigError: MLflow knows no such status.
     """
-    name = text_or_none(value, "status") or "FINISHED"
+    name = text_or_none(value, "status")
+    if name is None:
+        return "FINISHED"
     if name not in STATUSES:
         raise ConfigError(f"status={name!r}: one of {', '.join(STATUSES)}")
     return name
@@ -147,8 +155,8 @@ def own_tags(tags: dict[Any, Any]) -> tuple[dict[str, str], dict[Any, Any]]:
     inside: dict[str, str] = {}
     others: dict[Any, Any] = {}
     room = RIDER_BYTES
-    for key, value in texts(tags).items():
-        text = value if isinstance(value, Unfit) else str(value)
+    for key, value in tags.items():
+        text = _text(value)
         if isinstance(text, str) and isinstance(key, str) and safe_in_create(key) and _encodable(text):
             size = len(key) + len(json.dumps(text)) + len('{"key":"","value":},')
             if len(inside) < RIDERS and size <= room:
@@ -180,7 +188,8 @@ def datasets(given: Any) -> tuple[Dataset | Unfit, ...]:
     Raises:
         CallTypeError: It is no sequence.
     """
-    if isinstance(given, (str, bytes, bytearray, Mapping)) or not isinstance(given, Iterable):
+    alone = any(hasattr(given, name) for name in ("dataset", "digest"))  # mlflow's entities are iterable
+    if alone or isinstance(given, (str, bytes, bytearray, Mapping)) or not isinstance(given, Iterable):
         raise CallTypeError(f"datasets takes a list, not {_name(given)}")
     each_given: Iterable[Any] = given
     return tuple(_dataset(each) for each in each_given)

@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import base64
 import os
+import re
+from collections.abc import Iterator
 from urllib.parse import unquote, urlsplit
 
-from runqueue._config import Token
+from runqueue._config import Token, fits_header
+from runqueue.errors import AuthError
+
+_AUTHORIZATION = re.compile(r"(?i)\b(basic|bearer)\s+[A-Za-z0-9+/=._~-]{6,}")
 
 
 class Credentials:
@@ -28,6 +33,7 @@ class Credentials:
         )
         self._token = token
         self._last: str | None = None
+        self._last_header: str | None = None
 
     def __repr__(self) -> str:
         return "<Credentials ***>"
@@ -39,18 +45,46 @@ class Credentials:
         Args:
             fresh: A token's callable is asked again; otherwise only when it was not asked before.
         """
+        self._last_header = self._header(fresh=fresh)
+        return self._last_header
+
+    def _header(self, *, fresh: bool) -> str | None:
         user = self._user_info
         if user is None and self._token is None:
             name, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
             user = (name, password) if name and password else None
         if user is not None:
             return "Basic " + base64.b64encode(":".join(user).encode()).decode()
-        token = self._bearer(fresh=fresh)
+        token = (self._bearer(fresh=fresh) or "").strip()  # a file's last line break is no part of its token
+        if not fits_header(token):
+            raise AuthError("the token holds a character that no header can hold (it is not shown)")
         return f"Bearer {token}" if token else None
+
+    def veil(self, text: str) -> str:
+        """The text with `***` for whatever of these credentials, or of the like, a server has put into it."""
+        text = _AUTHORIZATION.sub(r"\1 ***", text)
+        for secret in self._secrets():
+            if secret:
+                text = text.replace(secret, "***")
+        return text
+
+    def _secrets(self) -> Iterator[str]:
+        header = self._last_header or ""
+        yield header
+        yield header.partition(" ")[2]
+        if self._user_info is not None:
+            yield self._user_info[1]
+        yield os.environ.get("MLFLOW_TRACKING_PASSWORD", "")
 
     def _bearer(self, *, fresh: bool) -> str | None:
         if not callable(self._token):
             return self._token or os.environ.get("MLFLOW_TRACKING_TOKEN")
         if fresh or self._last is None:
-            self._last = self._token()
+            failed = None
+            try:
+                self._last = self._token()
+            except Exception as error:  # its words may hold secrets: neither they nor its frames are passed on
+                failed = type(error).__name__
+            if failed is not None:
+                raise AuthError(f"the callable of token= raised {failed}")
         return self._last

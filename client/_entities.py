@@ -6,7 +6,9 @@ Rule of this file: frozen values only; nothing here is made on the enqueue path.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, Literal, TypeAlias, cast, overload
 
 import attrs
@@ -54,13 +56,22 @@ class Entry:
     """Of a metric, in milliseconds since the epoch."""
 
 
+def _portable(entry: Entry) -> Entry:
+    """An entry that can be pickled; what was logged may be anything, and a report has to get out of the process."""
+    try:
+        pickle.dumps(entry)
+    except Exception:
+        return Entry(entry.kind, entry.key, repr(entry.value), repr(entry.step), repr(entry.timestamp))
+    return entry
+
+
 class Entries(Sequence[Entry]):
     """
     The entries of a failure. A sequence that makes each Entry when it is asked for: a server that is down for an hour
     may leave a million of them, and to report that must not cost more memory than to queue it.
     """
 
-    def __init__(self, parts: Sequence[tuple[int, Callable[[int], Entry]]]) -> None:
+    def __init__(self, parts: Sequence[tuple[int, Callable[[int, int], Iterator[Entry]]]]) -> None:
         self._parts = [part for part in parts if part[0]]
         self._count = sum(count for count, _ in self._parts)
 
@@ -68,9 +79,8 @@ class Entries(Sequence[Entry]):
         return self._count
 
     def __iter__(self) -> Iterator[Entry]:
-        for count, entry in self._parts:
-            for at in range(count):
-                yield entry(at)
+        for count, entries in self._parts:
+            yield from entries(0, count)
 
     @overload
     def __getitem__(self, index: int) -> Entry: ...
@@ -78,12 +88,15 @@ class Entries(Sequence[Entry]):
     def __getitem__(self, index: slice) -> tuple[Entry, ...]: ...
     def __getitem__(self, index: int | slice) -> Entry | tuple[Entry, ...]:
         if isinstance(index, slice):
-            return tuple(self[at] for at in range(*index.indices(self._count)))
+            start, stop, step = index.indices(self._count)
+            if step < 0:
+                return tuple(self)[index]
+            return tuple(islice(self, start, stop, step))
         at = index + self._count if index < 0 else index
         if at >= 0:
-            for count, entry in self._parts:
+            for count, entries in self._parts:
                 if at < count:
-                    return entry(at)
+                    return next(entries(at, at + 1))
                 at -= count
         raise IndexError(index)
 
@@ -100,7 +113,7 @@ class Entries(Sequence[Entry]):
         return f"Entries({shown}{', ...' if len(self) > 3 else ''} {len(self):,} in all)"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (tuple, (tuple(self),))
+        return (tuple, ([_portable(entry) for entry in self],))
 
 
 @attrs.frozen

@@ -9,6 +9,7 @@ error nor its frames, because those hold the request's headers.
 from __future__ import annotations
 
 import importlib.util
+import os
 import ssl
 import time
 import zlib
@@ -21,12 +22,16 @@ import anyio
 import httpx
 
 from runqueue._answer import judge
-from runqueue._config import Config
+from runqueue._config import Config, without_secrets
 from runqueue._credentials import Credentials
 from runqueue._store import Endpoint, Traffic
 from runqueue._wire import MLFLOW_LIMITS
-from runqueue.errors import UnavailableError, UnexpectedAnswerError
+from runqueue.errors import ConfigError, UnavailableError, UnexpectedAnswerError
 from runqueue.queueing import Limits, StoreError
+
+_NETWORK_VARIABLES: Final = frozenset(
+    ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
+)
 
 MAX_REDIRECTS: Final = 5
 """As many in a row are followed, if they keep method, body and origin."""
@@ -57,8 +62,18 @@ class HttpStore:
             "User-Agent": _user_agent(),
             **(config.headers or {}),
         }
+        self._secret_headers = [value for value in (config.headers or {}).values() if len(value) >= 4]
         pool = httpx.Limits(max_connections=config.max_workers, max_keepalive_connections=config.max_workers)
-        self._client = _client_class(config)(limits=pool, timeout=None, follow_redirects=False)
+        try:
+            self._client = _client_class(config)(
+                limits=pool, timeout=None, follow_redirects=False, event_hooks={"response": [_keep_location]}
+            )
+        except Exception as error:  # of httpx's, of the ssl module's, of the operating system's
+            named = sorted(name for name in os.environ if name.upper() in _NETWORK_VARIABLES)
+            raise ConfigError(
+                f"no HTTP client can be made; a variable of the environment ({', '.join(named)}) may be at fault:"
+                f" {type(error).__name__}: {without_secrets(str(error))}"
+            ) from None
 
     @property
     def limits(self) -> Limits:
@@ -74,16 +89,30 @@ class HttpStore:
         self, endpoint: Endpoint, body: bytes = b"", query: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
         """See `Store.call`. A 401 is answered once, with fresh credentials."""
-        answer = await self._exchange(endpoint, body, query, fresh=False)
-        if answer.status == 401:
-            answer = await self._exchange(endpoint, body, query, fresh=True)
-        return judge(
-            answer.status,
-            answer.body,
-            content_type=answer.headers.get("content-type", ""),
-            retry_after=answer.headers.get("retry-after", ""),
-            now=time.time(),
-        )
+        failure: StoreError
+        try:
+            answer = await self._exchange(endpoint, body, query, fresh=False)
+            if answer.status == 401:
+                answer = await self._exchange(endpoint, body, query, fresh=True)
+            return judge(
+                answer.status,
+                answer.body,
+                content_type=answer.headers.get("content-type", ""),
+                retry_after=answer.headers.get("retry-after", ""),
+                now=time.time(),
+            )
+        except StoreError as error:
+            failure = self._bare(error)
+        raise failure
+
+    def _bare(self, error: StoreError) -> StoreError:
+        """The error without the frames and causes it came with, and without what a server has echoed of our secrets."""
+        text = self._credentials.veil(str(error))
+        for value in self._secret_headers:
+            text = text.replace(value, "***")
+        error.args = (text,)
+        error.__cause__ = error.__context__ = None
+        return error.with_traceback(None)
 
     async def _exchange(
         self, endpoint: Endpoint, body: bytes, query: Mapping[str, str] | None, *, fresh: bool
@@ -156,6 +185,12 @@ def _client_class(config: Config) -> type[httpx.AsyncClient]:
     return HttpxAiohttpClient
 
 
+async def _keep_location(response: httpx.Response) -> None:
+    # Away from httpx, which would take a Location that it cannot read for a broken connection.
+    if "location" in response.headers:
+        response.extensions["location"] = response.headers.pop("location")
+
+
 def _redirected(response: httpx.Response, url: httpx.URL) -> httpx.URL:
     """
     Where a redirect leads, if it may be followed.
@@ -165,7 +200,7 @@ def _redirected(response: httpx.Response, url: httpx.URL) -> httpx.URL:
     """
     status = response.status_code
     try:
-        target = url.join(response.headers["location"])
+        target = url.join(response.extensions["location"])
     except (KeyError, httpx.InvalidURL):
         raise UnexpectedAnswerError(f"{status}: a redirect that does not say where to") from None
     if _origin(target) != _origin(url):

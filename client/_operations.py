@@ -50,14 +50,24 @@ class RunOperations:
             raise ClosedError("the client was closed before the flush ended") from None
         _raise_failures(report)
 
+    def cancel(self) -> None:
+        """Stop sending for this flush; what is not stored stays queued for the next one."""
+        self._future.cancel()
+
     def __await__(self) -> Generator[Any, Any, None]:
         return self._completion().__await__()
 
     async def _completion(self) -> None:
-        _raise_failures(await wait_for(self._future))
+        try:
+            report = await wait_for(self._future)
+        except CancelledError:  # the flush was, not the wait for it
+            raise ClosedError("the client was closed before the flush ended") from None
+        _raise_failures(report)
 
     def __repr__(self) -> str:
         report = self.report
+        if self._future.cancelled():
+            return "<RunOperations cancelled>"
         if report is None:
             return "<RunOperations under way>"
         return f"<RunOperations done, {report.stored} of {report.total} stored>"

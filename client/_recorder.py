@@ -13,8 +13,8 @@ from time import time_ns
 from typing import Any, Final
 
 from runqueue import _conversion as convert
-from runqueue._config import Config, resolve_tracking_uri, without_secrets
-from runqueue._engine import Engine
+from runqueue._config import Config, resolve_tracking_uri, seconds, without_secrets
+from runqueue._engine import Engine, Flushing
 from runqueue._entities import OperationFailure, Statistics
 from runqueue._run import PendingRunId, RunId
 from runqueue._stores import check_uri
@@ -303,10 +303,11 @@ class Recorder:
             raise ClosedError("the client is closed")
         return self._engine.accumulator.open(run, opened=opened, parent=parent)
 
-    def _flushed_lane(self, run_id: RunId | None) -> Lane | None:
+    def _begin_flush(self, run_id: RunId | None, timeout: float | None, *, warn: bool) -> Flushing:
         if self._closed:
             raise ClosedError("the client is closed")
-        return None if run_id is None else self._lane(run_id)
+        lane = None if run_id is None else self._lane(run_id)
+        return self._engine.flush(lane, seconds(timeout, "timeout"), warn=warn)
 
     def _shut(self) -> bool:
         """Refuse all calls from now on; False if they were refused before."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
-from runqueue._entities import Entries, FlushReport, OperationFailure
+from runqueue._entities import Entries, Entry, FlushReport, OperationFailure
 from runqueue._run import PendingRunId
 from runqueue._wire import OPERATIONS, describe
 from runqueue.queueing import Failure, Report
@@ -39,7 +39,7 @@ def grouped(failures: Iterable[Failure]) -> tuple[OperationFailure, ...]:
 
 def _public(group: list[Failure]) -> OperationFailure:
     first = group[0]
-    parts = [(failure.stop - failure.start, partial(_entry, failure.record, failure.start)) for failure in group]
+    parts = [(failure.stop - failure.start, partial(_described, failure)) for failure in group]
     return OperationFailure(
         run_id=_run_id(first.run),
         operation=OPERATIONS[first.kind],
@@ -50,8 +50,8 @@ def _public(group: list[Failure]) -> OperationFailure:
     )
 
 
-def _entry(record: Any, start: int, at: int) -> Any:
-    return describe(record, start + at)
+def _described(failure: Failure, start: int, stop: int) -> Iterator[Entry]:
+    return describe(failure.record, failure.start + start, failure.start + stop)
 
 
 def _run_id(run: Any) -> Any:

@@ -27,9 +27,14 @@ def check_uri(uri: str) -> None:
     Raises:
         ConfigError: Nothing here knows the scheme, or what it needs is not installed.
     """
-    scheme = _scheme(uri)
+    try:
+        scheme = _scheme(uri)
+        parts = urlsplit(uri)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise ConfigError(f"the tracking URI {without_secrets(uri)!r} is none: {error}") from None
     if scheme in ("http", "https"):
-        if not urlsplit(uri).hostname:
+        if not host:
             raise ConfigError(f"the tracking URI {without_secrets(uri)!r} has no host")
         return
     if scheme.split("+")[0] not in DELEGATED and scheme not in _plugin_schemes():

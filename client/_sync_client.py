@@ -8,7 +8,7 @@ from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from runqueue._config import Config, Token, Transport, as_uri
+from runqueue._config import Config, Token, Transport, as_uri, seconds
 from runqueue._operations import RunOperations
 from runqueue._recorder import Recorder
 from runqueue._run import RunId
@@ -99,14 +99,15 @@ class Client(Recorder):
             FlushError: Everything that was tried and not stored, to the entry.
             ClosedError: The client was closed.
         """
-        lane = self._flushed_lane(run_id)
-        operations = RunOperations(self._engine.flush(lane, timeout, warn=not synchronous))
-        if synchronous:
-            try:
+        future, begun = self._begin_flush(run_id, timeout, warn=not synchronous)
+        operations = RunOperations(future)
+        try:
+            begun.result()
+            if synchronous:
                 operations.await_completion()
-            except KeyboardInterrupt:
-                operations._future.cancel()  # the rest stays queued
-                raise
+        except KeyboardInterrupt:
+            operations.cancel()  # the rest stays queued
+            raise
         return operations
 
     def close(self, timeout: float | None = None) -> None:
@@ -119,10 +120,12 @@ class Client(Recorder):
         Raises:
             FlushError: What could not be sent; it is final.
         """
+        timeout = seconds(timeout, "timeout")
         if not self._shut():
             return
         try:
-            RunOperations(self._engine.close(timeout)).await_completion()
+            future, _ = self._engine.flush(None, timeout, warn=False, final=True)
+            RunOperations(future).await_completion()
         finally:
             self._engine.stop(failed=True)
             self._finalizer.detach()

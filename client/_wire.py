@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
-from typing import Any, Final, cast
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, Final
 
 import attrs
 import orjson
 
-from runqueue._entities import Dataset, Entry, EntryKind
+from runqueue._entities import Entry, EntryKind
 from runqueue._run import RunId
 from runqueue.queueing import Batch, Fragments, Joined, Limits, Record, RejectedError
 from runqueue.queueing._batch import DATASET, METRIC, PARAM, RUN, STATUS, TAG
@@ -69,7 +70,8 @@ _ENTRY_KINDS: Final[dict[int, EntryKind]] = {
 _PLAIN: Final = frozenset((float, int, bool))
 _INT64: Final = 2**63
 _NOT_FINITE: Final = {"nan": b'"NaN"', "inf": b'"Infinity"', "-inf": b'"-Infinity"'}
-_MAX_TEMPLATES: Final = 10_000
+_CACHE_BYTES: Final = 8_000_000
+"""About what templates may take; keys that are new in every call would fill the memory."""
 _TAIL: Final = b"\0"
 """Stands in a template for what all metrics of a record end with; JSON never holds this byte."""
 
@@ -130,6 +132,7 @@ class Encoder:
     def __init__(self) -> None:
         self.cut = 0
         self._templates: dict[tuple[str, ...], bytes] = {}
+        self._cached = 0
 
     def encode(self, record: Record, memory: dict[Any, Any]) -> Fragments:
         """See `runqueue.queueing.Encode`; `memory` keeps which keys were cut to what."""
@@ -190,10 +193,16 @@ class Encoder:
                 pieces.append(b"")
                 faults[at] = error
         if not faults and not memory:  # no key was cut
-            if len(self._templates) >= _MAX_TEMPLATES:
-                self._templates.clear()
-            self._templates[tuple(entries)] = b",".join(each.replace(b"%", b"%%") + b"%b" + _TAIL for each in prefixes)
+            self._keep_template(tuple(entries), prefixes)
         return pieces, faults or None
+
+    def _keep_template(self, keys: tuple[str, ...], prefixes: list[bytes]) -> None:
+        template = b",".join(each.replace(b"%", b"%%") + b"%b" + _TAIL for each in prefixes)
+        self._cached += 3 * len(template) + 100  # with the keys as text, and Python's own overhead
+        if self._cached > _CACHE_BYTES:
+            self._templates.clear()
+            self._cached = 3 * len(template) + 100
+        self._templates[keys] = template
 
     # -- params, tags ------------------------------------------------------------------------------------------------
 
@@ -205,7 +214,7 @@ class Encoder:
                 short = self._key(record[0], key, memory)
                 if isinstance(value, Unfit):
                     raise RejectedError(value.reason)
-                pieces.append(_pair(short, self._shortened(str(value), longest, f"the value of {short!r}")))
+                pieces.append(_pair(short, self._shortened(_text(value), longest, f"the value of {short!r}")))
             except RejectedError as error:
                 pieces.append(b"")
                 faults[at] = error
@@ -218,10 +227,11 @@ class Encoder:
         """
         if not isinstance(key, str):
             raise RejectedError(f"a key is text, not {type(key).__name__}")
-        if len(key) <= MAX_KEY and not memory:
+        cuttable = len(key) == MAX_KEY and key.endswith("...")  # it may be what another key is cut to
+        if len(key) <= MAX_KEY and not memory and not cuttable:
             return key
         short = self._shortened(key, MAX_KEY, f"the key {key[:40]!r}...")
-        if (short is not key or (kind, short) in memory) and memory.setdefault((kind, short), key) != key:
+        if (short is not key or cuttable or (kind, short) in memory) and memory.setdefault((kind, short), key) != key:
             raise RejectedError(f"the key has {len(key)} characters, and is the same as another when cut to {MAX_KEY}")
         return short
 
@@ -252,6 +262,14 @@ class Encoder:
         return pieces, faults or None
 
 
+def is_number(value: object) -> bool:
+    """Whether `float()` would convert the value, and not read it as text: it also reads whatever has a buffer."""
+    kind = type(value)
+    if issubclass(kind, (str, bytes)):  # numpy's have __float__ too
+        return False
+    return hasattr(kind, "__float__") or hasattr(kind, "__index__")
+
+
 def _metric_tail(timestamp: Any, step: Any, model_id: str | None, dataset: tuple[str, str] | None) -> bytes:
     if not (timestamp.__class__ is step.__class__ is int and 0 <= timestamp < _INT64 and -_INT64 <= step < _INT64):
         timestamp, step = _whole(timestamp, "timestamp", 0), _whole(step, "step")
@@ -279,13 +297,23 @@ def _whole(value: Any, name: str, least: int = -(2**63)) -> int:
 def _number(value: Any) -> bytes:
     if isinstance(value, Unfit):
         raise RejectedError(value.reason)
-    if isinstance(value, (str, bytes, bytearray)):
-        raise RejectedError(f"a metric value is a number, not the text {_shown(value)}")
+    if not is_number(value):
+        what = "the text " if isinstance(value, (str, bytes)) else ""
+        raise RejectedError(f"a metric value is a number, not {what}{_shown(value)}")
+    if isinstance(value, complex):  # numpy's would be cut to its real part
+        raise RejectedError(f"a metric value is a real number, not {_shown(value)}")
     try:
         number = float(value)
     except Exception as error:  # whatever a foreign __float__ raises concerns this entry alone
         raise RejectedError(f"{_shown(value)} cannot be converted to a float: {error}") from None
     return _NOT_FINITE.get(repr(number)) or orjson.dumps(number)
+
+
+def _text(value: Any) -> str:
+    try:
+        return str(value)
+    except ValueError as error:  # an int of more digits than Python writes
+        raise RejectedError(f"{_shown(value)} cannot be converted to text: {error}") from None
 
 
 def _shown(value: object) -> str:
@@ -360,22 +388,22 @@ def create_run_body(new: NewRun, experiment_id: str, system_tags: dict[str, str]
 # -- reports ---------------------------------------------------------------------------------------------------------
 
 
-def describe(record: Record, at: int) -> Entry:
-    """The entry at this place of a record, for a report."""
+def describe(record: Record, start: int, stop: int) -> Iterator[Entry]:
+    """The entries of a stretch of a record, for a report."""
     kind = record[0]
     name = _ENTRY_KINDS[kind]
     if kind == RUN:
-        return Entry(name, record[3].run_name)
-    if kind == STATUS:
-        return Entry(name, "status", record[2])
-    if kind == DATASET:
-        given: Dataset | Unfit = record[1][at]
-        return Entry(name, None, given.value) if isinstance(given, Unfit) else Entry(name, given.name, given)
-    key, value = list(cast("dict[str, Any]", record[1]).items())[at]
-    if isinstance(value, Unfit):
-        value = value.value
-    if kind == METRIC:
-        step = record[3].value if isinstance(record[3], Unfit) else record[3]
-        stamp = record[2].value if isinstance(record[2], Unfit) else record[2]
-        return Entry(name, key, value, step, stamp)
-    return Entry(name, key, value)
+        yield Entry(name, record[3].run_name)
+    elif kind == STATUS:
+        yield Entry(name, "status", record[2])
+    elif kind == DATASET:
+        for given in record[1][start:stop]:
+            yield Entry(name, None, given.value) if isinstance(given, Unfit) else Entry(name, given.name, given)
+    else:
+        stamp, step = (_given(record[2]), _given(record[3])) if kind == METRIC else (None, None)
+        for key, value in islice(record[1].items(), start, stop):
+            yield Entry(name, key, _given(value), step, stamp)
+
+
+def _given(value: Any) -> Any:
+    return value.value if isinstance(value, Unfit) else value

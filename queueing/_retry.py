@@ -66,6 +66,8 @@ class Outage:
 
     def succeeded(self) -> None:
         self.since = self.error = None
+        if self.spent:  # a probe got through; what was asked for before that is over
+            self.not_before = -math.inf
         self.spent = self.told = False
 
     def left(self, now: float) -> float:

@@ -163,7 +163,10 @@ class Sender:
         Returns:
             What was not stored. Failures are reported once, by the first flush to end whose window holds them.
         """
-        flush = self.begin(lane)
+        return await self.wait(self.begin(lane), timeout)
+
+    async def wait(self, flush: Flush, timeout: float | None = None) -> Report:
+        """The rest of `flush`, for a flush that `begin` has begun."""
         try:
             with anyio.move_on_after(timeout):
                 await flush.done.wait()
@@ -330,7 +333,8 @@ class Sender:
                     self._probe.release()
                     probing = False
                 await self._slots.acquire()
-                wait = self.outage.not_before - anyio.current_time()
+                # A probe does not wait for what the store has asked: that lay beyond our patience, and is asked again.
+                wait = -1.0 if probing else self.outage.not_before - anyio.current_time()
                 if wait <= 0 and probing == self.outage.spent:
                     break
                 self._slots.release()

@@ -42,7 +42,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "runqueue.queueing._sender",
         "runqueue.queueing",
         # config, entities, errors; the placeholder of a run is a value like them, and the wire format reads it
-        "runqueue._entities runqueue._run runqueue._bridge",
+        "runqueue._entities runqueue._run runqueue._bridge runqueue._loop_thread",
         "runqueue.errors",
         "runqueue._config",
         # the wire format, and what needs nothing else

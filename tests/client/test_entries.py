@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from array import array
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from fractions import Fraction
@@ -43,7 +42,7 @@ class Tensor:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return f"tensor({self.value})"
 
 
@@ -235,7 +234,6 @@ BAD_VALUES: dict[str, Any] = {
     "bytes": b"0.5",
     "bytearray": bytearray(b"0.5"),
     "memoryview": memoryview(b"0.5"),
-    "array of bytes": array("b", b"5"),
     "0-d array of text": np.array("0.5"),
     "None": None,
     "complex": 1 + 2j,

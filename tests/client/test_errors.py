@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -177,11 +177,12 @@ def test_entries_are_a_sequence_that_makes_what_is_asked_for() -> None:
     """Length, indices from both ends, slices, iteration, equality, repr."""
     made: list[int] = []
 
-    def entry(at: int) -> Entry:
-        made.append(at)
-        return Entry("metric", f"m{at}")
+    def entries(start: int, stop: int) -> Iterator[Entry]:
+        for at in range(start, stop):
+            made.append(at)
+            yield Entry("metric", f"m{at}")
 
-    several = Entries([(3, entry), (0, entry), (1_000_000, lambda at: entry(at + 3))])
+    several = Entries([(3, entries), (0, entries), (1_000_000, lambda start, stop: entries(start + 3, stop + 3))])
     assert len(several) == 1_000_003 and made == []
     assert several[0].key == "m0" and several[3].key == "m3" and several[-1].key == "m1000002"
     assert [each.key for each in several[2:5]] == ["m2", "m3", "m4"]

@@ -111,11 +111,7 @@ def test_what_is_not_finite_goes_as_the_words_that_mlflow_takes(value: float) ->
     assert isinstance(point["value"], float) or point["value"] in NOT_FINITE
 
 
-@given(
-    values=st.dictionaries(
-        KEYS, st.one_of(NUMBERS, st.sampled_from(["1", b"1", bytearray(b"1"), None, 1j, [1.0], 10**400, (), {}]))
-    )
-)
+@given(values=st.dictionaries(KEYS, st.one_of(NUMBERS, st.sampled_from(["1", b"1", None, 1j, [1.0], 10**400, (), {}]))))
 def test_values_that_are_no_numbers_fail_alone(values: dict[str, Any]) -> None:
     """Whatever is mixed into one call, the numbers are sent and the others named."""
     for key, value, sent in zip(values, values.values(), encoded(metric(values)), strict=True):
@@ -130,7 +126,6 @@ def test_values_that_are_no_numbers_fail_alone(values: dict[str, Any]) -> None:
     [
         ("0.5", "'0.5'"),
         (b"0.5", "b'0.5'"),
-        (bytearray(b"0.5"), "0.5"),
         (None, "None"),
         (1 + 2j, "(1+2j)"),
         ([1.0], "[1.0]"),
@@ -147,7 +142,7 @@ def test_the_fault_of_a_value_shows_it_in_short(value: object, words: str) -> No
     """The message quotes what was given, and never fills a screen."""
     good, bad = encoded(metric({"good": 1, "bad": value}))
     assert good["value"] == 1
-    assert words in str(bad)
+    assert isinstance(bad, Exception) and words in str(bad)
     assert len(str(bad)) < 250
 
 
@@ -406,4 +401,4 @@ def test_one_small_body_ends_a_run() -> None:
 )
 def test_an_entry_is_described_as_it_was_given(record: Record, at: int, entry: Entry) -> None:
     """Kind, key, value, step and time, for every kind of record."""
-    assert describe(record, at) == entry
+    assert list(describe(record, at, at + 1)) == [entry]
