@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any, Literal, TypeAlias, cast, overload
 
 import attrs
@@ -89,9 +88,7 @@ class Entries(Sequence[Entry]):
     def __getitem__(self, index: int | slice) -> Entry | tuple[Entry, ...]:
         if isinstance(index, slice):
             start, stop, step = index.indices(self._count)
-            if step < 0:
-                return tuple(self)[index]
-            return tuple(islice(self, start, stop, step))
+            return self._stretch(start, stop) if step == 1 else tuple(self)[index]
         at = index + self._count if index < 0 else index
         if at >= 0:
             for count, entries in self._parts:
@@ -99,6 +96,14 @@ class Entries(Sequence[Entry]):
                     return next(entries(at, at + 1))
                 at -= count
         raise IndexError(index)
+
+    def _stretch(self, start: int, stop: int) -> tuple[Entry, ...]:
+        made: list[Entry] = []
+        for count, entries in self._parts:
+            if max(0, start) < min(count, stop):
+                made += entries(max(0, start), min(count, stop))
+            start, stop = start - count, stop - count
+        return tuple(made)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, (Entries, tuple, list)):

@@ -191,7 +191,7 @@ def test_entries_are_a_sequence_that_makes_what_is_asked_for() -> None:
     for beyond in (1_000_003, -1_000_004):
         with pytest.raises(IndexError):
             several[beyond]
-    few = Entries([(2, entry)])
+    few = Entries([(2, entries)])
     assert few == (Entry("metric", "m0"), Entry("metric", "m1")) == tuple(few) and few != () and few != "m"
     assert hash(few) == hash(tuple(few)) and Entry("metric", "m1") in few and few.index(Entry("metric", "m1")) == 1
     assert pickle.loads(pickle.dumps(few)) == tuple(few)
