@@ -16,6 +16,8 @@ from urllib.parse import unquote, urlsplit
 from runqueue._config import Token, fits_header
 from runqueue.errors import AuthError
 
+_SHORTEST = 4
+"""Characters of a secret that is veiled in messages; a password of one letter would leave none of them readable."""
 _AUTHORIZATION = re.compile(r"(?i)\b(basic|bearer)\s+[A-Za-z0-9+/=._~-]{6,}")
 
 
@@ -64,7 +66,7 @@ class Credentials:
         """The text with `***` for whatever of these credentials, or of the like, a server has put into it."""
         text = _AUTHORIZATION.sub(r"\1 ***", text)
         for secret in self._secrets():
-            if secret:
+            if len(secret) >= _SHORTEST:
                 text = text.replace(secret, "***")
         return text
 
