@@ -17,6 +17,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import attrs
 
+from runqueue import _environment as environment
 from runqueue.errors import CallTypeError, ConfigError
 from runqueue.queueing import Limits
 
@@ -30,6 +31,7 @@ _SECRET_ITEM = re.compile(r"(?i)(\b[^=&]*(?:pass|pwd|token|secret|key)[^=&]*=)[^
 
 DEFAULT_REQUEST_TIMEOUT = 60.0
 DEFAULT_RETRY_TIMEOUT = 300.0
+DEFAULT_BACKOFF = 0.5
 
 
 def _veiled(value: object) -> str:
@@ -119,6 +121,16 @@ def _transport(_: object, field: attrs.Attribute[Any], value: object) -> None:
 
 
 @attrs.frozen(kw_only=True)
+class RetrySettings:
+    """When to try again; see `runqueue.queueing._retry.RetryPolicy`, which is imported with the engine only."""
+
+    timeout: float
+    retries: int | None
+    base: float
+    jitter: float
+
+
+@attrs.frozen(kw_only=True)
 class Config:
     """
     The settings of a client; each is a keyword of its constructor. Times are in seconds.
@@ -156,20 +168,20 @@ class Config:
         """
         if self.request_timeout is not None:
             return self.request_timeout
-        name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
-        text = os.environ.get(name)
-        if not text:
-            return DEFAULT_REQUEST_TIMEOUT
-        try:
-            seconds = float(text)
-        except ValueError:
-            seconds = -1.0
-        if not 0 < seconds < float("inf"):
-            raise ConfigError(f"the environment variable {name}={text!r} is no number of seconds above 0")
-        return seconds
+        return environment.number("MLFLOW_HTTP_REQUEST_TIMEOUT", above=0) or DEFAULT_REQUEST_TIMEOUT
 
-    def seconds_of_retrying(self) -> float:
-        return DEFAULT_RETRY_TIMEOUT if self.retry_timeout is None else self.retry_timeout
+    def retrying(self) -> RetrySettings:
+        """
+        Raises:
+            ConfigError: MLFLOW_HTTP_REQUEST_MAX_RETRIES, _BACKOFF_FACTOR or _BACKOFF_JITTER hold no such number.
+        """
+        base = environment.number("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR")
+        return RetrySettings(
+            timeout=DEFAULT_RETRY_TIMEOUT if self.retry_timeout is None else self.retry_timeout,
+            retries=environment.count("MLFLOW_HTTP_REQUEST_MAX_RETRIES"),
+            base=DEFAULT_BACKOFF if base is None else base,
+            jitter=environment.number("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER") or 0.0,
+        )
 
 
 def as_uri(given: str | os.PathLike[str] | None) -> str | None:

@@ -43,6 +43,8 @@ class Creation:
         self._store = store
         self._patience = patience
         self._experiments = Experiments(store)
+        self._without_tags: set[PendingRunId] = set()  # asked for without their own tags
+        self._looking = anyio.Lock()
         self._doubtful: dict[PendingRunId, tuple[str, float]] = {}  # with the experiment's id, and since when
 
     async def create(self, pending: PendingRunId, batch: Batch) -> Sequence[Record]:
@@ -65,7 +67,7 @@ class Creation:
             found = await self._find(pending, experiment_id)
             if found:
                 pending._resolve(found[0])
-                return ()
+                return [(TAG, new.tags, False)] if pending in self._without_tags else ()
         tags = [*batch.pieces(RUN), *batch.pieces(TAG)]
         try:
             await self._post(pending, new, experiment_id, tags)
@@ -73,6 +75,7 @@ class Creation:
             # The run's own tags may be at fault. As entries of a log batch they are isolated like any other.
             if not new.tags or TAG in batch.groups or error.scope is not Scope.ENTRY:
                 raise
+            self._without_tags.add(pending)
             await self._post(pending, new, experiment_id, ())
             return [(TAG, new.tags, False)]
         return ()
@@ -112,6 +115,10 @@ class Creation:
 
     async def last_look(self) -> None:
         """Delete what a slow server has created beyond the one run; a look that fails is repeated after the next flush."""
+        async with self._looking:
+            await self._look()
+
+    async def _look(self) -> None:
         for pending, (experiment_id, since) in list(self._doubtful.items()):
             if pending.run_id is None:
                 continue  # not created yet, as far as we know: the next attempt looks first

@@ -1,24 +1,48 @@
 """
 What a request to an HTTP server authenticates itself with.
 
-Rules of this file: looked up for every request, so that a token that changes is taken over; a user and password come
-before a token, and of each kind the URI before the constructor before the environment. Nothing here is ever shown.
+Rules of this file: variables are looked up for every request, so that a token that changes is taken over; a callable
+and the file are asked again after a 401. A user and password come before a token: of the URI, then of the variables,
+then of the file; a `token=` of the constructor comes before the latter two. Nothing here is ever shown.
 """
 
 from __future__ import annotations
 
 import base64
-import os
+import configparser
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from runqueue import _environment as environment
 from runqueue._config import Token, fits_header
 from runqueue.errors import AuthError
 
 _SHORTEST = 4
 """Characters of a secret that is veiled in messages; a password of one letter would leave none of them readable."""
 _AUTHORIZATION = re.compile(r"(?i)\b(basic|bearer)\s+[A-Za-z0-9+/=._~-]{6,}")
+
+
+def read_file() -> tuple[str | None, str | None]:
+    """
+    User and password of `~/.mlflow/credentials`, the file that `mlflow` itself reads: an INI file with a section
+    [mlflow] of `mlflow_tracking_username` and `mlflow_tracking_password`.
+
+    Raises:
+        AuthError: It is there, and cannot be read; what stands in it is not shown.
+    """
+    path = Path("~/.mlflow/credentials").expanduser()
+    parser = configparser.ConfigParser(interpolation=None)  # a password may hold a %
+    fault = None
+    try:
+        parser.read(path)
+    except (configparser.Error, OSError, UnicodeDecodeError) as error:
+        fault = type(error).__name__
+    if fault is not None:
+        raise AuthError(f"the file ~/.mlflow/credentials cannot be read ({fault})")
+    section = parser["mlflow"] if parser.has_section("mlflow") else {}
+    return section.get("mlflow_tracking_username"), section.get("mlflow_tracking_password")
 
 
 class Credentials:
@@ -36,6 +60,7 @@ class Credentials:
         self._token = token
         self._last: str | None = None
         self._last_header: str | None = None
+        self._file: tuple[str | None, str | None] | None = None
 
     def __repr__(self) -> str:
         return "<Credentials ***>"
@@ -53,14 +78,21 @@ class Credentials:
     def _header(self, *, fresh: bool) -> str | None:
         user = self._user_info
         if user is None and self._token is None:
-            name, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
-            user = (name, password) if name and password else None
+            user = self._user_and_password(fresh=fresh)
         if user is not None:
             return "Basic " + base64.b64encode(":".join(user).encode()).decode()
         token = (self._bearer(fresh=fresh) or "").strip()  # a file's last line break is no part of its token
         if not fits_header(token):
             raise AuthError("the token holds a character that no header can hold (it is not shown)")
         return f"Bearer {token}" if token else None
+
+    def _user_and_password(self, *, fresh: bool) -> tuple[str, str] | None:
+        """Each from its variable, else from the file, as in MLflow."""
+        if fresh or self._file is None:
+            self._file = read_file()
+        name = environment.text("MLFLOW_TRACKING_USERNAME") or self._file[0]
+        password = environment.text("MLFLOW_TRACKING_PASSWORD") or self._file[1]
+        return (name, password) if name and password else None
 
     def veil(self, text: str) -> str:
         """The text with `***` for whatever of these credentials, or of the like, a server has put into it."""
@@ -76,11 +108,13 @@ class Credentials:
         yield header.partition(" ")[2]
         if self._user_info is not None:
             yield self._user_info[1]
-        yield os.environ.get("MLFLOW_TRACKING_PASSWORD", "")
+        yield environment.text("MLFLOW_TRACKING_PASSWORD") or ""
+        if self._file is not None:
+            yield self._file[1] or ""
 
     def _bearer(self, *, fresh: bool) -> str | None:
         if not callable(self._token):
-            return self._token or os.environ.get("MLFLOW_TRACKING_TOKEN")
+            return self._token or environment.text("MLFLOW_TRACKING_TOKEN")
         if fresh or self._last is None:
             failed = None
             try:

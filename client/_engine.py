@@ -13,6 +13,8 @@ from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeAlias
 
+import attrs
+
 from runqueue._config import Config, without_secrets
 from runqueue._entities import FlushReport, OperationFailure, Statistics
 from runqueue._loop_thread import LoopThread
@@ -49,6 +51,7 @@ class Engine:
         self.encoder = Encoder()
         self.accumulator = Accumulator(self.encoder.encode)
         config.seconds_per_request()  # a bad variable is an error of the constructor, not of the first flush
+        config.retrying()
         _bounds(config, MLFLOW_LIMITS)
         self._thread = LoopThread(self._assembled)
         self._sender: Sender
@@ -138,7 +141,7 @@ class Engine:
                 Delivery(store, self._creation, self.accumulator),
                 bounds=_bounds(self.config, store.limits),
                 max_workers=self.config.max_workers,
-                retry=RetryPolicy(timeout=self.config.seconds_of_retrying()),
+                retry=RetryPolicy(**attrs.asdict(self.config.retrying())),
                 on_outage=self._warn_of_outage,
             )
             async with self._sender:

@@ -25,6 +25,7 @@ from runqueue._answer import judge
 from runqueue._config import Config, without_secrets
 from runqueue._credentials import Credentials
 from runqueue._store import Endpoint, Traffic
+from runqueue._tls import verification
 from runqueue._wire import MLFLOW_LIMITS
 from runqueue.errors import ConfigError, UnavailableError, UnexpectedAnswerError
 from runqueue.queueing import Limits, StoreError
@@ -66,7 +67,11 @@ class HttpStore:
         pool = httpx.Limits(max_connections=config.max_workers, max_keepalive_connections=config.max_workers)
         try:
             self._client = _client_class(config)(
-                limits=pool, timeout=None, follow_redirects=False, event_hooks={"response": [_keep_location]}
+                verify=verification(parts.hostname or "") if parts.scheme == "https" else True,
+                limits=pool,
+                timeout=None,
+                follow_redirects=False,
+                event_hooks={"response": [_keep_location]},
             )
         except Exception as error:  # of httpx's, of the ssl module's, of the operating system's
             named = sorted(name for name in os.environ if name.upper() in _NETWORK_VARIABLES)

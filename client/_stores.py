@@ -12,6 +12,7 @@ import importlib.util
 from typing import Final
 from urllib.parse import urlsplit
 
+from runqueue import _tls
 from runqueue._config import Config, without_secrets
 from runqueue._store import Store, Traffic
 from runqueue.errors import ConfigError
@@ -36,6 +37,8 @@ def check_uri(uri: str) -> None:
     if scheme in ("http", "https"):
         if not host:
             raise ConfigError(f"the tracking URI {without_secrets(uri)!r} has no host")
+        if scheme == "https":
+            _tls.check()
         return
     if scheme.split("+")[0] not in DELEGATED and scheme not in _plugin_schemes():
         raise ConfigError(

@@ -30,8 +30,12 @@ class RetryPolicy:
 
     timeout: float = 300.0
     """Seconds from the first failure since the last success to the end of trying."""
+    retries: int | None = None
+    """Further attempts for one batch before trying ends all the same. None: as many as the time allows."""
     base: float = 0.5
     cap: float = 30.0
+    jitter: float = 0.0
+    """Seconds; so much is added at most, evenly, to each wait."""
 
 
 @attrs.define(eq=False)
@@ -104,7 +108,10 @@ class Retrying:
 
     def __init__(self, policy: RetryPolicy, outage: Outage) -> None:
         self._outage = outage
-        self._jitter = tenacity.wait_random_exponential(multiplier=policy.base, max=policy.cap)
+        self._retries = math.inf if policy.retries is None else policy.retries
+        self._wait = tenacity.wait_random_exponential(multiplier=policy.base, max=policy.cap) + tenacity.wait_random(
+            0, policy.jitter
+        )
 
     async def __call__(
         self,
@@ -130,10 +137,10 @@ class Retrying:
 
         def over(state: tenacity.RetryCallState) -> bool:
             left = self._outage.left(anyio.current_time())
-            return left <= 0 or self._asked(state) > left
+            return left <= 0 or self._asked(state) > left or state.attempt_number > self._retries
 
         def pause(state: tenacity.RetryCallState) -> float:
-            wait = max(self._jitter(state), self._asked(state))
+            wait = max(self._wait(state), self._asked(state))
             return max(0.0, min(wait, self._outage.left(anyio.current_time())))
 
         retrying = tenacity.AsyncRetrying(retry=again, stop=over, wait=pause, sleep=sleep, reraise=True)

@@ -44,7 +44,8 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         # config, entities, errors; the placeholder of a run is a value like them, and the wire format reads it
         "runqueue._entities runqueue._run runqueue._bridge runqueue._loop_thread",
         "runqueue.errors",
-        "runqueue._config",
+        "runqueue._environment",
+        "runqueue._config runqueue._tls",
         # the wire format, and what needs nothing else
         "runqueue._wire runqueue._answer runqueue._credentials runqueue._operations runqueue._store",
         "runqueue._conversion runqueue._reports",
@@ -66,7 +67,7 @@ QUEUEING_NEEDS = {"anyio", "attrs", "tenacity"}
 CLIENT_NEEDS = {"anyio", "attrs", "orjson", "sniffio"}
 TYPING_ONLY = {"typing_extensions"}
 NEEDED_BY = {
-    "httpx": {"runqueue._http_store"},
+    "httpx": {"runqueue._http_store", "runqueue._tls"},
     "httpx_aiohttp": {"runqueue._http_store"},
     "mlflow": {"runqueue._mlflow_store"},
     "trio": {"runqueue._bridge"},

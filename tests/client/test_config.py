@@ -105,8 +105,8 @@ def test_good_settings_are_kept() -> None:
     config = Config(tracking_uri=URI, max_workers=3, request_timeout=0.5, retry_timeout=0, headers=headers)
     headers["X-Team"] = "other"
     assert config.headers == {"X-Team": "vision"}
-    assert (config.max_workers, config.seconds_per_request(), config.seconds_of_retrying()) == (3, 0.5, 0)
-    assert (Config().seconds_per_request(), Config().seconds_of_retrying()) == (60, 300)
+    assert (config.max_workers, config.seconds_per_request(), config.retrying().timeout) == (3, 0.5, 0)
+    assert (Config().seconds_per_request(), Config().retrying().timeout) == (60, 300)
     with pytest.raises(AttributeError):
         config.max_workers = 4  # type: ignore[misc]
 

@@ -1,0 +1,591 @@
+"""
+Exactly one run for each `create_run`: the real sender and the real bodies over a store that is only a list of runs, on
+both event loops, with a clock that jumps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from enum import Enum
+from typing import Any
+
+import anyio
+import attrs
+import orjson
+import pytest
+import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runqueue._answer import error_of
+from runqueue._creation import PARENT_TAG, TOKEN_TAG, Creation
+from runqueue._delivery import Delivery
+from runqueue._run import PendingRunId, RunId
+from runqueue._store import CREATE_RUN, DELETE_RUN, LOG_BATCH, SEARCH_RUNS, UPDATE_RUN, Endpoint
+from runqueue._wire import ENVELOPE, MLFLOW_LIMITS, RIDER_BYTES, RIDERS, Encoder, NewRun
+from runqueue.errors import NotFoundError, StoreError, UnavailableError, UnexpectedAnswerError
+from runqueue.queueing import Accumulator, Bounds, Lane, Limits, RejectedError, Report, Scope
+from runqueue.queueing._batch import RUN, STATUS, TAG
+from runqueue.queueing._retry import RetryPolicy
+from runqueue.queueing._sender import Sender
+from support.virtual_time import VirtualTimeLoop
+
+BOUNDS = Bounds.of(MLFLOW_LIMITS, envelope=ENVELOPE, riders=RIDERS, rider_bytes=RIDER_BYTES)
+BACKENDS: dict[str, Callable[[], dict[str, Any]]] = {
+    "asyncio": lambda: {"loop_factory": VirtualTimeLoop},
+    "trio": lambda: {"clock": trio.testing.MockClock(autojump_threshold=0)},
+}
+ETERNITY = 1e9
+"""Virtual seconds."""
+
+
+@pytest.fixture(params=BACKENDS)
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    """A loop of the test's own, with a clock that jumps instead of waiting."""
+    return request.param, BACKENDS[request.param]()
+
+
+# -- a store that is a list of runs ----------------------------------------------------------------------------------
+
+
+class Outcome(Enum):
+    """What becomes of a request to runs/create."""
+
+    STORED = "committed and answered"
+    ANSWER_LOST = "committed, the answer lost"
+    ANSWERED_500 = "committed, and answered with 500"
+    LOGIN_PAGE = "committed, and answered with something else"
+    REQUEST_LOST = "never carried out, and never answered"
+    FAILED_500 = "not committed, and answered with 500"
+    BUSY = "not committed, and answered with 429"
+    LATE = "answered with 504, and committed later"
+
+
+COMMITS = (Outcome.STORED, Outcome.ANSWER_LOST, Outcome.ANSWERED_500, Outcome.LOGIN_PAGE)
+DOUBTFUL = (*COMMITS[1:], Outcome.REQUEST_LOST, Outcome.FAILED_500, Outcome.LATE)
+
+
+def _errors(outcome: Outcome) -> StoreError:
+    if outcome is Outcome.LOGIN_PAGE:
+        return UnexpectedAnswerError("200 without MLflow's answer", ambiguous=True)
+    if outcome in (Outcome.ANSWERED_500, Outcome.FAILED_500):
+        return error_of(500, "INTERNAL_ERROR", "a crash")
+    if outcome is Outcome.BUSY:
+        return error_of(429, None, "busy")
+    return UnavailableError("no answer", ambiguous=True)
+
+
+@attrs.define
+class StoredRun:
+    """One run of the store."""
+
+    run_id: str
+    body: dict[str, Any]
+    tags: dict[str, str]
+    active: bool = True
+
+
+@attrs.define
+class Call:
+    """One call, and what came of it."""
+
+    endpoint: Endpoint
+    data: dict[str, Any]
+    error: StoreError | None = None
+    found: int = 0
+    """Runs that a search has answered with."""
+
+    @property
+    def token(self) -> str:
+        """The run that a call to runs/create or runs/search is about."""
+        if self.endpoint is CREATE_RUN:
+            return _tags(self.data)[TOKEN_TAG]
+        return str(self.data["filter"].split("'")[1])
+
+
+@attrs.define(eq=False)
+class ListStore:
+    """MLflow's API over a list; each kind of request meets the faults that are scripted for it, then none."""
+
+    creates: list[Outcome] = attrs.field(factory=list[Outcome])
+    searches: list[StoreError | None] = attrs.field(factory=list[StoreError | None])
+    deletes: list[StoreError | None] = attrs.field(factory=list[StoreError | None])
+    lateness: int = 1
+    """Calls between a late request and its commit."""
+    refused_tag: str = ""
+    """Refused as a rejected entry, wherever it comes."""
+    runs: list[StoredRun] = attrs.field(factory=list[StoredRun])
+    calls: list[Call] = attrs.field(factory=list[Call])
+    _late: list[tuple[int, dict[str, Any]]] = attrs.field(factory=list[tuple[int, dict[str, Any]]])
+
+    @property
+    def limits(self) -> Limits:
+        return MLFLOW_LIMITS
+
+    async def aclose(self) -> None:
+        pass
+
+    async def call(
+        self, endpoint: Endpoint, body: bytes = b"", query: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """See `Store.call`."""
+        await anyio.sleep(0.01)
+        call = Call(endpoint, orjson.loads(body))
+        self.calls.append(call)
+        self.commit_late(len(self.calls))
+        try:
+            answer = self._handle(endpoint, call.data)
+        except StoreError as error:
+            call.error = error
+            raise
+        call.found = len(answer.get("runs", ()))
+        return answer
+
+    def commit_late(self, until: int | None = None) -> None:
+        """Carry out what was put off until so many calls; None: all."""
+        due = [data for at, data in self._late if until is None or at <= until]
+        self._late = [(at, data) for at, data in self._late if until is not None and at > until]
+        for data in due:
+            self._commit(data)
+
+    def count(self, endpoint: Endpoint) -> int:
+        return sum(call.endpoint is endpoint for call in self.calls)
+
+    def active(self) -> list[str]:
+        return [run.run_id for run in self.runs if run.active]
+
+    def run(self, run_id: str | None) -> StoredRun:
+        (found,) = (run for run in self.runs if run.run_id == run_id)
+        return found
+
+    def names(self) -> list[str]:
+        """The calls in short, e.g. ["create", "search"]."""
+        return [call.endpoint.path.rpartition("/")[2] for call in self.calls]
+
+    def _handle(self, endpoint: Endpoint, data: dict[str, Any]) -> dict[str, Any]:
+        if self.refused_tag in _tags(data):
+            raise RejectedError(f"no tag may be called {self.refused_tag}", code="INVALID_PARAMETER_VALUE")
+        if endpoint is CREATE_RUN:
+            return self._create(data)
+        if endpoint is SEARCH_RUNS:
+            _fail(self.searches)
+            token = Call(endpoint, data).token
+            hits = [run for run in self.runs if run.active and run.tags[TOKEN_TAG] == token]
+            return {"runs": [{"info": {"run_id": run.run_id}} for run in hits]} if hits else {}
+        run = next((each for each in self.runs if each.run_id == data["run_id"]), None)
+        if run is None or not run.active:
+            raise NotFoundError("no such run", code="RESOURCE_DOES_NOT_EXIST")
+        if endpoint is DELETE_RUN:
+            _fail(self.deletes)
+            run.active = False
+        else:
+            assert endpoint in (LOG_BATCH, UPDATE_RUN)
+            run.tags |= _tags(data)
+        return {}
+
+    def _create(self, data: dict[str, Any]) -> dict[str, Any]:
+        outcome = self.creates.pop(0) if self.creates else Outcome.STORED
+        if outcome is Outcome.LATE:
+            self._late.append((len(self.calls) + self.lateness, data))
+        run = self._commit(data) if outcome in COMMITS else None
+        if run is None or outcome is not Outcome.STORED:
+            raise _errors(outcome)
+        return {"run": {"info": {"run_id": run.run_id}}}
+
+    def _commit(self, data: dict[str, Any]) -> StoredRun:
+        run = StoredRun(f"{len(self.runs):032x}", data, _tags(data))
+        self.runs.append(run)
+        return run
+
+
+def _tags(data: dict[str, Any]) -> dict[str, str]:
+    return {tag["key"]: tag["value"] for tag in data.get("tags", ())}
+
+
+def _fail(script: list[StoreError | None]) -> None:
+    error = script.pop(0) if script else None
+    if error is not None:
+        raise error
+
+
+# -- what is between a client and its store --------------------------------------------------------------------------
+
+
+class Bench:
+    """What an engine assembles, without its thread."""
+
+    def __init__(self, store: ListStore, patience: float, timeout: float) -> None:
+        self.store = store
+        self.creation = Creation(store, patience)
+        self.accumulator = Accumulator(Encoder().encode)
+        self.sender = Sender(
+            self.accumulator,
+            Delivery(store, self.creation, self.accumulator),
+            bounds=BOUNDS,
+            retry=RetryPolicy(timeout=timeout),
+        )
+
+    def create_run(
+        self, tags: dict[str, str] | None = None, parent: RunId | None = None, run_name: str | None = None
+    ) -> PendingRunId:
+        """As `Client.create_run`."""
+        pending, own = PendingRunId(), tags or {}
+        above = None if parent is None else self.accumulator.open(parent, opened=isinstance(parent, str))
+        lane = self.accumulator.open(pending, opened=False, parent=above)
+        lane.inbox.append((RUN, ("run",), len(own), NewRun("7", None, 1, run_name, parent, own)))
+        return pending
+
+    def set_tags(self, run: PendingRunId, tags: dict[str, str]) -> None:
+        """As `Client.set_tags`."""
+        self.lane(run).inbox.append((TAG, tags, True))
+
+    def lane(self, run: PendingRunId) -> Lane:
+        return self.accumulator.lanes[run]
+
+    async def flush(self) -> Report:
+        """As `Engine._flush`."""
+        report = await self.sender.flush()
+        if self.sender.outage.since is None:
+            await self.creation.last_look()
+        return report
+
+
+@asynccontextmanager
+async def bench(
+    store: ListStore, *, patience: float = ETERNITY, timeout: float = ETERNITY
+) -> AsyncGenerator[Bench, None]:
+    """
+    Args:
+        store: Where to.
+        patience: See `Creation`.
+        timeout: Seconds of retrying.
+    """
+    made = Bench(store, patience, timeout)
+    async with made.sender:
+        yield made
+
+
+def assert_looked_before_creating_again(calls: Iterable[Call]) -> None:
+    """After an attempt in doubt, no run is created before a search has answered that it is not there."""
+    doubted: set[str] = set()
+    for call in calls:
+        if call.endpoint is SEARCH_RUNS and call.error is None and not call.found:
+            doubted.discard(call.token)
+        elif call.endpoint is CREATE_RUN:
+            assert call.token not in doubted, "created again without a look"
+            if call.error is not None and call.error.ambiguous:
+                doubted.add(call.token)
+
+
+# -- every interleaving ----------------------------------------------------------------------------------------------
+
+LOST = UnavailableError("no answer", ambiguous=True)
+SEARCH_FAULTS = st.sampled_from([None, LOST, error_of(503, None, "later"), UnexpectedAnswerError("a login page")])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=150)
+@given(
+    creates=st.lists(st.sampled_from(Outcome), max_size=8),
+    searches=st.lists(SEARCH_FAULTS, max_size=6),
+    deletes=st.lists(SEARCH_FAULTS, max_size=3),
+    lateness=st.integers(1, 8),
+    timeout=st.sampled_from([0.0, 1.0, 300.0]),
+)
+def test_there_is_exactly_one_run_whatever_happens_to_its_requests(
+    backend: str,
+    creates: list[Outcome],
+    searches: list[StoreError | None],
+    deletes: list[StoreError | None],
+    lateness: int,
+    timeout: float,
+) -> None:
+    """A parent and its child, in any order of lost, late and wrong answers: one run each, with all its tags."""
+
+    async def scenario() -> None:
+        async with bench(store, timeout=timeout) as b:
+            parent = b.create_run({"own": "1"})
+            child = b.create_run(parent=parent)
+            b.set_tags(parent, {"riding": "2"})
+            for _ in range(40):
+                await b.flush()
+                if parent.run_id and child.run_id and not store.deletes:
+                    break
+            b.set_tags(parent, {"later": "3"})
+            store.commit_late()
+            store.searches.clear()
+            await b.flush()
+        assert sorted(store.active()) == sorted([str(parent.run_id), str(child.run_id)])
+        wanted = {TOKEN_TAG: parent.token, "own": "1", "riding": "2", "later": "3"}
+        assert store.run(parent.run_id).tags == wanted
+        assert store.run(child.run_id).tags == {TOKEN_TAG: child.token, PARENT_TAG: parent.run_id}
+        assert_looked_before_creating_again(store.calls)
+
+    store = ListStore([*creates], [*searches], [*deletes], lateness)
+    anyio.run(scenario, backend=backend, backend_options=BACKENDS[backend]())
+
+
+# -- one by one ------------------------------------------------------------------------------------------------------
+
+ROWS = {
+    Outcome.STORED: ["create"],
+    Outcome.ANSWER_LOST: ["create", "search", "search"],
+    Outcome.ANSWERED_500: ["create", "search", "search"],
+    Outcome.REQUEST_LOST: ["create", "search", "create", "search"],
+    Outcome.FAILED_500: ["create", "search", "create", "search"],
+    Outcome.BUSY: ["create", "create"],
+    Outcome.LATE: ["create", "search", "search"],
+}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("outcome", ROWS, ids=lambda outcome: outcome.name)
+async def test_a_doubt_costs_a_look_before_and_one_after(outcome: Outcome) -> None:
+    """And where there is no doubt nobody looks."""
+    async with bench(ListStore([outcome])) as b:
+        run = b.create_run()
+        assert not (await b.flush()).failures
+        assert b.store.names() == ROWS[outcome]
+        assert b.store.active() == [run.run_id]
+
+
+@pytest.mark.anyio
+async def test_a_look_that_fails_never_leads_to_a_second_create() -> None:
+    """Whatever it is that fails: no answer, a login page, no credentials, an answer without a list."""
+    faults = [LOST, UnexpectedAnswerError("a login page"), error_of(401, None, "who?"), error_of(403, None, "no")]
+    async with bench(ListStore([Outcome.ANSWER_LOST], [*faults])) as b:
+        run = b.create_run()
+        for _ in range(3):
+            report = await b.flush()
+            assert [failure.final for failure in report.failures] == [False]
+            assert run.run_id is None
+        assert not (await b.flush()).failures
+        assert b.store.count(CREATE_RUN) == 1
+        assert b.store.active() == [run.run_id]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("answer", [{"runs": None}, {"runs": {"a": 1}}, {"runs": "none"}], ids=str)
+async def test_a_search_that_is_not_answered_with_a_list_proves_nothing(
+    answer: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run may be there all the same, so it is not created again."""
+    async with bench(ListStore([Outcome.ANSWER_LOST])) as b:
+        b.create_run()
+        with monkeypatch.context() as patch:
+            patch.setattr(ListStore, "_handle", _instead(SEARCH_RUNS, answer))
+            report = await b.flush()
+        assert [failure.final for failure in report.failures] == [False]
+        assert b.store.count(CREATE_RUN) == 1
+        assert not (await b.flush()).failures
+        assert len(b.store.runs) == 1
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "answer", [{}, {"run": None}, {"run": {"info": {}}}, {"run": {"info": {"run_id": ""}}}], ids=str
+)
+async def test_an_answer_without_a_run_id_is_in_doubt(answer: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not count as created, and the next flush looks before it creates."""
+    async with bench(ListStore()) as b:
+        run = b.create_run()
+        with monkeypatch.context() as patch:
+            patch.setattr(ListStore, "_handle", _instead(CREATE_RUN, answer))
+            assert len((await b.flush()).failures) == 1
+        assert run.run_id is None
+        await b.flush()
+        assert b.store.names() == ["create", "search", "create", "search"]
+        assert b.store.active() == [run.run_id]
+
+
+def _instead(endpoint: Endpoint, answer: dict[str, Any]) -> Callable[..., dict[str, Any]]:
+    handle = ListStore._handle
+
+    def answering(store: ListStore, asked: Endpoint, data: dict[str, Any]) -> dict[str, Any]:
+        return answer if asked is endpoint else handle(store, asked, data)
+
+    return answering
+
+
+@pytest.mark.anyio
+async def test_a_create_that_was_cancelled_is_in_doubt() -> None:
+    """The request may be on its way, so the next attempt looks first."""
+    store = ListStore()
+    made = Bench(store, ETERNITY, ETERNITY)
+    run = made.create_run()
+    lane = made.lane(run)
+    lane.deal()
+    batch = lane.take(BOUNDS)
+    assert batch is not None
+    with anyio.move_on_after(0.001) as scope:
+        await made.creation.create(run, batch)
+    assert scope.cancelled_caught
+    await made.creation.create(run, batch)
+    assert store.names() == ["search", "create"]
+    assert store.active() == [run.run_id]
+
+
+# -- the last look ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_the_last_look_deletes_the_surplus_and_keeps_the_known_run(caplog: pytest.LogCaptureFixture) -> None:
+    """Two late commits of one run: both go, both are logged, and the run that was used stays."""
+    async with bench(ListStore([Outcome.LATE, Outcome.LATE], lateness=100)) as b:
+        run = b.create_run()
+        await b.flush()
+        b.store.commit_late()
+        assert len(b.store.active()) == 3
+        await b.flush()
+        assert b.store.active() == [run.run_id]
+        surplus = [each.run_id for each in b.store.runs if not each.active]
+        assert len(surplus) == 2 and all(run_id in caplog.text for run_id in surplus)
+
+
+@pytest.mark.anyio
+async def test_looking_goes_on_until_the_doubt_is_older_than_a_request_may_last() -> None:
+    """Each flush looks once; then nobody looks any more."""
+    async with bench(ListStore([Outcome.ANSWER_LOST]), patience=60) as b:
+        b.create_run()
+        await b.flush()
+        before = b.store.count(SEARCH_RUNS)
+        for seconds in (20, 30, 30, 30):
+            await anyio.sleep(seconds)
+            await b.flush()
+        assert b.store.count(SEARCH_RUNS) == before + 3
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("at", ["searches", "deletes"])
+async def test_a_last_look_that_fails_is_said_and_repeated(at: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The flush succeeds all the same: everything is stored; the next one deletes the surplus."""
+    async with bench(ListStore([Outcome.LATE], lateness=100)) as b:
+        run = b.create_run()
+        await b.flush()
+        b.store.commit_late()
+        getattr(b.store, at).append(error_of(503, None, "later"))
+        assert not (await b.flush()).failures
+        assert f"cannot tell whether the run {run.run_id} exists twice" in caplog.text
+        assert len(b.store.active()) == 2
+        await b.flush()
+        assert b.store.active() == [run.run_id]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("patience", [0.0, ETERNITY], ids=["an old doubt", "a young doubt"])
+async def test_two_flushes_may_look_at_the_same_time(patience: float, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither fails, and the surplus run is deleted once."""
+    async with bench(ListStore([Outcome.LATE], lateness=100), patience=ETERNITY) as b:
+        run = b.create_run()
+        await b.flush()
+        b.creation._patience = patience
+        b.store.commit_late()
+        await anyio.sleep(1)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(b.flush)
+            tasks.start_soon(b.flush)
+        assert b.store.active() == [run.run_id]
+        assert "cannot tell" not in caplog.text
+
+
+# -- what travels inside ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_what_is_known_of_a_run_travels_inside_its_creation() -> None:
+    """Name, start, user, parent, its own tags and those that ride along: one request."""
+    async with bench(ListStore()) as b:
+        run = b.create_run({"own": "1", "mlflow.user": "ada"}, parent="f" * 32, run_name="name")
+        b.set_tags(run, {"riding": "2"})
+        await b.flush()
+        assert b.store.names() == ["create"]
+        stored = b.store.run(run.run_id)
+        assert (stored.body["run_name"], stored.body["start_time"], stored.body["user_id"]) == ("name", 1, "ada")
+        system = {TOKEN_TAG: run.token, PARENT_TAG: "f" * 32}
+        assert stored.tags == system | {"own": "1", "mlflow.user": "ada", "riding": "2"}
+
+
+@pytest.mark.anyio
+async def test_a_run_without_a_name_or_a_user_leaves_both_to_the_server() -> None:
+    """Neither is in the request."""
+    async with bench(ListStore()) as b:
+        run = b.create_run()
+        await b.flush()
+        assert set(b.store.run(run.run_id).body) == {"experiment_id", "start_time", "tags"}
+
+
+OWN = {"good": "1", "bad": "2", "fine": "3"}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("own", [True, False], ids=["its own", "set later"])
+async def test_a_tag_that_the_creation_is_refused_for_costs_only_itself(own: bool) -> None:
+    """The run is created without its tags; they follow as entries of log batches, and the bad one is named."""
+    async with bench(ListStore(refused_tag="bad")) as b:
+        run = b.create_run(OWN if own else None)
+        if not own:
+            b.set_tags(run, OWN)
+        report = await b.flush()
+        assert [(failure.weight, failure.final) for failure in report.failures] == [(1, True)]
+        assert b.store.run(run.run_id).tags == {TOKEN_TAG: run.token, "good": "1", "fine": "3"}
+        assert len(b.store.runs) == 1
+        counts = b.accumulator.counts()
+        assert (counts["accepted"], counts["stored"], counts["failed"]) == (4, 3, 1)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("outcome", DOUBTFUL, ids=lambda outcome: outcome.name)
+@pytest.mark.parametrize("own", [True, False], ids=["its own", "set later"])
+async def test_tags_that_were_left_out_are_stored_although_the_answer_was_lost(own: bool, outcome: Outcome) -> None:
+    """The run is found by its token, and its tags are not in it: they have to follow all the same."""
+    async with bench(ListStore([outcome], refused_tag="bad")) as b:
+        run = b.create_run(OWN if own else None)
+        if not own:
+            b.set_tags(run, OWN)
+        for _ in range(3):
+            await b.flush()
+        assert b.store.active() == [run.run_id]
+        assert b.store.run(run.run_id).tags == {TOKEN_TAG: run.token, "good": "1", "fine": "3"}
+        counts = b.accumulator.counts()
+        assert (counts["accepted"], counts["stored"], counts["failed"]) == (4, 3, 1)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotFoundError("no such experiment", code="RESOURCE_DOES_NOT_EXIST"),
+        RejectedError("experiments want a number", code="INVALID_PARAMETER_VALUE"),
+        RejectedError("deleted", scope=Scope.LANE),
+        error_of(403, "PERMISSION_DENIED", "no"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_a_creation_that_is_refused_keeps_everything_queued(
+    error: StoreError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its tags and its end; the next flush stores all of it, once."""
+    handle = ListStore._handle
+
+    def refusing(store: ListStore, asked: Endpoint, data: dict[str, Any]) -> dict[str, Any]:
+        if asked is CREATE_RUN:
+            raise error
+        return handle(store, asked, data)
+
+    async with bench(ListStore()) as b:
+        run = b.create_run({"own": "1"})
+        child = b.create_run(parent=run)
+        b.set_tags(run, {"riding": "2"})
+        b.lane(run).inbox.append((STATUS, (), "FINISHED", 9))
+        with monkeypatch.context() as patch:
+            patch.setattr(ListStore, "_handle", refusing)
+            report = await b.flush()
+        assert (report.total, report.not_stored) == (3, 3)
+        assert not any(failure.final for failure in report.failures)
+        assert {failure.run for failure in report.failures} == {run, child}
+        assert not (await b.flush()).failures
+        assert b.store.active() == [run.run_id, child.run_id]
+        assert b.store.run(run.run_id).tags == {TOKEN_TAG: run.token, "own": "1", "riding": "2"}
+        assert b.store.calls[-1].endpoint in (CREATE_RUN, UPDATE_RUN)
+        assert b.accumulator.counts()["stored"] == b.accumulator.counts()["accepted"] == 3
