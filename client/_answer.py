@@ -14,7 +14,7 @@ positively MLflow's own "done" is an error, and the table below says what follow
     403                         any             Auth                  final for the run
     404                         any             NotFound              final for the run
     408 425 429 502 503 504     any             Unavailable           retried
-    413                         any             Rejected              halved
+    413                         any             Rejected              halved, and later batches are smaller
     500                         INTERNAL_ERROR  Unavailable           retried, the third time halved
     500                         other           Unavailable           retried
     other                       any             UnexpectedAnswer      final for the batch
@@ -105,7 +105,7 @@ def error_of(status: int, code: str | None, message: str, *, retry_after: float 
     if status == 404:
         return NotFoundError(text, code=code)
     if status == 413:
-        return RejectedError(f"the server takes no body as large ({text})", code=code)
+        return RejectedError(f"the server takes no body as large ({text})", too_large=True, code=code)
     if status in RETRIABLE:
         internal = status == 500 and code == "INTERNAL_ERROR"
         return UnavailableError(

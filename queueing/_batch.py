@@ -135,6 +135,11 @@ class Bounds:
             rider_bytes=min(rider_bytes, body),
         )
 
+    def below(self, size: int) -> Bounds:
+        """For a store that has refused a batch of so many bytes: half of that at most."""
+        body = max(1, min(self.body, size // 2))
+        return attrs.evolve(self, body=body, rider_bytes=min(self.rider_bytes, body))
+
     def room(self, kind: int) -> int:
         """How many entries of this kind one batch may hold."""
         return min(self.caps[kind], self.entities) if kind in MERGED else self.caps[kind]

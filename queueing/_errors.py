@@ -44,6 +44,7 @@ class StoreError(RunqueueError):
             batch it counts as a rejection of that batch. None: never.
         bars_key: The fault lies in the *name* of the entry that stood alone, so no other entry of that kind and key
             need be sent to this run.
+        too_large: The store takes no batch of as many bytes; later ones are made smaller.
         ambiguous: The store may have done what was asked, although it did not say so.
         code: The store's own name for the fault, if it gave one.
     """
@@ -60,6 +61,7 @@ class StoreError(RunqueueError):
         scope: Scope | None = None,
         rejects_after: int | None = None,
         bars_key: bool = False,
+        too_large: bool = False,
         ambiguous: bool = False,
         code: str | None = None,
     ) -> None:
@@ -71,6 +73,7 @@ class StoreError(RunqueueError):
         self.retry_after = retry_after
         self.rejects_after = rejects_after
         self.bars_key = bars_key
+        self.too_large = too_large
         self.ambiguous = ambiguous
         self.code = code
 

@@ -147,7 +147,7 @@ class Lane:
             return self._reject_opening(batch, error)
         if scope is Scope.ENTRY and batch.count > 1:
             try:
-                self._returned.halve(batch)
+                self._returned.halve(batch, bad=not error.too_large)
             except JoinError:  # a defect of ours: the whole batch fails, as nothing smaller can be sent
                 scope = Scope.BATCH
             else:

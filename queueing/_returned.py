@@ -45,14 +45,20 @@ class Returned:
             self._stack[-1:] = (second, first)
         return self._stack.pop()
 
-    def halve(self, batch: Batch) -> None:
+    def halve(self, batch: Batch, *, bad: bool = True) -> None:
         """
         The batch of several entries was rejected.
+
+        Args:
+            batch: As it was sent.
+            bad: Something in it is bad. False: it was only too large.
 
         Raises:
             JoinError: It does not come apart.
         """
         first, second = batch.halves()
+        if not bad:
+            first.sibling = None
         self._stack += (second, first)
 
     def stored(self, batch: Batch) -> None:

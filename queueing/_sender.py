@@ -293,6 +293,9 @@ class Sender:
             self._spend(spent.error)
             raise _StopError(spent.error) from None
         except StoreError as error:
+            batch = lane.flying
+            if error.too_large and batch is not None and batch.count > 1:
+                self.bounds = self.bounds.below(batch.size)
             goes_on = lane.reject(error)
             self._progress(lane, ended=False)
             if not goes_on:

@@ -1,0 +1,62 @@
+"""A store that takes no batch of as many bytes as was thought."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from runqueue.queueing import Accumulator, Batch, Fragments, Lane, Record, RejectedError
+from runqueue.queueing._sender import Sender
+from support.engine import bounds, metrics
+
+pytestmark = pytest.mark.anyio
+
+
+def hundred_bytes(record: Record, memory: dict[Any, Any]) -> Fragments:
+    """Each entry takes 100 bytes with its comma."""
+    return [b"x" * 99] * len(record[1]), None
+
+
+async def test_a_store_that_refuses_a_size_is_sent_no_such_batch_again() -> None:
+    """One refusal teaches the bound for the rest of the sender's life; nothing is lost."""
+    sent: list[tuple[int, bool]] = []
+
+    async def deliver(lane: Lane, batch: Batch) -> tuple[Record, ...]:
+        sent.append((batch.size, batch.size > 40_000))
+        if batch.size > 40_000:
+            raise RejectedError("413", too_large=True)
+        return ()
+
+    accumulator = Accumulator(hundred_bytes)
+    lane = accumulator.open("r", opened=True)
+    lane.inbox.extend(metrics(step, **{f"m{at}": at for at in range(10)}) for step in range(400))
+    async with Sender(accumulator, deliver, bounds=bounds(body=1_000_000)) as sender:
+        assert not (await sender.flush()).failures
+        assert accumulator.counts()["stored"] == 4_000
+        assert [size for size, refused in sent if refused] == [100_000, 50_000, 50_000]
+        assert max(size for size, refused in sent[7:]) <= 25_000
+        lane.inbox.extend(metrics(step, a=1) for step in range(1_000))
+        assert not (await sender.flush()).failures
+        assert max(size for size, _ in sent[-4:]) <= 25_000
+
+
+async def test_one_entry_that_is_too_large_teaches_nothing() -> None:
+    """It fails alone; the others are as many in a batch as before."""
+    sizes: list[int] = []
+
+    async def deliver(lane: Lane, batch: Batch) -> tuple[Record, ...]:
+        sizes.append(batch.size)
+        if batch.count == 1:
+            raise RejectedError("413", too_large=True)
+        return ()
+
+    accumulator = Accumulator(hundred_bytes)
+    lane = accumulator.open("r", opened=True)
+    async with Sender(accumulator, deliver, bounds=bounds(body=1_000_000)) as sender:
+        lane.inbox.append(metrics(0, alone=1))
+        (failure,) = (await sender.flush()).failures
+        assert failure.final
+        lane.inbox.extend(metrics(step, a=1) for step in range(1_000))
+        assert not (await sender.flush()).failures
+    assert sizes == [100, 100_000]
