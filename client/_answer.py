@@ -15,6 +15,7 @@ positively MLflow's own "done" is an error, and the table below says what follow
     404                         any             NotFound              final for the run
     408 425 429 502 503 504     any             Unavailable           retried
     413                         any             Rejected              halved, and later batches are smaller
+    any from 400                INVALID_STATE   NotFound              final for the run
     500                         INTERNAL_ERROR  Unavailable           retried, the third time halved
     500                         other           Unavailable           retried
     other                       any             UnexpectedAnswer      final for the batch
@@ -106,6 +107,8 @@ def error_of(status: int, code: str | None, message: str, *, retry_after: float 
         return NotFoundError(text, code=code)
     if status == 413:
         return RejectedError(f"the server takes no body as large ({text})", too_large=True, code=code)
+    if code == "INVALID_STATE":  # MLflow's file store says 500 to an experiment that is deleted
+        return NotFoundError(text, code=code)
     if status in RETRIABLE:
         internal = status == 500 and code == "INTERNAL_ERROR"
         return UnavailableError(

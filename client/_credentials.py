@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import base64
 import configparser
+import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from runqueue import _environment as environment
@@ -32,17 +32,30 @@ def read_file() -> tuple[str | None, str | None]:
     Raises:
         AuthError: It is there, and cannot be read; what stands in it is not shown.
     """
-    path = Path("~/.mlflow/credentials").expanduser()
-    parser = configparser.ConfigParser(interpolation=None)  # a password may hold a %
+    path = os.path.expanduser("~/.mlflow/credentials")  # Path.expanduser raises where there is no home
+    if not os.path.exists(path):  # nor in a home that is closed to us, as in a container under another user
+        return None, None
+    parser = configparser.ConfigParser()
     fault = None
     try:
-        parser.read(path)
+        with open(path) as file:  # ConfigParser.read would pass over a file that it may not open
+            parser.read_file(file)
     except (configparser.Error, OSError, UnicodeDecodeError) as error:
         fault = type(error).__name__
     if fault is not None:
         raise AuthError(f"the file ~/.mlflow/credentials cannot be read ({fault})")
-    section = parser["mlflow"] if parser.has_section("mlflow") else {}
-    return section.get("mlflow_tracking_username"), section.get("mlflow_tracking_password")
+    if "mlflow" not in parser:
+        return None, None
+    section = parser["mlflow"]
+    return _value(section, "mlflow_tracking_username"), _value(section, "mlflow_tracking_password")
+
+
+def _value(section: configparser.SectionProxy, name: str) -> str | None:
+    """As mlflow reads it, `%%` being one %; where it would fail at a single %, the text as it stands."""
+    try:
+        return section.get(name)
+    except configparser.InterpolationError:
+        return section.get(name, raw=True)
 
 
 class Credentials:
@@ -88,10 +101,12 @@ class Credentials:
 
     def _user_and_password(self, *, fresh: bool) -> tuple[str, str] | None:
         """Each from its variable, else from the file, as in MLflow."""
+        name, password = (environment.text(f"MLFLOW_TRACKING_{each}") for each in ("USERNAME", "PASSWORD"))
+        if name and password:  # whatever is wrong with the file
+            return name, password
         if fresh or self._file is None:
             self._file = read_file()
-        name = environment.text("MLFLOW_TRACKING_USERNAME") or self._file[0]
-        password = environment.text("MLFLOW_TRACKING_PASSWORD") or self._file[1]
+        name, password = name or self._file[0], password or self._file[1]
         return (name, password) if name and password else None
 
     def veil(self, text: str) -> str:

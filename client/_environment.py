@@ -10,6 +10,9 @@ import os
 
 from runqueue.errors import ConfigError
 
+_LONGEST = 18
+"""Digits of a number; Python refuses to read thousands of them, with an error of its own."""
+
 
 def text(name: str) -> str | None:
     """The value as it is."""
@@ -51,9 +54,10 @@ def count(name: str) -> int | None:
     value = text(name)
     if value is None:
         return None
-    if not (value.isascii() and value.isdigit()):
-        raise ConfigError(f"the environment variable {name}={value!r} is no whole number from 0 on")
-    return int(value)
+    digits = value.strip()
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= _LONGEST):
+        raise ConfigError(f"the environment variable {name}={value[:99]!r} is no whole number from 0 on")
+    return int(digits)
 
 
 def switch(name: str) -> bool | None:

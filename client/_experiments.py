@@ -26,7 +26,7 @@ class Experiments:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._ids: dict[str, str] = {}
-        self._lock = anyio.Lock()
+        self._locks: dict[str, anyio.Lock] = {}
 
     async def id_of(self, name: str) -> str:
         """
@@ -35,7 +35,7 @@ class Experiments:
         Raises:
             StoreError: It is deleted, or can be neither found nor created.
         """
-        async with self._lock:
+        async with self._locks.setdefault(name, anyio.Lock()):
             if name not in self._ids:
                 self._ids[name] = await self._find(name) or await self._create(name)
             return self._ids[name]

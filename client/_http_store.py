@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import ssl
 import time
 import zlib
@@ -28,7 +29,7 @@ from runqueue._store import Endpoint, Traffic
 from runqueue._tls import verification
 from runqueue._wire import MLFLOW_LIMITS
 from runqueue.errors import ConfigError, UnavailableError, UnexpectedAnswerError
-from runqueue.queueing import Limits, StoreError
+from runqueue.queueing import Limits, Scope, StoreError
 
 _NETWORK_VARIABLES: Final = frozenset(
     ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -37,6 +38,7 @@ _NETWORK_VARIABLES: Final = frozenset(
 MAX_REDIRECTS: Final = 5
 """As many in a row are followed, if they keep method, body and origin."""
 _KEEPS_METHOD: Final = frozenset((307, 308))
+_REFUSAL: Final = re.compile(r"ALERT_(?:\w*CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED|HANDSHAKE_FAILURE|DECRYPT_ERROR)")
 _UNSENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 
 
@@ -128,7 +130,7 @@ class HttpStore:
                 return await self._follow(endpoint, body, query, fresh=fresh)
         except TimeoutError:
             failure = UnavailableError(f"no answer within {self._timeout:g} s", ambiguous=True)
-        except httpx.TransportError as error:
+        except (httpx.TransportError, ssl.SSLError) as error:  # httpx lets those pass that come while it reads
             failure = _describe(error)
         except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError) as error:
             failure = UnavailableError(f"no request can be made of it: {error}", retriable=False)
@@ -253,9 +255,6 @@ async def _read(response: httpx.Response, cap: int) -> bytes:
 
 
 def _describe(error: Exception) -> StoreError:
-    fault = _certificate_fault(error)
-    if fault is not None:
-        return UnavailableError(f"TLS: {fault}", retriable=False)
     text = str(error) or type(error).__name__
     cause = error.__cause__
     if cause is not None and _from_aiohttp(cause):
@@ -263,6 +262,11 @@ def _describe(error: Exception) -> StoreError:
         unsent = any(each.__name__ == "ClientConnectorError" for each in type(cause).__mro__)
     else:
         unsent = isinstance(error, _UNSENT)
+    fault = _tls_fault(error)
+    # A server that asks for a certificate refuses only after TLS 1.3's handshake, when the request is on its way.
+    if fault is not None and (unsent or _REFUSAL.search(str(fault))):
+        text = getattr(fault, "verify_message", None) or str(fault)
+        return UnavailableError(f"TLS: {text}", retriable=False, scope=Scope.STORE)
     if unsent:
         return UnavailableError(f"cannot connect: {text}")
     return UnavailableError(f"the connection broke: {text}", ambiguous=True)
@@ -272,10 +276,13 @@ def _from_aiohttp(error: BaseException) -> bool:
     return type(error).__module__.partition(".")[0] == "aiohttp"
 
 
-def _certificate_fault(error: BaseException | None) -> str | None:
-    """What TLS complained of, if it was that; waiting does not mend a certificate."""
+def _tls_fault(error: BaseException | None) -> ssl.SSLError | None:
+    """What TLS complained of, if it was more than an end of the connection; waiting does not mend a certificate."""
+    found = None
     while error is not None:
-        if isinstance(error, ssl.SSLError):
-            return error.verify_message if isinstance(error, ssl.SSLCertVerificationError) else str(error)
+        # Not aiohttp's own classes, which only look like it: what they come from is further down.
+        if isinstance(error, ssl.SSLError) and not _from_aiohttp(error):
+            found = error
         error = error.__cause__ or error.__context__
-    return None
+    # Servers that go down in the middle of a handshake end so; they come back.
+    return None if isinstance(found, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)) else found

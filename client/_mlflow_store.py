@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, Final
 
 import anyio
@@ -19,6 +20,7 @@ import orjson
 
 from runqueue._answer import error_of
 from runqueue._config import without_secrets
+from runqueue._file_lock import locked
 from runqueue._store import (
     CREATE_EXPERIMENT,
     CREATE_RUN,
@@ -34,10 +36,14 @@ from runqueue._store import (
 )
 from runqueue._wire import MLFLOW_LIMITS
 from runqueue.errors import UnavailableError
-from runqueue.queueing import Limits, StoreError
+from runqueue.queueing import Limits, Scope, StoreError
 
 THREADS: Final = 8
 """Calls at once to a database that takes more than one writer."""
+
+
+_PASSING: Final = frozenset(("OperationalError", "InterfaceError", "TimeoutError"))
+"""Errors of SQLAlchemy that tell of the database's state, and not of what it was asked."""
 
 
 class MlflowStore:
@@ -56,6 +62,8 @@ class MlflowStore:
         # thread-safe. One call at a time is as fast for both, and cannot fail so.
         single = uri.startswith(("sqlite", "file:")) or "://" not in uri
         self._threads = anyio.CapacityLimiter(1 if single else THREADS)
+        # The same once more for the threads themselves: a call that nobody waits for any longer holds its turn.
+        self._turns = threading.Semaphore(1 if single else THREADS)
 
     @property
     def limits(self) -> Limits:
@@ -80,10 +88,16 @@ class MlflowStore:
 
     def _perform(self, call: Callable[[Any, dict[str, Any]], dict[str, Any]], data: dict[str, Any]) -> dict[str, Any]:
         failure: StoreError
-        try:
-            return call(self._opened(), data)
-        except Exception as error:
-            failure = self._describe(error)
+        with self._turns:
+            try:
+                store = self._opened()
+            except Exception as error:
+                failure = self._unopened(error)
+            else:
+                try:
+                    return call(store, data)
+                except Exception as error:
+                    failure = self._describe(error)
         raise failure
 
     def _opened(self) -> Any:
@@ -91,15 +105,33 @@ class MlflowStore:
             if self._store is None:
                 # Private to MLflow, but the only way that asks its registry and keeps one store a URI.
                 utils: Any = importlib.import_module("mlflow.tracking._tracking_service.utils")
-                self._store = utils._get_store(self._uri)
+                # The first use of a database runs MLflow's migrations, which two processes cannot do at once.
+                with locked(self._uri) if self._uri.startswith("sqlite") else nullcontext():
+                    self._store = utils._get_store(self._uri)
             return self._store
 
+    def _unopened(self, error: Exception) -> StoreError:
+        """
+        Nothing can be stored, and nothing that is queued is at fault. Most of it passes: a database that is down, or
+        that another process is just migrating.
+        """
+        text = f"the store cannot be opened: {type(error).__name__}: {self._veiled(error)}"
+        status = getattr(error, "get_http_status_code", None)
+        refused = status is not None and status() < 500  # an MlflowException: a file store without its switch, say
+        unknown = any(each.__name__ == "ArgumentError" for each in type(error).__mro__)  # sqlalchemy's, of a bad URI
+        if refused or unknown or isinstance(error, (ImportError, TypeError, ValueError)):
+            return StoreError(text, scope=Scope.STORE)
+        return UnavailableError(text)
+
+    def _veiled(self, error: Exception) -> str:
+        return str(error).replace(self._uri, without_secrets(self._uri))
+
     def _describe(self, error: Exception) -> StoreError:
-        text = str(error).replace(self._uri, without_secrets(self._uri))
+        text = self._veiled(error)
         status = getattr(error, "get_http_status_code", None)
         if status is not None:  # an MlflowException
             return error_of(status(), str(getattr(error, "error_code", "")), text)
-        if type(error).__module__.startswith("sqlalchemy") and not isinstance(error, ImportError):
+        if type(error).__module__.startswith("sqlalchemy") and type(error).__name__ in _PASSING:
             return UnavailableError(f"{type(error).__name__}: {text}", ambiguous=True)
         return StoreError(f"{type(error).__name__}: {text}")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 SERVER_CERT: Final = "MLFLOW_TRACKING_SERVER_CERT_PATH"
 CLIENT_CERT: Final = "MLFLOW_TRACKING_CLIENT_CERT_PATH"
 INSECURE: Final = "MLFLOW_TRACKING_INSECURE_TLS"
+
+_HASHED: Final = re.compile(r"[0-9a-f]{8}\.\d+")
+"""What OpenSSL looks for in a folder of certificates."""
 
 logger = logging.getLogger("runqueue")
 
@@ -36,8 +40,12 @@ def check() -> None:
     server, client = environment.text(SERVER_CERT), environment.text(CLIENT_CERT)
     if insecure and server:
         raise ConfigError(f"the environment variables {INSECURE} and {SERVER_CERT} contradict each other; set only one")
-    if server or client:
-        _context(insecure=bool(insecure), server=server, client=client)
+    if server is not None:
+        _context_of(server)
+    if client is not None:
+        import ssl
+
+        _present(client, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))  # httpx, for the default, is not imported here
 
 
 def verification(host: str) -> ssl.SSLContext | bool:
@@ -53,33 +61,43 @@ def verification(host: str) -> ssl.SSLContext | bool:
         logger.warning("%s is set: the certificate of %s is not verified", INSECURE, host)
     if not insecure and not server and not client:
         return True
-    return _context(insecure=insecure, server=server, client=client)
-
-
-def _context(*, insecure: bool, server: str | None, client: str | None) -> ssl.SSLContext:
-    import ssl
-
-    try:
-        if server is not None:
-            folder = os.path.isdir(server)
-            context = ssl.create_default_context(cafile=None if folder else server, capath=server if folder else None)
-        else:
-            context = _default_context()
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"the environment variable {SERVER_CERT}={server!r} names no certificates: {error}") from None
+    context = _context_of(server) if server is not None else _default_context()
     if insecure:
+        import ssl
+
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     if client is not None:
-        if not Path(client).is_file():
-            raise ConfigError(f"the environment variable {CLIENT_CERT}={client!r} names no file")
-        try:
-            context.load_cert_chain(client, password=_refuse_to_ask)
-        except (OSError, ssl.SSLError, ValueError) as error:
-            raise ConfigError(
-                f"the environment variable {CLIENT_CERT}={client!r} names no certificate with its key: {error}"
-            ) from None
+        _present(client, context)
     return context
+
+
+def _context_of(server: str) -> ssl.SSLContext:
+    """That trusts the certificates of this file or folder, and no others."""
+    import ssl
+
+    folder = os.path.isdir(server)
+    try:
+        if folder and not any(_HASHED.fullmatch(name) for name in os.listdir(server)):
+            # OpenSSL looks into it only when a server has shown its certificate, and would find nothing.
+            raise OSError("no file in the folder is named by its hash, as `openssl rehash` does")
+        return ssl.create_default_context(cafile=None if folder else server, capath=server if folder else None)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"the environment variable {SERVER_CERT}={server!r} names no certificates: {error}") from None
+
+
+def _present(client: str, context: ssl.SSLContext) -> None:
+    """Show the certificate of this file to a server that asks for one."""
+    import ssl
+
+    if not Path(client).is_file():
+        raise ConfigError(f"the environment variable {CLIENT_CERT}={client!r} names no file")
+    try:
+        context.load_cert_chain(client, password=_refuse_to_ask)
+    except (OSError, ssl.SSLError, ValueError) as error:
+        raise ConfigError(
+            f"the environment variable {CLIENT_CERT}={client!r} names no certificate with its key: {error}"
+        ) from None
 
 
 def _default_context() -> ssl.SSLContext:

@@ -42,7 +42,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "runqueue.queueing._sender",
         "runqueue.queueing",
         # config, entities, errors; the placeholder of a run is a value like them, and the wire format reads it
-        "runqueue._entities runqueue._run runqueue._bridge runqueue._loop_thread",
+        "runqueue._entities runqueue._run runqueue._bridge runqueue._file_lock runqueue._loop_thread",
         "runqueue.errors",
         "runqueue._environment",
         "runqueue._config runqueue._tls",
@@ -60,6 +60,11 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "runqueue._sync_client",
         "runqueue._async_client",
         "runqueue",
+        # the command line
+        "runqueue._doctor",
+        "runqueue._commands",
+        "runqueue._cli",
+        "runqueue.__main__",
     )
 )
 
@@ -67,6 +72,7 @@ QUEUEING_NEEDS = {"anyio", "attrs", "tenacity"}
 CLIENT_NEEDS = {"anyio", "attrs", "orjson", "sniffio"}
 TYPING_ONLY = {"typing_extensions"}
 NEEDED_BY = {
+    "click": {"runqueue._commands"},
     "httpx": {"runqueue._http_store", "runqueue._tls"},
     "httpx_aiohttp": {"runqueue._http_store"},
     "mlflow": {"runqueue._mlflow_store"},

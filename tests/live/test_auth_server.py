@@ -1,0 +1,278 @@
+"""
+Servers as companies run them: MLflow's own users and passwords, a path before the API, a reverse proxy that takes that
+path away again, and an HTTP proxy on the way out.
+"""
+
+from __future__ import annotations
+
+import base64
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import attrs
+import httpx
+import pytest
+
+import runqueue
+from runqueue.errors import AuthError, NotFoundError
+from support import mlflow_server as support
+from support.mlflow_server import HOST, MlflowServer, clean_environment
+from support.proxy import FaultyProxy
+from support.readback import Point, Readback
+from support.recorder import Reply, Request
+
+pytestmark = pytest.mark.live
+
+USER = "admin"
+PASSWORD = "p@ss: 100%/ü"
+"""Of the test's own server."""
+PREFIX = "/mlflow"
+
+
+class OptionServer(MlflowServer):
+    """
+    A server with options of the test's.
+
+    Args:
+        folder: Holds all that it writes.
+        options: Of the command line.
+        environment: Variables of its own.
+        health: Where it says that it is there.
+    """
+
+    def __init__(
+        self, folder: Path, *options: str, environment: dict[str, str] | None = None, health: str = "/health"
+    ) -> None:
+        super().__init__(folder)
+        self._options = options
+        self._environment = environment or {}
+        self._health = health
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self._backend]
+        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        command += ["--host", HOST, "--port", str(self.port), "--workers", "1", *self._options]
+        with self.log.open("ab") as output:
+            process = self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=self.folder,
+                env=clean_environment() | self._environment,
+                start_new_session=True,
+            )
+
+        def healthy() -> bool:
+            if process.poll() is not None:
+                raise RuntimeError(f"mlflow server ended with {process.returncode}:\n{self._tail()}")
+            try:
+                return httpx.get(self.uri + self._health, trust_env=False, timeout=5).status_code == 200
+            except httpx.TransportError:
+                return False
+
+        try:
+            support._await(healthy, support.START_TIMEOUT, "no answer from mlflow server")
+        except BaseException:
+            self.stop()
+            raise
+
+
+@pytest.fixture(scope="module")
+def auth_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """A server that knows its users."""
+    folder = tmp_path_factory.mktemp("auth-server")
+    settings = folder / "auth.ini"
+    settings.write_text(
+        f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{folder / 'users.db'}\n"
+        f"admin_username = {USER}\nadmin_password = {PASSWORD.replace('%', '%%')}\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+    )
+    environment = {
+        "MLFLOW_AUTH_CONFIG_PATH": str(settings),
+        "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "of the tests",
+    }
+    with OptionServer(folder, "--app-name", "basic-auth", environment=environment) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def prefixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URI of a server whose every path begins with a prefix."""
+    folder = tmp_path_factory.mktemp("prefixed-server")
+    with OptionServer(folder, "--static-prefix", PREFIX, health=f"{PREFIX}/health") as server:
+        yield server.uri + PREFIX
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def with_user(uri: str, user: str = USER, password: str = PASSWORD) -> str:
+    """The URI with user info in it."""
+    return uri.replace("://", f"://{quote(user, safe='')}:{quote(password, safe='')}@")
+
+
+def credentials_file(password: str) -> None:
+    """`~/.mlflow/credentials`, as mlflow reads it."""
+    path = Path.home() / ".mlflow" / "credentials"
+    path.parent.mkdir(exist_ok=True)
+    escaped = password.replace("%", "%%")
+    path.write_text(f"[mlflow]\nmlflow_tracking_username = {USER}\nmlflow_tracking_password = {escaped}\n")
+
+
+def assert_round_trip(uri: str, reader: Readback) -> None:
+    """A run is created, filled and ended, and is found as it was meant."""
+    experiment_id = reader.new_experiment()
+    with runqueue.Client(uri) as client:
+        run = client.create_run(experiment_id)
+        client.log_param(run, "p", "1")
+        for step in range(1_500):
+            client.log_metric(run, "m", step / 7, step=step, timestamp=step)
+        client.set_terminated(run)
+    stored = reader.run(run.run_id)
+    assert stored.status == "FINISHED"
+    assert stored.content.params == {"p": "1"}
+    assert stored.content.metrics == {"m": [Point(step, step, step / 7) for step in range(1_500)]}
+
+
+# -- users and passwords ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["variables", "file", "uri"])
+def test_a_user_is_known_by_variables_by_file_and_by_uri(
+    auth_server: MlflowServer, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """The password holds all that has to be escaped somewhere."""
+    uri = auth_server.uri
+    if place == "variables":
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", USER)
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+    elif place == "file":
+        credentials_file(PASSWORD)
+    else:
+        uri = with_user(uri)
+    with Readback(with_user(auth_server.uri)) as reader:
+        assert_round_trip(uri, reader)
+
+
+@pytest.mark.parametrize("given", ["wrong", "none"])
+def test_a_wrong_password_loses_nothing(auth_server: MlflowServer, given: str) -> None:
+    """An AuthError ends the flush, all of it stays queued; when the file is mended the next flush stores it."""
+    if given == "wrong":
+        credentials_file("wrong")
+    with Readback(with_user(auth_server.uri)) as reader, runqueue.Client(auth_server.uri) as client:
+        experiment_id = reader.new_experiment()
+        run = client.create_run(experiment_id)
+        for step in range(2_500):
+            client.log_metric(run, "m", float(step), step=step, timestamp=step)
+        queued = client.statistics().pending
+        with pytest.raises(runqueue.FlushError) as caught:
+            client.flush()
+        assert {type(each.error) for each in caught.value.failures} == {AuthError}
+        assert not any(each.final for each in caught.value.failures)
+        assert PASSWORD not in str(caught.value) and "wrong" not in str(caught.value)
+        assert (client.statistics().pending, client.statistics().failed) == (queued, 0)
+        assert reader.run_ids(experiment_id, view="ALL") == []
+        credentials_file(PASSWORD)
+        client.flush()
+        assert client.statistics().stored == queued
+        assert len(reader.content(run.run_id).metrics["m"]) == 2_500
+
+
+def test_a_user_without_permission_is_told_so(auth_server: MlflowServer) -> None:
+    """A 403 concerns that run alone and is final for it; runs of the user's own go on."""
+    with Readback(with_user(auth_server.uri)) as reader:
+        foreign = reader.new_run(reader.new_experiment())
+        reader.post("users/create", {"username": "other", "password": "another password"})
+    uri = with_user(auth_server.uri, "other", "another password")
+    with Readback(uri) as reader, runqueue.Client(uri) as client:
+        own = client.create_run(reader.new_experiment())
+        client.log_metric(own, "m", 1.0, step=1, timestamp=1)
+        client.log_metric(foreign, "m", 1.0)
+        with pytest.raises(runqueue.FlushError) as caught:
+            client.flush()
+        (failed,) = caught.value.failures
+        assert (failed.run_id, type(failed.error), failed.final) == (foreign, AuthError, True)
+        assert reader.content(own.run_id).metrics == {"m": [Point(1, 1, 1.0)]}
+
+
+# -- a path before the API -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["", "/"])
+def test_a_server_with_a_static_prefix_is_reached_under_it(prefixed: str, end: str) -> None:
+    """With a slash at the end and without."""
+    with Readback(prefixed) as reader:
+        assert_round_trip(prefixed + end, reader)
+
+
+def test_without_its_prefix_nothing_is_found(prefixed: str) -> None:
+    """And that is said of the run, not taken for an answer."""
+    with runqueue.Client(prefixed.removesuffix(PREFIX)) as client:
+        client.log_metric("0" * 32, "m", 1.0)
+        with pytest.raises(runqueue.FlushError) as caught:
+            client.flush()
+    (failed,) = caught.value.failures
+    assert type(failed.error) is NotFoundError and "404" in str(failed.error)
+
+
+class StrippingProxy(FaultyProxy):
+    """Passes on what comes under a path, without that path, as nginx does by `location /ml/x/ { proxy_pass …/; }`."""
+
+    path = "/ml/x"
+
+    def _forward(self, request: Request) -> Reply:
+        if not request.target.startswith(f"{self.path}/"):
+            return Reply(status=404)
+        return super()._forward(attrs.evolve(request, target=request.target.removeprefix(self.path)))
+
+
+@pytest.mark.parametrize("end", ["", "/"])
+def test_a_server_behind_a_reverse_proxy_is_reached_by_its_path(mlflow_server: MlflowServer, end: str) -> None:
+    """Every request goes under that path, over few connections."""
+    with StrippingProxy(mlflow_server.uri) as proxy, Readback(mlflow_server.uri) as reader:
+        assert_round_trip(proxy.uri + proxy.path + end, reader)
+        assert {request.status for request in proxy.requests} == {200}
+        assert len({request.connection for request in proxy.requests}) < proxy.count()
+
+
+# -- HTTP proxies ----------------------------------------------------------------------------------------------------
+
+
+class ForwardProxy(FaultyProxy):
+    """Passes on what is asked of it by a whole URI, to the one server it knows."""
+
+    def _forward(self, request: Request) -> Reply:
+        assert request.target.startswith("http://tracking.invalid/")
+        return super()._forward(attrs.evolve(request, target=request.target.removeprefix("http://tracking.invalid")))
+
+
+@pytest.mark.filterwarnings("ignore:BasicAuth is deprecated", "ignore:The 'proxy_auth' parameter is deprecated")
+def test_a_proxy_of_the_environment_is_the_way_to_the_server(
+    auth_server: MlflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name of the server is known to the proxy alone; each gets the credentials that are meant for it."""
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", USER)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+    with ForwardProxy(auth_server.uri) as proxy, Readback(with_user(auth_server.uri)) as reader:
+        monkeypatch.setenv("HTTP_PROXY", with_user(proxy.uri, "pu", "pp"))
+        assert_round_trip("http://tracking.invalid", reader)
+    of_server = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+    assert {request.headers["authorization"] for request in proxy.requests} == {of_server}
+    assert {request.headers["proxy-authorization"] for request in proxy.requests} == {
+        "Basic " + base64.b64encode(b"pu:pp").decode()
+    }
+
+
+def test_no_proxy_is_the_way_past_it(mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The switch that every other program honours."""
+    monkeypatch.setenv("HTTP_PROXY", f"http://{HOST}:{support.free_port()}")
+    monkeypatch.setenv("NO_PROXY", HOST)
+    with Readback(mlflow_server.uri) as reader:
+        assert_round_trip(mlflow_server.uri, reader)
