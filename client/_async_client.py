@@ -19,7 +19,6 @@ from runqueue._operations import RunOperations
 from runqueue._recorder import Recorder
 from runqueue._run import RunId
 from runqueue._sync_client import clean_exit
-from runqueue.errors import FlushError
 from runqueue.queueing import Limits
 
 if TYPE_CHECKING:
@@ -86,11 +85,15 @@ class AsyncClient(Recorder):
         timeout = seconds(timeout, "timeout")
         if not self._shut():
             return
+        operations: RunOperations | None = None
         try:
             future, _ = self._engine.flush(None, timeout, warn=False, final=True)
-            await RunOperations(future)
+            operations = RunOperations(future)
+            await operations
         finally:
-            await self._stop(failed=True)
+            lost = await self._stop(failed=True)
+            if lost and (operations is None or operations.report is None):
+                logger.warning("the client was closed before its last flush ended: %d entries were not sent", lost)
 
     async def _stop(self, *, failed: bool) -> int:
         """End the engine without blocking the loop, also when this task is being cancelled."""
@@ -120,5 +123,5 @@ class AsyncClient(Recorder):
         else:
             try:
                 await self.close()
-            except FlushError as error:  # the script ends as it wanted to
+            except Exception as error:  # the script ends as it wanted to
                 logger.error("%s", error)

@@ -27,7 +27,7 @@ Transport: TypeAlias = Literal["auto", "httpx"]
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 """Source: RFC 9110, 5.6.2, "token"."""
 
-_SECRET_ITEM = re.compile(r"(?i)(\b[^=&]*(?:pass|pwd|token|secret|key)[^=&]*=)[^&]*")
+_SECRET_ITEM = re.compile(r"(?i)(\b[^=&]*(?:pass|pwd|token|secret|key|odbc_connect)[^=&]*=)[^&]*")
 
 DEFAULT_REQUEST_TIMEOUT = 60.0
 DEFAULT_RETRY_TIMEOUT = 300.0
@@ -220,9 +220,14 @@ def _holds_runs(folder: Path) -> bool:
 def without_secrets(uri: str) -> str:
     """The URI with `***` for its user info, and for what looks like a secret in its query."""
     try:
-        parts = urlsplit(uri)
+        urlsplit(uri)
     except ValueError:
         return "***"
+    head, _, tail = uri.rpartition("@")
+    scheme, _, user_info = head.partition("//")
+    if user_info and not user_info.startswith("/"):  # by the raw text: a password may hold what ends a host for others
+        uri = f"{scheme}//***@{tail}"
+    parts = urlsplit(uri)
     query = _SECRET_ITEM.sub(r"\1***", parts.query)
     if "@" not in parts.netloc:
         return uri if query == parts.query else urlunsplit(parts._replace(query=query))

@@ -18,7 +18,7 @@ from typing import Any, Final
 import attrs
 
 from runqueue._entities import Dataset
-from runqueue._wire import MAX_TAG_VALUE, RIDER_BYTES, RIDERS, Unfit, is_number, safe_in_create
+from runqueue._wire import MAX_TAG_VALUE, Unfit, is_number, safe_in_create
 from runqueue.errors import CallTypeError, ConfigError
 
 STATUSES: Final = ("RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED")
@@ -147,19 +147,19 @@ def status(value: Any) -> str:
     return name
 
 
-def own_tags(tags: dict[Any, Any]) -> tuple[dict[str, str], dict[Any, Any]]:
+def own_tags(tags: dict[Any, Any], riders: int, rider_bytes: int) -> tuple[dict[str, str], dict[Any, Any]]:
     """
     The tags of a new run: those that travel inside create-run, and those that go by log-batch, where the server checks
     keys, long values are cut, and what is bad fails alone.
     """
     inside: dict[str, str] = {}
     others: dict[Any, Any] = {}
-    room = RIDER_BYTES
+    room = rider_bytes
     for key, value in tags.items():
         text = _text(value)
         if isinstance(text, str) and isinstance(key, str) and safe_in_create(key) and _encodable(text):
             size = len(key) + len(json.dumps(text)) + len('{"key":"","value":},')
-            if len(inside) < RIDERS and size <= room:
+            if len(inside) < riders and size <= room:
                 inside[key] = text
                 room -= size
                 continue

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import anyio
 import orjson
@@ -19,13 +19,10 @@ import orjson
 from runqueue._experiments import Experiments
 from runqueue._run import PendingRunId
 from runqueue._store import CREATE_RUN, DELETE_RUN, SEARCH_RUNS, Store
-from runqueue._wire import NewRun, create_run_body
+from runqueue._wire import PARENT_TAG, TOKEN_TAG, NewRun, create_run_body
 from runqueue.errors import UnexpectedAnswerError
 from runqueue.queueing import Batch, Record, RejectedError, Scope, StoreError
 from runqueue.queueing._batch import RUN, TAG
-
-TOKEN_TAG: Final = "runqueue.create_id"
-PARENT_TAG: Final = "mlflow.parentRunId"
 
 logger = logging.getLogger("runqueue")
 
@@ -130,6 +127,7 @@ class Creation:
                         logger.warning("deleted the run %s, a duplicate of %s", surplus, pending.run_id)
             except StoreError as error:
                 logger.warning("cannot tell whether the run %s exists twice: %s", pending.run_id, error)
+                return  # nor of the others, most likely; the next flush looks again
             else:
                 if begun - since > self._patience:
                     del self._doubtful[pending]

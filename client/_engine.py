@@ -52,7 +52,7 @@ class Engine:
         self.accumulator = Accumulator(self.encoder.encode)
         config.seconds_per_request()  # a bad variable is an error of the constructor, not of the first flush
         config.retrying()
-        _bounds(config, MLFLOW_LIMITS)
+        self.bounds = _bounds(config, MLFLOW_LIMITS)
         self._thread = LoopThread(self._assembled)
         self._sender: Sender
         self._creation: Creation
@@ -105,7 +105,8 @@ class Engine:
 
     def finalize(self) -> None:
         """For a client that is forgotten, or still there at exit: say what it leaves behind."""
-        lost = self.accumulator.counts()["pending"]
+        counts = self.accumulator.counts()
+        lost = counts["pending"] + counts["in_flight"]
         if lost:
             logger.warning("a client of %s was never closed: %d entries were not sent", without_secrets(self.uri), lost)
         self._thread.stop()  # not joined: this may be a garbage collection
@@ -154,14 +155,19 @@ class Engine:
     ) -> FlushReport:
         import anyio
 
+        if begun.done():  # it was cancelled before it could begin
+            return FlushReport(total=0, failures=())
         start = anyio.current_time()
         flush = self._sender.begin(lane)
         begun.set_result(None)  # what is logged from now on belongs to the next flush
-        report = await self._sender.wait(flush, timeout)
+        await self._sender.completion(flush, timeout)
         if self._sender.outage.since is None:
-            left = None if timeout is None else max(0.0, start + timeout - anyio.current_time())
-            with anyio.move_on_after(left):
+            patience = self.config.seconds_per_request()
+            if timeout is not None:
+                patience = min(patience, max(0.0, start + timeout - anyio.current_time()))
+            with anyio.move_on_after(patience):
                 await self._creation.last_look()
+        report = self._sender.report(flush, timeout)  # last, as it names each failure once
         if final:
             self._make_final(report)
         public = public_report(report)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextvars
 import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -111,6 +111,8 @@ class LoopThread:
             anyio.run(self._main, backend="asyncio")
         except Exception as error:
             failure = error  # of the setup, or a defect: whoever waits is told
+        except BaseException as error:  # a SystemExit of foreign code, such as a token's: it ends no thread of ours
+            failure = RuntimeError(f"runqueue's thread was ended by {type(error).__name__}")
         with self._lock:
             waiting, self._backlog = self._backlog, []
             self._loop = None
@@ -139,7 +141,10 @@ class LoopThread:
             self._tasks.cancel_scope.cancel()
 
     def _spawn(self, call: _Call) -> None:
-        self._tasks.start_soon(call.run)
+        try:
+            self._tasks.start_soon(call.run)
+        except RuntimeError as error:  # the task group has just ended
+            call.fail(error)
 
 
 class _Call:
@@ -174,11 +179,12 @@ class _Call:
                 self.future.cancel()  # the thread ends
                 raise
             else:
-                if not self.future.cancelled():
+                with suppress(InvalidStateError):  # cancelled meanwhile
                     self.future.set_result(result)
 
     def fail(self, error: Exception | None) -> None:
         if error is None:
             self.future.cancel()
-        elif not self.future.cancelled():
-            self.future.set_exception(error)
+        else:
+            with suppress(InvalidStateError):
+                self.future.set_exception(error)

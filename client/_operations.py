@@ -27,8 +27,9 @@ class RunOperations:
 
     @property
     def report(self) -> FlushReport | None:
-        """What the flush has stored and what not; None as long as it is under way."""
-        return self._future.result() if self._future.done() and not self._future.cancelled() else None
+        """What the flush has stored and what not; None as long as it is under way, or if it could not begin."""
+        over = self._future.done() and not self._future.cancelled() and self._future.exception() is None
+        return self._future.result() if over else None
 
     def await_completion(self, timeout: float | None = None) -> None:
         """

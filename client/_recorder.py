@@ -18,7 +18,7 @@ from runqueue._engine import Engine, Flushing
 from runqueue._entities import OperationFailure, Statistics
 from runqueue._run import PendingRunId, RunId
 from runqueue._stores import check_uri
-from runqueue._wire import NewRun, Unfit
+from runqueue._wire import PARENT_TAG, TOKEN_TAG, NewRun, Unfit
 from runqueue.errors import CallTypeError, ClosedError, ConfigError
 from runqueue.queueing import Lane
 from runqueue.queueing._batch import DATASET, METRIC, PARAM, RUN, STATUS, TAG
@@ -105,14 +105,18 @@ class Recorder:
         given = {} if tags is None else convert.mapping(tags, "tags")
         if run_name is not None and given.get("mlflow.runName", run_name) != run_name:
             raise ConfigError(f"run_name={run_name!r} contradicts the tag mlflow.runName={given['mlflow.runName']!r}")
-        inside, others = convert.own_tags(given)
+        given.pop(TOKEN_TAG, None)  # of a run whose tags were taken over: it would be taken for that run
+        if parent_run_id is not None and given.pop(PARENT_TAG, parent_run_id) not in _names_of(parent_run_id):
+            raise ConfigError(f"parent_run_id={parent_run_id!r} contradicts the tag {PARENT_TAG}")
+        bounds = self._engine.bounds
+        inside, others = convert.own_tags(given, bounds.riders, bounds.rider_bytes)
         started = time_ns() // 1_000_000 if start_time is None else convert.millis(start_time, "start_time")
         parent = None if parent_run_id is None else self._lane(parent_run_id)
         new = NewRun(experiment_id, experiment_name, started, run_name, parent_run_id, inside)
 
         pending = PendingRunId()
         lane = self._open(pending, opened=False, parent=parent)
-        lane.inbox.append((RUN, ("run",), len(inside), new))
+        lane.inbox.append((RUN, ("run",), tuple(inside), new))
         if others:
             lane.inbox.append((TAG, others, False))
         return pending
@@ -316,6 +320,10 @@ class Recorder:
         self._closed = True
         self._lanes = {}  # so that the calls' fast way ends in `_lane` too
         return True
+
+
+def _names_of(run_id: RunId) -> tuple[object, ...]:
+    return (run_id, run_id.run_id) if isinstance(run_id, PendingRunId) else (run_id,)
 
 
 def _single(key: Any, value: Any) -> dict[Any, Any]:

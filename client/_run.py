@@ -14,7 +14,7 @@ import weakref
 from typing import TypeAlias
 
 _living: weakref.WeakValueDictionary[str, PendingRunId] = weakref.WeakValueDictionary()
-_lock = threading.Lock()
+_lock = threading.RLock()  # a garbage collection may come back in here
 
 
 class PendingRunId:

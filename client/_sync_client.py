@@ -12,7 +12,6 @@ from runqueue._config import Config, Token, Transport, as_uri, seconds
 from runqueue._operations import RunOperations
 from runqueue._recorder import Recorder
 from runqueue._run import RunId
-from runqueue.errors import FlushError
 from runqueue.queueing import Limits
 
 if TYPE_CHECKING:
@@ -123,12 +122,16 @@ class Client(Recorder):
         timeout = seconds(timeout, "timeout")
         if not self._shut():
             return
+        operations: RunOperations | None = None
         try:
             future, _ = self._engine.flush(None, timeout, warn=False, final=True)
-            RunOperations(future).await_completion()
+            operations = RunOperations(future)
+            operations.await_completion()
         finally:
-            self._engine.stop(failed=True)
+            lost = self._engine.stop(failed=True)
             self._finalizer.detach()
+            if lost and (operations is None or operations.report is None):
+                logger.warning("the client was closed before its last flush ended: %d entries were not sent", lost)
 
     def _discard(self) -> None:
         """End without sending; say what is lost."""
@@ -151,7 +154,7 @@ class Client(Recorder):
         else:
             try:
                 self.close()
-            except FlushError as error:  # the script ends as it wanted to
+            except Exception as error:  # the script ends as it wanted to
                 logger.error("%s", error)
 
 

@@ -4,7 +4,7 @@ From records to the bytes of MLflow's REST API, and nothing else: no I/O, no clo
 A server that cannot parse an entry drops the rest of the batch and answers 200, so every field is checked and typed
 here. What a record holds, by kind (see `runqueue.queueing`):
 
-    (RUN, ("run",), carried, NewRun)
+    (RUN, ("run",), keys of its tags, NewRun)
     (PARAM, {key: value})
     (TAG, {key: value}, rides)
     (METRIC, {key: value}, timestamp_ms, step, model_id, (dataset_name, dataset_digest) | None)
@@ -49,6 +49,10 @@ RIDER_BYTES: Final = 250_000
 
 ENVELOPE: Final = 320
 """Bytes a log-batch has at most besides its fragments: its brackets and names, and a run id of up to 256 characters."""
+
+TOKEN_TAG: Final = "runqueue.create_id"
+"""What a run is recognised by."""
+PARENT_TAG: Final = "mlflow.parentRunId"
 
 OPERATIONS: Final = {
     RUN: "create_run",

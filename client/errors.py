@@ -19,6 +19,9 @@ No log call ever raises a StoreError: they surface in a FlushError, in `client.f
 
 from __future__ import annotations
 
+from itertools import islice
+from typing import Any, Final
+
 from runqueue._entities import OperationFailure
 from runqueue.queueing import ClosedError, ConfigError, RejectedError, RunqueueError, Scope, StoreError
 
@@ -36,6 +39,10 @@ __all__ = [
     "UnavailableError",
     "UnexpectedAnswerError",
 ]
+
+
+SHOWN: Final = 100
+"""Runs, and causes of a run, that the text of a FlushError names; its `failures` hold all."""
 
 
 class CallTypeError(ConfigError, TypeError):
@@ -86,12 +93,19 @@ class FlushError(RunqueueError):
         lost = sum(failure.count for failure in self.failures)
         pending = sum(failure.count for failure in self.failures if not failure.final)
         lines = [f"{lost:,} of {self.total:,} entries were not stored"]
+        if not lost:
+            lines = [f"the final status was not stored, of {self.total:,} entries all others were"]
         if pending:
             lines[0] += f" ({pending:,} of them are still queued; flush() tries them again)"
-        for run_id in dict.fromkeys(failure.run_id for failure in self.failures):
+        runs: dict[Any, dict[str, list[OperationFailure]]] = {}
+        for failure in self.failures:
+            runs.setdefault(failure.run_id, {}).setdefault(str(failure.error), []).append(failure)
+        for run_id, causes in islice(runs.items(), SHOWN):
             lines.append(f"Failed to perform one or more operations on the run with ID {run_id}:")
-            mine = [failure for failure in self.failures if failure.run_id == run_id]
-            for cause in dict.fromkeys(str(failure.error) for failure in mine):
-                what = ", ".join(failure.summary() for failure in mine if str(failure.error) == cause)
-                lines.append(f"  {what}: {cause}")
+            for cause, alike in islice(causes.items(), SHOWN):
+                lines.append(f"  {', '.join(failure.summary() for failure in alike)}: {cause}")
+            if len(causes) > SHOWN:
+                lines.append(f"  ... and {len(causes) - SHOWN:,} more causes; `failures` holds all")
+        if len(runs) > SHOWN:
+            lines.append(f"... and {len(runs) - SHOWN:,} more runs; `failures` holds all")
         return "\n".join(lines)

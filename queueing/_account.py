@@ -53,6 +53,7 @@ class Account:
 
     def fail(self, part: Slice, error: Exception, serial: int) -> None:
         """These entries, of the window `serial`, have failed for good."""
+        error.__traceback__ = None  # its frames hold the request, and reports are kept
         failure = Failure(self.run, part.record, part.start, part.stop, error, final=True, serial=serial)
         self._failures.append(failure)
         self.ledger.failed += part.weight

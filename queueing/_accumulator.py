@@ -27,7 +27,7 @@ class Accumulator:
         self.ledger = Ledger()
         self.lanes: dict[Hashable, Lane] = {}
         self._encode = encode
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler or a garbage collection may come back in here
 
     def open(self, run: Hashable, *, opened: bool, parent: Lane | None = None) -> Lane:
         """The lane of this run, made if there is none."""

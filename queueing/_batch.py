@@ -5,7 +5,7 @@ A **record** is one queued call, a plain tuple whose first two items are the eng
 
     (kind, entries, ...)        entries: a dict keyed by entry key, or a tuple; `len(entries)` counts them
 
-    RUN      one entry, carried  creates the run; `carried` tags are in it from the start
+    RUN      one entry, carried  creates the run; with the keys of the tags that are in it anyway
     PARAM    {key: value}        write-once: an equal repeat needs no request
     TAG      {key: value}, rides `rides`: may travel inside the request that creates the run
     METRIC   {key: value}

@@ -163,16 +163,17 @@ class Sender:
         Returns:
             What was not stored. Failures are reported once, by the first flush to end whose window holds them.
         """
-        return await self.wait(self.begin(lane), timeout)
+        flush = self.begin(lane)
+        await self.completion(flush, timeout)
+        return self.report(flush, timeout)
 
-    async def wait(self, flush: Flush, timeout: float | None = None) -> Report:
-        """The rest of `flush`, for a flush that `begin` has begun."""
+    async def completion(self, flush: Flush, timeout: float | None) -> None:
+        """Wait for a flush that `begin` has begun."""
         try:
             with anyio.move_on_after(timeout):
                 await flush.done.wait()
         finally:
             self._end(flush)
-        return self._report(flush, timeout)
 
     def begin(self, lane: Lane | None = None) -> Flush:
         """Close a window in each lane concerned and start what is needed to empty it; does not wait."""
@@ -205,7 +206,8 @@ class Sender:
             pump.halted = True
             pump.wake()
 
-    def _report(self, flush: Flush, timeout: float | None) -> Report:
+    def report(self, flush: Flush, timeout: float | None) -> Report:
+        """What a flush that has ended did not store; each failure is named once."""
         failures: list[Failure] = []
         when = "the engine was stopped" if timeout is None else f"the flush timed out after {timeout:g} s"
         late = HaltedError(f"still queued when {when}")
@@ -293,6 +295,8 @@ class Sender:
             self._spend(spent.error)
             raise _StopError(spent.error) from None
         except StoreError as error:
+            if error.retriable:  # it has come so often that it passes for a rejection: the store works
+                self.outage.succeeded()
             batch = lane.flying
             if error.too_large and batch is not None and batch.count > 1:
                 self.bounds = self.bounds.below(batch.size)

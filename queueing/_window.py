@@ -29,7 +29,7 @@ from runqueue.queueing._batch import (
 from runqueue.queueing._gate import Gate
 
 CARRIED: Final = 2
-"""Item of a RUN record: how many tags it brings along."""
+"""Item of a RUN record: the keys of the tags it brings along."""
 RIDES: Final = 2
 """Item of a TAG record: whether its tags may travel inside the request that creates the run."""
 
@@ -160,8 +160,8 @@ class Window:
     def _draw_riders(self, batch: Batch, bounds: Bounds, gate: Gate) -> None:
         """Let queued tags travel inside the request that creates the run, as far as its bounds allow."""
         room = bounds.rider_bytes - sum(map(_escaped, batch.pieces(RUN)))
-        count: int = next(batch.records(RUN))[CARRIED]
-        keys: set[Any] = set()  # a later value of the same key must not overtake
+        keys: set[Any] = set(next(batch.records(RUN))[CARRIED])  # a later value of the same key must not overtake
+        count = len(keys)
         left_behind: list[Slice] = []
         while count < bounds.riders and (part := self._head(TAG, bounds.body, gate)) is not None:
             for key, one in part.keyed():

@@ -369,7 +369,7 @@ def test_the_envelope_is_never_larger_than_reckoned_with() -> None:
 def test_create_run_carries_name_and_tags(own: dict[str, str], name: str | None) -> None:
     """Ours, the run's own and the riders make one list; without a name none is sent."""
     new = NewRun("12", None, 1_700, name, None, own)
-    record = (RUN, ("run",), len(own), new)
+    record = (RUN, ("run",), tuple(own), new)
     riders = batch(record, (TAG, {"r": "2"}, True))
     body = create_run_body(new, "12", {"ours": "0"}, [*riders.pieces(RUN), *riders.pieces(TAG)])
     tags = {"ours": "0", **own, "r": "2"}
@@ -395,7 +395,7 @@ def test_one_small_body_ends_a_run() -> None:
         ((PARAM, {"a": 1, "b": Unfit("o", "why")}), 1, Entry("param", "b", "o")),
         ((TAG, {"a": 1}, True), 0, Entry("tag", "a", 1)),
         ((DATASET, (Dataset("n", "d"),)), 0, Entry("dataset", "n", Dataset("n", "d"))),
-        ((RUN, ("run",), 0, NewRun("0", None, 1, "name", None, {})), 0, Entry("run", "name")),
+        ((RUN, ("run",), (), NewRun("0", None, 1, "name", None, {})), 0, Entry("run", "name")),
         ((STATUS, (), "FAILED", 1), 0, Entry("run", "status", "FAILED")),
     ],
 )

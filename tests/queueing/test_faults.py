@@ -103,7 +103,7 @@ def test_an_entry_larger_than_a_request_fails_alone(record: Record) -> None:
 @pytest.mark.parametrize("value", [Sized(100), Fault(TypeError("no"))])
 def test_nothing_is_sent_to_a_run_whose_creation_cannot_be_encoded(value: object) -> None:
     """Data must not be delivered for a run that does not exist: it has to be reported, and the lane may not go on."""
-    lane = lane_of((RUN, (value,), 0), metrics(0, a=1), status(), opened=False)
+    lane = lane_of((RUN, (value,), ()), metrics(0, a=1), status(), opened=False)
     lane.deal()
     assert keys(drain(lane, bounds(body=100))) == []
     reported = [*lane.claim(1), *lane.outstanding(1, Exception())]

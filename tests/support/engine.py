@@ -62,7 +62,7 @@ class Explosive:
 
 
 def run(carried: int = 0) -> Record:
-    return (RUN, ("run",), carried)
+    return (RUN, ("run",), tuple(f"carried {at}" for at in range(carried)))
 
 
 def params(**entries: Any) -> Record:

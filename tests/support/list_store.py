@@ -215,7 +215,7 @@ class Bench:
         pending, own = PendingRunId(), tags or {}
         above = None if parent is None else self.accumulator.open(parent, opened=isinstance(parent, str))
         lane = self.accumulator.open(pending, opened=False, parent=above)
-        lane.inbox.append((RUN, ("run",), len(own), NewRun("7", None, 1, run_name, parent, own)))
+        lane.inbox.append((RUN, ("run",), tuple(own), NewRun("7", None, 1, run_name, parent, own)))
         return pending
 
     def set_tags(self, run: PendingRunId, tags: dict[str, str]) -> None:
