@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runqueue._answer import error_of
-from runqueue._creation import PARENT_TAG, TOKEN_TAG
 from runqueue._store import CREATE_RUN, SEARCH_RUNS, UPDATE_RUN, Endpoint
+from runqueue._wire import PARENT_TAG, TOKEN_TAG
 from runqueue.errors import NotFoundError, StoreError, UnavailableError, UnexpectedAnswerError
 from runqueue.queueing import RejectedError, Scope
 from runqueue.queueing._batch import STATUS

@@ -15,7 +15,7 @@ import attrs
 import orjson
 
 from runqueue._answer import error_of
-from runqueue._creation import TOKEN_TAG, Creation
+from runqueue._creation import Creation
 from runqueue._delivery import Delivery
 from runqueue._run import PendingRunId, RunId
 from runqueue._store import CREATE_RUN, DELETE_RUN, LOG_BATCH, SEARCH_RUNS, UPDATE_RUN, Endpoint
