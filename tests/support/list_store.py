@@ -19,7 +19,7 @@ from runqueue._creation import Creation
 from runqueue._delivery import Delivery
 from runqueue._run import PendingRunId, RunId
 from runqueue._store import CREATE_RUN, DELETE_RUN, LOG_BATCH, SEARCH_RUNS, UPDATE_RUN, Endpoint
-from runqueue._wire import ENVELOPE, MLFLOW_LIMITS, RIDER_BYTES, RIDERS, Encoder, NewRun
+from runqueue._wire import ENVELOPE, MLFLOW_LIMITS, RIDER_BYTES, RIDERS, TOKEN_TAG, Encoder, NewRun
 from runqueue.errors import NotFoundError, StoreError, UnavailableError, UnexpectedAnswerError
 from runqueue.queueing import Accumulator, Bounds, Lane, Limits, RejectedError, Report
 from runqueue.queueing._batch import RUN, TAG
