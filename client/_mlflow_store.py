@@ -3,23 +3,34 @@ MLflow's own stores (SQLite and other databases, files, plugins), behind the sam
 
 Rules of this file: every call of MLflow's runs in a worker thread, and is never repeated before it has returned; what
 a server would answer is what is returned or raised, by the same table. MLflow is imported in the first of these
-threads: it takes seconds.
+threads: it takes seconds. Nobody tries twice: MLflow's own ways to are kept from it, or left to it alone.
+
+What MLflow's file store does otherwise than a database, and what is made of it here:
+
+    one param in a batch conflicts    the ones before it are stored: an equal param, or tag, is harmless the second time
+    a metric point fails              the ones before it are appended: looked for before they are written once more
+    the same point, logged twice      is stored twice, as that store does
+    `a` and `a/b` of one kind         cannot both be: the second is rejected
 """
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
+import re
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext, suppress
+from typing import Any, Final, TypeAlias
+from urllib.parse import unquote, urlsplit
 
 import anyio
 import anyio.to_thread
 import orjson
 
-from runqueue._answer import error_of
-from runqueue._config import without_secrets
+from runqueue._answer import REPEATS, error_of
+from runqueue._config import _SECRET_ITEM, without_secrets
 from runqueue._file_lock import locked
 from runqueue._store import (
     CREATE_EXPERIMENT,
@@ -35,11 +46,28 @@ from runqueue._store import (
     Traffic,
 )
 from runqueue._wire import MLFLOW_LIMITS
-from runqueue.errors import UnavailableError
+from runqueue.errors import AuthError, RejectedError, UnavailableError
 from runqueue.queueing import Limits, Scope, StoreError
 
 THREADS: Final = 8
 """Calls at once to a database that takes more than one writer."""
+
+_DRIVERS: Final = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+"""What to install for a module, where it has another name."""
+
+_REFUSED: Final = re.compile(
+    r"authentication failed|no password supplied|no pg_hba\.conf entry|role \".*\" does not exist"
+    r"|Access denied for user|Login failed for user"
+)
+_NO_DATABASE: Final = re.compile(r"database \".*\" does not exist|Unknown database|file is not a database")
+_ROLLED_BACK: Final = frozenset(("40001", "40P01", "55P03", "1205", "1213"))
+"""SQLSTATEs and numbers (of MySQL and SQL Server) of a transaction that another one was in the way of."""
+_UNFIT_FOR_FILES: Final = frozenset((errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG))
+"""What a key that cannot be a file's name, beside those that are there, ends with."""
+
+_turns: Final[dict[str, threading.Semaphore]] = {}
+if hasattr(os, "register_at_fork"):  # what a thread held has no holder in the child
+    os.register_at_fork(after_in_child=_turns.clear)
 
 
 _PASSING: Final = frozenset(("OperationalError", "InterfaceError", "TimeoutError"))
@@ -57,13 +85,19 @@ class MlflowStore:
         self._uri = uri
         self._traffic = traffic
         self._store: Any = None  # MLflow's own; as untyped as its entities
-        self._opening = threading.Lock()
+        self._retries = False  # whether MLflow's store does so itself
+        scheme = urlsplit(uri).scheme.lower().split("+")[0]
+        self._on_server, self._on_sqlite = scheme in ("postgresql", "mysql", "mssql"), scheme == "sqlite"
+        self._appended = _Appended() if scheme == "file" or "://" not in uri else None
         # SQLite takes one writer at a time and makes the others fail in the end; MLflow's file store is not
         # thread-safe. One call at a time is as fast for both, and cannot fail so.
-        single = uri.startswith(("sqlite", "file:")) or "://" not in uri
+        single = self._on_sqlite or self._appended is not None
         self._threads = anyio.CapacityLimiter(1 if single else THREADS)
-        # The same once more for the threads themselves: a call that nobody waits for any longer holds its turn.
-        self._turns = threading.Semaphore(1 if single else THREADS)
+        # The same once more for the threads themselves: a call that nobody waits for any longer holds its turn; and
+        # for whoever else in this process has a client of the same store.
+        turns = threading.Semaphore(1 if single else THREADS)
+        self._turns = _turns.setdefault(uri, turns) if single else turns
+        self._opening = threading.Lock()
 
     @property
     def limits(self) -> Limits:
@@ -95,20 +129,37 @@ class MlflowStore:
                 failure = self._unopened(error)
             else:
                 try:
+                    if call is _log_batch and self._appended is not None:
+                        return self._appended.log_batch(store, data)
                     return call(store, data)
                 except Exception as error:
                     failure = self._describe(error)
         raise failure
 
     def _opened(self) -> Any:
-        with self._opening:
-            if self._store is None:
+        if self._store is None:
+            with self._opening:
                 # Private to MLflow, but the only way that asks its registry and keeps one store a URI.
                 utils: Any = importlib.import_module("mlflow.tracking._tracking_service.utils")
                 # The first use of a database runs MLflow's migrations, which two processes cannot do at once.
-                with locked(self._uri) if self._uri.startswith("sqlite") else nullcontext():
-                    self._store = utils._get_store(self._uri)
-            return self._store
+                with locked(self._uri) if self._on_sqlite else nullcontext():
+                    if self._on_server or self._on_sqlite:
+                        self._knock()
+                    store = utils._get_store(self._uri)
+                self._retries = any(each.__name__ == "RestStore" for each in type(store).__mro__)
+                self._store = store
+        return self._store
+
+    def _knock(self) -> None:
+        """Look once whether there is a database: MLflow's store would try for 100 s, in a thread nothing can stop."""
+        utils: Any = importlib.import_module("mlflow.store.db.utils")
+        engine = utils.create_sqlalchemy_engine(self._uri)
+        try:
+            if self._on_server or os.path.isfile(engine.url.database or ""):
+                with engine.connect() as connection:
+                    connection.exec_driver_sql("SELECT 1" if self._on_server else "PRAGMA schema_version")
+        finally:
+            engine.dispose()
 
     def _unopened(self, error: Exception) -> StoreError:
         """
@@ -116,24 +167,126 @@ class MlflowStore:
         that another process is just migrating.
         """
         text = f"the store cannot be opened: {type(error).__name__}: {self._veiled(error)}"
-        status = getattr(error, "get_http_status_code", None)
-        refused = status is not None and status() < 500  # an MlflowException: a file store without its switch, say
-        unknown = any(each.__name__ == "ArgumentError" for each in type(error).__mro__)  # sqlalchemy's, of a bad URI
+        if isinstance(error, ModuleNotFoundError) and error.name is not None:
+            return StoreError(f"{text}: pip install '{_DRIVERS.get(error.name, error.name)}'", scope=Scope.STORE)
+        if _REFUSED.search(str(error)):
+            return AuthError(text)
+        refused = (
+            getattr(error, "get_http_status_code", lambda: 500)() < 500
+        )  # an MlflowException: a file store without its switch, say
+        unknown = "ArgumentError" in _names(error) or _NO_DATABASE.search(str(error))
         if refused or unknown or isinstance(error, (ImportError, TypeError, ValueError)):
             return StoreError(text, scope=Scope.STORE)
         return UnavailableError(text)
 
-    def _veiled(self, error: Exception) -> str:
-        return str(error).replace(self._uri, without_secrets(self._uri))
-
     def _describe(self, error: Exception) -> StoreError:
         text = self._veiled(error)
-        status = getattr(error, "get_http_status_code", None)
-        if status is not None:  # an MlflowException
-            return error_of(status(), str(getattr(error, "error_code", "")), text)
-        if type(error).__module__.startswith("sqlalchemy") and type(error).__name__ in _PASSING:
-            return UnavailableError(f"{type(error).__name__}: {text}", ambiguous=True)
-        return StoreError(f"{type(error).__name__}: {text}")
+        database = error if _names(error) or error.__cause__ is None else error.__cause__
+        if _rolled_back(database):
+            return UnavailableError(f"{type(database).__name__}: {text}", code=getattr(error, "error_code", None))
+        if "IntegrityError" in _names(database):  # PostgreSQL's text has another name for it; see `error_of`
+            return UnavailableError(text, rejects_after=REPEATS, scope=Scope.ENTRY, code="BAD_REQUEST")
+        if getattr(database, "connection_invalidated", False) or _PASSING & _names(database):
+            return UnavailableError(f"{type(database).__name__}: {text}", ambiguous=True)
+        if getattr(error, "get_http_status_code", None) is not None:  # an MlflowException
+            failure = self._described(error, text)
+            return _without_retries(failure) if self._retries and failure.retriable else failure
+        generic = StoreError(f"{type(error).__name__}: {text}")
+        return _of_the_system(error, text) if isinstance(error, OSError) else generic
+
+    def _described(self, error: Any, text: str) -> StoreError:
+        inner: Any = error.__context__ if self._appended is not None and error.get_http_status_code() == 500 else None
+        if isinstance(inner, OSError):
+            return _of_the_system(inner, text)
+        if getattr(inner, "get_http_status_code", None) is not None:  # INTERNAL_ERROR hides what the store said
+            return self._described(inner, self._veiled(inner))
+        return error_of(error.get_http_status_code(), str(getattr(error, "error_code", "")), text)
+
+    def _veiled(self, error: BaseException) -> str:
+        text = str(error).replace(self._uri, without_secrets(self._uri))
+        for secret in _secrets(self._uri):
+            whole = r"\b" if len(secret) < 6 and secret.isalnum() else ""  # else no message would be readable
+            text = re.sub(whole + re.escape(secret) + whole, "***", text)
+        return text
+
+
+def _names(error: BaseException) -> set[str]:
+    """Of its classes: SQLAlchemy's are not imported for this."""
+    return {each.__name__ for each in type(error).__mro__ if each.__module__.startswith("sqlalchemy")}
+
+
+def _rolled_back(error: BaseException) -> bool:
+    """Whether another transaction was in the way of this one: a dead-lock, a failure to serialise."""
+    origin = getattr(error, "orig", None)  # the driver's own
+    codes = [getattr(origin, name, None) for name in ("sqlstate", "pgcode")] + list(getattr(origin, "args", ())[:1])
+    return any(str(code) in _ROLLED_BACK for code in codes)
+
+
+def _of_the_system(error: OSError, text: str) -> StoreError:
+    if error.errno in _UNFIT_FOR_FILES:
+        return RejectedError(f"this key cannot be kept in a file beside the others: {text}")
+    return UnavailableError(f"{type(error).__name__}: {text}", ambiguous=True)
+
+
+def _without_retries(failure: StoreError) -> StoreError:
+    """Of a store that has tried again already, for as long as its own settings say."""
+    if failure.rejects_after is not None:
+        return RejectedError(str(failure), ambiguous=failure.ambiguous, code=failure.code)
+    failure.retriable, failure.scope = False, Scope.STORE
+    return failure
+
+
+def _secrets(uri: str) -> Iterator[str]:
+    """What of the URI no message may show; the longest first, as one may hold another."""
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        return
+    user, _, password = parts.netloc.rpartition("@")[0].partition(":")
+    found = {password, *(each.group()[len(each.group(1)) :] for each in _SECRET_ITEM.finditer(parts.query))}
+    found |= {f"{quote}{name}{quote}" for name in (user, unquote(user)) if name for quote in "'\""}
+    found |= {unquote(each) for each in found}
+    yield from sorted(found - {""}, key=len, reverse=True)
+
+
+_Identity: TypeAlias = tuple[str, str, int, int]
+
+
+class _Appended:
+    """
+    Logs to MLflow's file store, which appends, so that no point is written a second time because its batch failed.
+
+    Params and tags go first, as they may be repeated. Of metrics that failed on the way, each is looked for in its
+    file before it is written again.
+    """
+
+    def __init__(self) -> None:
+        self._doubtful: dict[str, set[_Identity]] = {}
+
+    def log_batch(self, store: Any, data: dict[str, Any]) -> dict[str, Any]:
+        run_id = data["run_id"]
+        metrics, params, tags = _entities(data)
+        if params:
+            store.log_batch(run_id, metrics=[], params=params, tags=[])
+        if tags:
+            store.log_batch(run_id, metrics=[], params=[], tags=tags)
+        doubtful = self._doubtful.pop(run_id, set())
+        asked = {_identity(point) for point in metrics}
+        written: set[_Identity] = set()
+        for key in {point[0] for point in asked & doubtful}:
+            with suppress(Exception):  # there is no such file: it is this very key that failed
+                written.update(doubtful.intersection(map(_identity, store.get_metric_history(run_id, key))))
+        missing = [point for point in metrics if _identity(point) not in written]
+        try:
+            if missing or not (metrics or params or tags):
+                store.log_batch(run_id, metrics=missing, params=[], tags=[])
+        except Exception as error:
+            begun = getattr(error, "get_http_status_code", lambda: 500)() >= 500
+            self._doubtful[run_id] = doubtful | asked if begun else doubtful
+            raise
+        if doubtful - asked:
+            self._doubtful[run_id] = doubtful - asked
+        return {}
 
 
 def _json(message: Any) -> dict[str, Any]:
@@ -186,23 +339,22 @@ def _search_runs(store: Any, data: dict[str, Any]) -> dict[str, Any]:
     return {"runs": [_json(run.to_proto()) for run in runs]}
 
 
-def _log_batch(store: Any, data: dict[str, Any]) -> dict[str, Any]:
+def _identity(point: Any) -> _Identity:
+    return point.key, repr(point.value), point.timestamp, point.step  # NaN by its name
+
+
+def _entities(data: dict[str, Any]) -> tuple[list[Any], list[Any], list[Any]]:
     from mlflow.entities import Metric, Param
 
-    metrics = [
-        Metric(
-            point["key"],
-            float(point["value"]),  # "NaN" and "Infinity" are text on the wire
-            point["timestamp"],
-            point["step"],
-            model_id=point.get("model_id"),
-            dataset_name=point.get("dataset_name"),
-            dataset_digest=point.get("dataset_digest"),
-        )
-        for point in data.get("metrics", ())
-    ]
+    # "NaN" and "Infinity" are text on the wire
+    metrics = [Metric(**point | {"value": float(point["value"])}) for point in data.get("metrics", ())]
     params = [Param(param["key"], param["value"]) for param in data.get("params", ())]
-    store.log_batch(data["run_id"], metrics=metrics, params=params, tags=_tags(data.get("tags", [])))
+    return metrics, params, _tags(data.get("tags", []))
+
+
+def _log_batch(store: Any, data: dict[str, Any]) -> dict[str, Any]:
+    metrics, params, tags = _entities(data)
+    store.log_batch(data["run_id"], metrics=metrics, params=params, tags=tags)
     return {}
 
 
