@@ -7,23 +7,18 @@ Nothing of ours runs in the caller's loop: the engine has one of its own, and a 
 from __future__ import annotations
 
 import logging
-import weakref
-from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from runqueue._bridge import wait_for
-from runqueue._config import Config, Token, Transport, as_uri, seconds
+from runqueue._config import seconds
 from runqueue._engine import JOIN_SECONDS
 from runqueue._operations import RunOperations
 from runqueue._recorder import Recorder
 from runqueue._run import RunId
 from runqueue._sync_client import clean_exit
-from runqueue.queueing import Limits
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from typing_extensions import Self
 
 logger = logging.getLogger("runqueue")
@@ -41,32 +36,6 @@ class AsyncClient(Recorder):
     It may be made outside of any loop, and used in several, one after the other. Cancelling a wait leaves what is not
     stored yet in the queue.
     """
-
-    def __init__(
-        self,
-        tracking_uri: str | PathLike[str] | None = None,
-        *,
-        max_workers: int = 8,
-        limits: Limits | None = None,
-        request_timeout: float | None = None,
-        retry_timeout: float | None = None,
-        token: Token | None = None,
-        headers: Mapping[str, str] | None = None,
-        transport: Transport = "auto",
-    ) -> None:
-        super().__init__(
-            Config(
-                tracking_uri=as_uri(tracking_uri),
-                max_workers=max_workers,
-                limits=limits,
-                request_timeout=request_timeout,
-                retry_timeout=retry_timeout,
-                token=token,
-                headers=headers,
-                transport=transport,
-            )
-        )
-        self._finalizer = weakref.finalize(self, self._engine.finalize)
 
     async def flush(
         self, synchronous: bool = True, *, run_id: RunId | None = None, timeout: float | None = None

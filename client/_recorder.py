@@ -8,19 +8,21 @@ What a call costs its caller is a copy of a dict, a look at its values' types, a
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Iterable, Mapping
+from os import PathLike
 from time import time_ns
 from typing import Any, Final
 
 from runqueue import _conversion as convert
-from runqueue._config import Config, resolve_tracking_uri, seconds, without_secrets
+from runqueue._config import Config, Token, Transport, as_uri, resolve_tracking_uri, seconds, without_secrets
 from runqueue._engine import Engine, Flushing
 from runqueue._entities import OperationFailure, Statistics
 from runqueue._run import PendingRunId, RunId
 from runqueue._stores import check_uri
 from runqueue._wire import PARENT_TAG, TOKEN_TAG, NewRun, Unfit
 from runqueue.errors import CallTypeError, ClosedError, ConfigError
-from runqueue.queueing import Lane
+from runqueue.queueing import Lane, Limits
 from runqueue.queueing._batch import DATASET, METRIC, PARAM, RUN, STATUS, TAG
 
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]{0,255}")
@@ -32,12 +34,34 @@ _PLAIN: Final = frozenset((float, int, bool))
 class Recorder:
     """What `Client` and `AsyncClient` have in common. Thread-safe: any thread may log, in any number."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(
+        self,
+        tracking_uri: str | PathLike[str] | None = None,
+        *,
+        max_workers: int = 8,
+        limits: Limits | None = None,
+        request_timeout: float | None = None,
+        retry_timeout: float | None = None,
+        token: Token | None = None,
+        headers: Mapping[str, str] | None = None,
+        transport: Transport = "auto",
+    ) -> None:
+        config = Config(
+            tracking_uri=as_uri(tracking_uri),
+            max_workers=max_workers,
+            limits=limits,
+            request_timeout=request_timeout,
+            retry_timeout=retry_timeout,
+            token=token,
+            headers=headers,
+            transport=transport,
+        )
         uri = resolve_tracking_uri(config.tracking_uri)
         check_uri(uri)
         self._engine = Engine(config, uri)
         self._lanes = self._engine.accumulator.lanes
         self._closed = False
+        self._finalizer = weakref.finalize(self, self._engine.finalize)
 
     @property
     def tracking_uri(self) -> str:

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import logging
-import weakref
-from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from runqueue._config import Config, Token, Transport, as_uri, seconds
+from runqueue._config import seconds
 from runqueue._operations import RunOperations
 from runqueue._recorder import Recorder
 from runqueue._run import RunId
-from runqueue.queueing import Limits
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from typing_extensions import Self
 
 logger = logging.getLogger("runqueue")
@@ -52,32 +47,6 @@ class Client(Recorder):
         final status, within a flush, and flush after flush. Isolation: a rejected entry costs only itself. What is not
         stored is in a `FlushError`, in `failures`, or in a logged warning with counts.
     """
-
-    def __init__(
-        self,
-        tracking_uri: str | PathLike[str] | None = None,
-        *,
-        max_workers: int = 8,
-        limits: Limits | None = None,
-        request_timeout: float | None = None,
-        retry_timeout: float | None = None,
-        token: Token | None = None,
-        headers: Mapping[str, str] | None = None,
-        transport: Transport = "auto",
-    ) -> None:
-        super().__init__(
-            Config(
-                tracking_uri=as_uri(tracking_uri),
-                max_workers=max_workers,
-                limits=limits,
-                request_timeout=request_timeout,
-                retry_timeout=retry_timeout,
-                token=token,
-                headers=headers,
-                transport=transport,
-            )
-        )
-        self._finalizer = weakref.finalize(self, self._engine.finalize)
 
     def flush(
         self, synchronous: bool = True, *, run_id: RunId | None = None, timeout: float | None = None

@@ -120,11 +120,6 @@ def safe_in_create(key: str) -> bool:
     )
 
 
-def ascii_size(text: str) -> int:
-    """Bytes of the text as ASCII-escaped JSON, at most."""
-    return len(text) + 2 if text.isascii() and text.isprintable() else 6 * len(text.encode("utf-16-le")) // 2 + 2
-
-
 class Encoder:
     """
     Turns records into fragments.
