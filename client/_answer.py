@@ -119,9 +119,9 @@ def error_of(status: int, code: str | None, message: str, *, retry_after: float 
             ambiguous=status not in UNPROCESSED,
             code=code,
         )
-    if status == 400 and code == "BAD_REQUEST" and "IntegrityError)" in message:
+    if status == 400 and code == "BAD_REQUEST" and ("IntegrityError)" in message or ".UniqueViolation)" in message):
         # Two requests of other runs' raced inside the server, over the row of a dataset that both log: asked again, it
-        # finds the row there.
+        # finds the row there. PostgreSQL's drivers name each kind of IntegrityError; the others are no race.
         return UnavailableError(text, rejects_after=REPEATS, scope=Scope.ENTRY, code=code)
     if status == 400 and code is not None:
         if _WHOLE_RUN.search(message):

@@ -2,7 +2,7 @@
 What a request to an HTTP server authenticates itself with.
 
 Rules of this file: variables are looked up for every request, so that a token that changes is taken over; a callable
-and the file are asked again after a 401. A user and password come before a token: of the URI, then of the variables,
+and the file are asked again after a 401. A callable runs in a worker thread: it may take its time, or never return. A user and password come before a token: of the URI, then of the variables,
 then of the file; a `token=` of the constructor comes before the latter two. Nothing here is ever shown.
 """
 
@@ -15,8 +15,12 @@ import re
 from collections.abc import Iterator
 from urllib.parse import unquote, urlsplit
 
+import anyio
+import anyio.to_thread
+
 from runqueue import _environment as environment
 from runqueue._config import Token, fits_header
+from runqueue._signing import Outgoing
 from runqueue.errors import AuthError
 
 _SHORTEST = 4
@@ -74,16 +78,26 @@ class Credentials:
         self._last: str | None = None
         self._last_header: str | None = None
         self._file: tuple[str | None, str | None] | None = None
+        # One call of the token's callable at a time: of one that never returns, no second is begun.
+        self._thread = anyio.CapacityLimiter(1) if callable(token) else None
 
     def __repr__(self) -> str:
         return "<Credentials ***>"
+
+    async def sign(self, request: Outgoing, *, fresh: bool) -> None:
+        """See `Signer.sign`."""
+        if self._thread is not None and self._user_info is None and (fresh or self._last is None):
+            await anyio.to_thread.run_sync(self._ask, abandon_on_cancel=True, limiter=self._thread)
+        value = self.header(fresh=fresh)
+        if value is not None:
+            request.headers["Authorization"] = value
 
     def header(self, *, fresh: bool = False) -> str | None:
         """
         The value of the Authorization header; None without credentials.
 
         Args:
-            fresh: A token's callable is asked again; otherwise only when it was not asked before.
+            fresh: The file is read again.
         """
         self._last_header = self._header(fresh=fresh)
         return self._last_header
@@ -94,7 +108,7 @@ class Credentials:
             user = self._user_and_password(fresh=fresh)
         if user is not None:
             return "Basic " + base64.b64encode(":".join(user).encode()).decode()
-        token = (self._bearer(fresh=fresh) or "").strip()  # a file's last line break is no part of its token
+        token = (self._bearer() or "").strip()  # a file's last line break is no part of its token
         if not fits_header(token):
             raise AuthError("the token holds a character that no header can hold (it is not shown)")
         return f"Bearer {token}" if token else None
@@ -127,15 +141,18 @@ class Credentials:
         if self._file is not None:
             yield self._file[1] or ""
 
-    def _bearer(self, *, fresh: bool) -> str | None:
-        if not callable(self._token):
-            return self._token or environment.text("MLFLOW_TRACKING_TOKEN")
-        if fresh or self._last is None:
-            failed = None
-            try:
-                self._last = self._token()
-            except Exception as error:  # its words may hold secrets: neither they nor its frames are passed on
-                failed = type(error).__name__
-            if failed is not None:
-                raise AuthError(f"the callable of token= raised {failed}")
-        return self._last
+    def _bearer(self) -> str | None:
+        if callable(self._token):
+            return self._last
+        return self._token or environment.text("MLFLOW_TRACKING_TOKEN")
+
+    def _ask(self) -> None:
+        """In a worker thread."""
+        assert callable(self._token)
+        failed = None
+        try:
+            self._last = self._token()
+        except BaseException as error:  # its words may hold secrets: neither they nor its frames are passed on
+            failed = type(error).__name__
+        if failed is not None:
+            raise AuthError(f"the callable of token= raised {failed}")

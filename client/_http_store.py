@@ -13,11 +13,12 @@ import os
 import re
 import ssl
 import time
+import traceback
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlencode, urlsplit, urlunsplit
 
 import anyio
 import httpx
@@ -25,6 +26,7 @@ import httpx
 from runqueue._answer import judge
 from runqueue._config import Config, without_secrets
 from runqueue._credentials import Credentials
+from runqueue._signing import Outgoing, Signer
 from runqueue._store import Endpoint, Traffic
 from runqueue._tls import verification
 from runqueue._wire import MLFLOW_LIMITS
@@ -37,6 +39,8 @@ _NETWORK_VARIABLES: Final = frozenset(
 
 MAX_REDIRECTS: Final = 5
 """As many in a row are followed, if they keep method, body and origin."""
+_KEPT_URLS: Final = 64
+"""Parsing one takes longer than the rest of a request's preparation; those with a query come and go."""
 _KEEPS_METHOD: Final = frozenset((307, 308))
 _REFUSAL: Final = re.compile(r"ALERT_(?:\w*CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED|HANDSHAKE_FAILURE|DECRYPT_ERROR)")
 _UNSENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
@@ -48,13 +52,24 @@ class HttpStore:
         config: The client's.
         uri: http(s), with or without a path; user info in it is moved to the header.
         traffic: Counts the requests.
+        signers: Add what the server asks for, in this order. None: MLflow's credentials, see `Credentials`.
+        limits: Of the server.
     """
 
-    def __init__(self, config: Config, uri: str, traffic: Traffic) -> None:
+    def __init__(
+        self,
+        config: Config,
+        uri: str,
+        traffic: Traffic,
+        *,
+        signers: Sequence[Signer] | None = None,
+        limits: Limits = MLFLOW_LIMITS,
+    ) -> None:
         parts = urlsplit(uri)
         bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
         self._base = bare.rstrip("/") + "/api/2.0/mlflow/"
-        self._credentials = Credentials(uri, config.token)
+        self._signers = (Credentials(uri, config.token),) if signers is None else tuple(signers)
+        self._limits = limits
         self._timeout = config.seconds_per_request()
         self._traffic = traffic
         self._urls: dict[str, httpx.URL] = {}
@@ -84,7 +99,7 @@ class HttpStore:
 
     @property
     def limits(self) -> Limits:
-        return MLFLOW_LIMITS
+        return self._limits
 
     def __repr__(self) -> str:
         return f"<HttpStore {self._base}>"
@@ -110,11 +125,15 @@ class HttpStore:
             )
         except StoreError as error:
             failure = self._bare(error)
+        except Exception as error:  # a defect, here or in a library: its frames hold the request's headers
+            failure = self._bare(StoreError(f"the request failed unexpectedly: {_place(error)}: {error}"))
         raise failure
 
     def _bare(self, error: StoreError) -> StoreError:
         """The error without the frames and causes it came with, and without what a server has echoed of our secrets."""
-        text = self._credentials.veil(str(error))
+        text = str(error)
+        for signer in self._signers:
+            text = signer.veil(text)
         for value in self._secret_headers:
             text = text.replace(value, "***")
         error.args = (text,)
@@ -125,11 +144,15 @@ class HttpStore:
         self, endpoint: Endpoint, body: bytes, query: Mapping[str, str] | None, *, fresh: bool
     ) -> _Answer:
         failure: StoreError
+        signed = False
         try:
             with anyio.fail_after(self._timeout):
-                return await self._follow(endpoint, body, query, fresh=fresh)
+                request = await self._signed(endpoint, body, query, fresh=fresh)
+                signed = True
+                return await self._follow(request, endpoint.cap)
         except TimeoutError:
-            failure = UnavailableError(f"no answer within {self._timeout:g} s", ambiguous=True)
+            what = "no answer" if signed else "no credentials to be had"
+            failure = UnavailableError(f"{what} within {self._timeout:g} s", ambiguous=signed)
         except (httpx.TransportError, ssl.SSLError) as error:  # httpx lets those pass that come while it reads
             failure = _describe(error)
         except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError) as error:
@@ -141,27 +164,34 @@ class HttpStore:
         # Outside of the handlers: neither the cause nor its frames go with it.
         raise failure
 
-    async def _follow(
+    async def _signed(
         self, endpoint: Endpoint, body: bytes, query: Mapping[str, str] | None, *, fresh: bool
-    ) -> _Answer:
-        url = self._urls.get(endpoint.path)
-        if url is None:
-            url = self._urls[endpoint.path] = httpx.URL(self._base + endpoint.path)
+    ) -> Outgoing:
+        url = self._base + endpoint.path
         if query:
-            url = url.copy_merge_params(dict(query))
-        headers = dict(self._headers)
-        credentials = self._credentials.header(fresh=fresh)
-        if credentials is not None:
-            headers["Authorization"] = credentials
+            url += "?" + urlencode(query)
+        request = Outgoing(endpoint.method, url, body, dict(self._headers))
+        for signer in self._signers:
+            await signer.sign(request, fresh=fresh)
+        return request
+
+    async def _follow(self, outgoing: Outgoing, cap: int) -> _Answer:
+        url = self._urls.get(outgoing.url)
+        if url is None:
+            url = httpx.URL(outgoing.url)
+            if len(self._urls) < _KEPT_URLS:
+                self._urls[outgoing.url] = url
         for _ in range(MAX_REDIRECTS):
-            self._traffic.count(body)
-            request = self._client.build_request(endpoint.method, url, content=body or None, headers=headers)
+            self._traffic.count(outgoing.body)
+            request = self._client.build_request(
+                outgoing.method, url, content=outgoing.body or None, headers=outgoing.headers
+            )
             response = await self._client.send(request, stream=True)
             try:
                 if response.status_code in range(300, 400):
                     url = _redirected(response, url)
                     continue
-                return _Answer(response.status_code, response.headers, await _read(response, endpoint.cap))
+                return _Answer(response.status_code, response.headers, await _read(response, cap))
             finally:
                 await response.aclose()
         raise UnexpectedAnswerError(f"more than {MAX_REDIRECTS} redirects, the last to {_origin(url)}")
@@ -174,6 +204,13 @@ class _Answer:
         self.status = status
         self.headers = headers
         self.body = body
+
+
+def _place(error: Exception) -> str:
+    """The class of an error, and where it was raised: what is left of a traceback that is not passed on."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
+    return type(error).__name__ + where
 
 
 def _user_agent() -> str:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_within: contextvars.ContextVar[LoopThread | None] = contextvars.ContextVar("runqueue_within", default=None)
+"""On behalf of which thread of ours code runs; a context variable, as those go with a task into worker threads."""
+
 
 class LoopThread:
     """
@@ -65,9 +68,10 @@ class LoopThread:
 
         Raises:
             ClosedError: The thread was stopped.
-            RuntimeError: The caller is this thread; to wait for the future there would last for ever.
+            RuntimeError: The caller is this thread, or a worker thread of it, such as a token's callable: this thread
+                waits for it, and would do so for ever.
         """
-        if threading.current_thread() is self._thread:
+        if _within.get() is self:
             raise RuntimeError("runqueue's own thread cannot wait for itself")
         call = _Call(function, args)
         with self._lock:
@@ -128,6 +132,7 @@ class LoopThread:
 
         import anyio
 
+        _within.set(self)
         async with self._setup(), anyio.create_task_group() as self._tasks:
             self._stop = anyio.Event()
             with self._lock:

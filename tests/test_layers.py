@@ -47,6 +47,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "runqueue._environment",
         "runqueue._config runqueue._tls",
         # the wire format, and what needs nothing else
+        "runqueue._signing",
         "runqueue._wire runqueue._answer runqueue._credentials runqueue._operations runqueue._store",
         "runqueue._conversion runqueue._reports",
         # http and mlflow stores, and which of them a URI means

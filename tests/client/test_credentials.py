@@ -10,6 +10,8 @@ import logging
 import os
 import pickle
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
@@ -394,3 +396,70 @@ def test_a_proxy_that_refuses_or_is_not_there_is_named_without_its_password(
     error = failure(f"{scheme}://nothing.invalid", transport=transport)
     assert_veiled(error)
     assert (error.retriable, error.ambiguous) == (True, False)
+
+
+def test_a_token_that_takes_its_time_holds_up_nobody_else(server: ScriptedServer) -> None:
+    """It is asked for in a worker thread: deadlines hold meanwhile, and what is queued stays queued."""
+    asked, go_on = threading.Event(), threading.Event()
+
+    def token() -> str:
+        asked.set()
+        go_on.wait(20)
+        return SECRET
+
+    client = runqueue.Client(server.uri, token=token)
+    try:
+        client.log_metric("a" * 32, "m", 1.0)
+        begin = time.monotonic()
+        with pytest.raises(runqueue.FlushError, match="1 of them are still queued"):
+            client.flush(timeout=0.2)
+        assert time.monotonic() - begin < 5
+        assert asked.is_set()
+        go_on.set()
+        client.flush()
+        assert client.statistics().stored == 1
+    finally:
+        go_on.set()
+        client.close()
+
+
+def test_a_token_that_never_comes_is_said_to_be_what_is_missing(server: ScriptedServer) -> None:
+    """Within the time of a request, and without a request."""
+    go_on = threading.Event()
+
+    def token() -> str:
+        go_on.wait(20)
+        return SECRET
+
+    try:
+        error = failure(server.uri, token=token, request_timeout=0.2)
+        assert "no credentials to be had within 0.2 s" in str(error)
+        assert error.retriable and not error.ambiguous
+        assert server.count() == 0
+    finally:
+        go_on.set()
+
+
+@pytest.mark.parametrize("raised", [SystemExit(SECRET), KeyboardInterrupt(SECRET), ValueError(SECRET)], ids=repr)
+def test_whatever_a_token_raises_ends_the_request_only(server: ScriptedServer, raised: BaseException) -> None:
+    """And says no more than its kind."""
+
+    def token() -> str:
+        raise raised
+
+    error = failure(server.uri, token=token)
+    assert isinstance(error, AuthError)
+    assert type(raised).__name__ in str(error)
+    assert_veiled(error)
+
+
+def test_a_defect_on_the_way_shows_no_secret(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The frames of an error that nobody has foreseen hold the request's headers; its place is named instead."""
+
+    async def broken(*_: object, **__: object) -> None:
+        raise LookupError(f"Bearer {SECRET}{SECRET}")
+
+    monkeypatch.setattr("httpx.AsyncClient.send", broken)
+    error = failure(server.uri, token=SECRET * 2, transport="httpx")
+    assert "LookupError at test_credentials.py:" in str(error)
+    assert_veiled(error)

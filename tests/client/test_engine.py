@@ -141,7 +141,7 @@ def test_a_keyboard_interrupt_ends_the_waiting_and_loses_nothing(server: Scripte
     assert server.count() == 2
 
 
-def test_the_engines_own_thread_cannot_wait_for_itself(server: ScriptedServer) -> None:
+def test_the_engines_own_threads_cannot_wait_for_themselves(server: ScriptedServer) -> None:
     """A token callable that flushes the client would wait for ever; it is told so."""
     told: list[BaseException] = []
 
