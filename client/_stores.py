@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -51,6 +53,12 @@ def check_uri(uri: str) -> None:
             f"the tracking URI {without_secrets(uri)!r} needs MLflow's own store: pip install 'runqueue[mlflow]'"
             f" (not installed: {', '.join(missing)})"
         )
+    if scheme in ("", "file") and _file_store_is_refused():
+        raise ConfigError(
+            f"the tracking URI {without_secrets(uri)!r} means MLflow's store in files, which this MLflow refuses unless"
+            " the environment variable MLFLOW_ALLOW_FILE_STORE is true; a database such as sqlite:///mlflow.db is"
+            " what it recommends"
+        )
 
 
 def make_store(config: Config, uri: str, traffic: Traffic) -> Store:
@@ -67,6 +75,18 @@ def make_store(config: Config, uri: str, traffic: Traffic) -> Store:
 def _scheme(uri: str) -> str:
     scheme = urlsplit(uri).scheme.lower() if "://" in uri or uri.startswith("file:") else ""
     return scheme
+
+
+def _file_store_is_refused() -> bool:
+    """Whether the installed MLflow has the switch, and it is off. Read off its source: importing it takes seconds."""
+    if os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("true", "1"):
+        return False
+    spec = importlib.util.find_spec("mlflow")
+    folders = (spec and spec.submodule_search_locations) or ()
+    source = next(
+        (path for path in (Path(each, "store/tracking/file_store.py") for each in folders) if path.exists()), None
+    )
+    return source is not None and b"MLFLOW_ALLOW_FILE_STORE" in source.read_bytes()
 
 
 def _plugin_schemes() -> set[str]:

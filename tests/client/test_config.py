@@ -219,8 +219,9 @@ def test_the_tracking_uri_is_what_mlflow_resolves(
     assert ours == resolved(MLFLOWS.format(**fields), here, variable)
 
 
-def test_a_path_is_a_tracking_uri(tmp_path: Path) -> None:
+def test_a_path_is_a_tracking_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `mlflow.set_tracking_uri` takes it: as the URI of the folder."""
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     client = runqueue.Client(tmp_path)
     assert client._engine.uri == tmp_path.resolve().as_uri()
 

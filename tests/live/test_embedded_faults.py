@@ -21,6 +21,7 @@ import runqueue
 from runqueue import _mlflow_store
 from runqueue._mlflow_store import MlflowStore
 from runqueue._store import LOG_BATCH, Traffic
+from runqueue.errors import ConfigError
 from support.embedded import NOLOAD, mlflow_store, only, read, run_ids
 from support.readback import Point
 
@@ -55,9 +56,17 @@ def assert_cannot_be_opened(client: runqueue.Client, message: str) -> None:
     assert statistics.pending == 201
 
 
-def test_the_file_store_without_its_switch_is_a_clear_error(tmp_path: Path) -> None:
-    """MLflow's own words, which name the switch."""
-    assert_cannot_be_opened(runqueue.Client(f"file:{tmp_path / 'files'}"), "MLFLOW_ALLOW_FILE_STORE=true")
+@pytest.mark.parametrize("form", ["{}", "file:{}", "file://{}"])
+@pytest.mark.parametrize("switch", [None, "false", "yes"])
+def test_the_file_store_without_its_switch_is_refused_by_the_constructor(
+    form: str, switch: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As MLflow would refuse it later; nothing is made by saying so."""
+    if switch is not None:
+        monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", switch)
+    with pytest.raises(ConfigError, match="MLFLOW_ALLOW_FILE_STORE"):
+        runqueue.Client(form.format(tmp_path / "files"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_database_driver_that_is_missing_is_a_clear_error(tmp_path: Path) -> None:
