@@ -42,7 +42,7 @@ class AsyncClient(Recorder):
     ) -> RunOperations:
         """See `Client.flush`. With `synchronous=False` the result can be awaited later."""
         future, begun = self._begin_flush(run_id, timeout, warn=not synchronous)
-        operations = RunOperations(future)
+        operations = RunOperations(future, self)
         if synchronous:
             await operations
         else:
@@ -57,7 +57,7 @@ class AsyncClient(Recorder):
         operations: RunOperations | None = None
         try:
             future, _ = self._engine.flush(None, timeout, warn=False, final=True)
-            operations = RunOperations(future)
+            operations = RunOperations(future, self)
             await operations
         finally:
             lost = await self._stop(failed=True)
@@ -70,7 +70,6 @@ class AsyncClient(Recorder):
 
         with anyio.move_on_after(JOIN_SECONDS, shield=True):
             await wait_for(self._engine.stop_soon(), cancel=False)
-        self._finalizer.detach()
         return self._engine.stop(failed=failed)
 
     async def _discard(self) -> None:

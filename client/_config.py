@@ -32,6 +32,8 @@ _SECRET_ITEM = re.compile(r"(?i)(\b[^=&]*(?:pass|pwd|token|secret|key|odbc_conne
 DEFAULT_REQUEST_TIMEOUT = 60.0
 DEFAULT_RETRY_TIMEOUT = 300.0
 DEFAULT_BACKOFF = 0.5
+MARGIN = 5.0
+"""Seconds between the end of an attempt that is late, and the conclusion that there will be no end."""
 
 
 def _veiled(value: object) -> str:
@@ -169,6 +171,13 @@ class Config:
         if self.request_timeout is not None:
             return self.request_timeout
         return environment.number("MLFLOW_HTTP_REQUEST_TIMEOUT", above=0) or DEFAULT_REQUEST_TIMEOUT
+
+    def patience(self) -> float:
+        """
+        Seconds in which some attempt ends while the store works, or is out of reach in a way that it notices. A call
+        of MLflow's own stores in a worker thread has no deadline that could end it.
+        """
+        return self.seconds_per_request() + self.retrying().timeout + MARGIN
 
     def retrying(self) -> RetrySettings:
         """

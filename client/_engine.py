@@ -53,6 +53,7 @@ class Engine:
         config.seconds_per_request()  # a bad variable is an error of the constructor, not of the first flush
         config.retrying()
         self.bounds = _bounds(config, MLFLOW_LIMITS)
+        self._stopped = False
         self._thread = LoopThread(self._assembled)
         self._sender: Sender
         self._creation: Creation
@@ -95,6 +96,7 @@ class Engine:
         Returns:
             Entries that were still queued.
         """
+        self._stopped = True
         self._thread.stop()
         self._thread.join(JOIN_SECONDS)
         return self.accumulator.abandon(failed=failed)
@@ -108,7 +110,9 @@ class Engine:
         counts = self.accumulator.counts()
         lost = counts["pending"] + counts["in_flight"]
         if lost:
-            logger.warning("a client of %s was never closed: %d entries were not sent", without_secrets(self.uri), lost)
+            # After its end, what another thread was just logging can be left: its lane was looked up before.
+            how = "got data while it was closed" if self._stopped else "was never closed"
+            logger.warning("a client of %s %s: %d entries were not sent", without_secrets(self.uri), how, lost)
         self._thread.stop()  # not joined: this may be a garbage collection
 
     def statistics(self) -> Statistics:
@@ -144,6 +148,7 @@ class Engine:
                 max_workers=self.config.max_workers,
                 retry=RetryPolicy(**attrs.asdict(self.config.retrying())),
                 on_outage=self._warn_of_outage,
+                patience=self.config.patience(),
             )
             async with self._sender:
                 yield
@@ -167,7 +172,7 @@ class Engine:
                 patience = min(patience, max(0.0, start + timeout - anyio.current_time()))
             with anyio.move_on_after(patience):
                 await self._creation.last_look()
-        report = self._sender.report(flush, timeout)  # last, as it names each failure once
+        report = self._sender.report(flush)  # last, as it names each failure once
         if final:
             self._make_final(report)
         public = public_report(report)

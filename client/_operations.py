@@ -17,8 +17,9 @@ class RunOperations:
     A flush, under way or over. In async code it can be awaited: `await operations` does what `await_completion` does.
     """
 
-    def __init__(self, future: Future[FlushReport]) -> None:
+    def __init__(self, future: Future[FlushReport], client: object = None) -> None:
         self._future = future
+        self._client = client  # kept: the end of a client that nobody holds ends its flushes
 
     @property
     def done(self) -> bool:

@@ -68,7 +68,7 @@ class Client(Recorder):
             ClosedError: The client was closed.
         """
         future, begun = self._begin_flush(run_id, timeout, warn=not synchronous)
-        operations = RunOperations(future)
+        operations = RunOperations(future, self)
         try:
             begun.result()
             if synchronous:
@@ -94,11 +94,10 @@ class Client(Recorder):
         operations: RunOperations | None = None
         try:
             future, _ = self._engine.flush(None, timeout, warn=False, final=True)
-            operations = RunOperations(future)
+            operations = RunOperations(future, self)
             operations.await_completion()
         finally:
             lost = self._engine.stop(failed=True)
-            self._finalizer.detach()
             if lost and (operations is None or operations.report is None):
                 logger.warning("the client was closed before its last flush ended: %d entries were not sent", lost)
 
@@ -106,7 +105,6 @@ class Client(Recorder):
         """End without sending; say what is lost."""
         if self._shut():
             lost = self._engine.stop(failed=False)
-            self._finalizer.detach()
             if lost:
                 logger.warning("the block ended by an exception: %d queued entries were not sent", lost)
 

@@ -11,8 +11,8 @@ for a later flush:
   - the outage: retrying is over, or a probe has failed (see `_retry.Outage`)
   - the credentials were refused
   - its run, or its run's parent, could not be created
-  - nobody waits for it any longer: the flush timed out or was cancelled. A request that is under way then is neither
-    cancelled nor repeated; its pump settles it and ends.
+  - nobody waits for it any longer: the flush timed out or was cancelled, or no request has ended for so long that it
+    lost its patience. A request that is under way then is neither cancelled nor repeated; its pump settles it and ends.
 
 Rules of this file: it is the only one of this package that awaits. A worker slot is held by a request, never by a
 wait for anything else.
@@ -20,6 +20,7 @@ wait for anything else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
@@ -62,6 +63,8 @@ class Flush:
     parents: set[Lane]
     """Lanes of which only the creation of the run is wanted."""
     done: anyio.Event = attrs.field(factory=anyio.Event)
+    late: str = "the engine was stopped"
+    """Why it ended before it was done, if it did."""
 
     def progress(self, lane: Lane, *, ended: bool) -> None:
         if ended or lane.done >= self.goals[lane] or (lane in self.parents and lane.opened):
@@ -109,6 +112,8 @@ class Sender:
         max_workers: Requests under way at once.
         retry: When to try again.
         on_outage: Told once an outage, with what was answered last.
+        patience: Seconds in which some request has to end, if only by failing; else the store has got stuck, and no
+            flush waits for it any longer. More than any healthy store needs, its outages included.
     """
 
     def __init__(
@@ -120,6 +125,7 @@ class Sender:
         max_workers: int = 8,
         retry: RetryPolicy | None = None,
         on_outage: Callable[[StoreError], None] | None = None,
+        patience: float = math.inf,
     ) -> None:
         policy = retry or RetryPolicy()
         self.accumulator = accumulator
@@ -127,6 +133,8 @@ class Sender:
         self.outage = Outage(timeout=policy.timeout, on_outage=on_outage)
         self._deliver = deliver
         self._retry = Retrying(policy, self.outage)
+        self._patience = patience
+        self._ended = 0  # requests, whatever came of them
         self._slots = anyio.Semaphore(max_workers, fast_acquire=True)
         self._probe = anyio.Lock()
         self._pumps: dict[Lane, _Pump] = {}
@@ -165,13 +173,21 @@ class Sender:
         """
         flush = self.begin(lane)
         await self.completion(flush, timeout)
-        return self.report(flush, timeout)
+        return self.report(flush)
 
     async def completion(self, flush: Flush, timeout: float | None) -> None:
         """Wait for a flush that `begin` has begun."""
         try:
-            with anyio.move_on_after(timeout):
-                await flush.done.wait()
+            with anyio.move_on_after(timeout) as waiting:
+                while not flush.done.is_set():
+                    ended = self._ended
+                    with anyio.move_on_after(self._patience):
+                        await flush.done.wait()
+                    if ended == self._ended and not flush.done.is_set():
+                        flush.late = f"no request had ended for {self._patience:g} s"
+                        return
+            if waiting.cancelled_caught:
+                flush.late = f"the flush timed out after {timeout:g} s"
         finally:
             self._end(flush)
 
@@ -206,11 +222,10 @@ class Sender:
             pump.halted = True
             pump.wake()
 
-    def report(self, flush: Flush, timeout: float | None) -> Report:
+    def report(self, flush: Flush) -> Report:
         """What a flush that has ended did not store; each failure is named once."""
         failures: list[Failure] = []
-        when = "the engine was stopped" if timeout is None else f"the flush timed out after {timeout:g} s"
-        late = HaltedError(f"still queued when {when}")
+        late = HaltedError(f"still queued when {flush.late}")
         for lane, goal in flush.goals.items():
             if lane in flush.parents:
                 if not lane.opened:
@@ -311,7 +326,7 @@ class Sender:
         batch = lane.flying
         assert batch is not None
         try:
-            leftovers = await self._deliver(lane, batch)
+            leftovers = await self._delivered(lane, batch)
         except StoreError as error:
             if error.rejects_after is not None:
                 batch.rejections += 1
@@ -326,6 +341,12 @@ class Sender:
         self.outage.succeeded()
         lane.store(leftovers)
         self._progress(lane, ended=False)
+
+    async def _delivered(self, lane: Lane, batch: Batch) -> Sequence[Record]:
+        try:
+            return await self._deliver(lane, batch)
+        finally:
+            self._ended += 1
 
     @asynccontextmanager
     async def _admitted(self, pump: _Pump) -> AsyncGenerator[None, None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import gc
 import logging
 import threading
 from collections.abc import Callable
@@ -324,3 +325,18 @@ def test_one_async_client_may_be_used_in_several_loops(server: ScriptedServer) -
 
     anyio.run(end, backend="trio")
     assert client.statistics().stored == server.count() == 3
+
+
+def test_a_flush_that_somebody_waits_for_keeps_its_client(server: ScriptedServer, gate: threading.Event) -> None:
+    """A function may return the flush and drop the client; what is dropped ends its flushes otherwise."""
+
+    def begun() -> runqueue.RunOperations:
+        client = runqueue.Client(server.uri)
+        client.log_metric(RUN, "m", 1.0)
+        return client.flush(synchronous=False)
+
+    operations = begun()
+    gc.collect()
+    gate.set()
+    operations.await_completion(timeout=10)
+    assert operations.report is not None and operations.report.stored == 1

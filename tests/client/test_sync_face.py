@@ -325,3 +325,29 @@ def test_a_script_that_ends_without_closing_is_told_and_ends(server: ScriptedSer
     )
     assert done.stdout == ""
     assert "1 entries were not sent" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_what_is_logged_while_the_client_is_closed_is_counted_and_said(
+    server: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A call in another thread may hold its lane already when the client closes; no lock keeps it from appending."""
+    closed = threading.Event()
+
+    class Slow:
+        def __float__(self) -> float:
+            closed.wait(20)
+            return 1.0
+
+    client = runqueue.Client(server.uri)
+    client.log_metric(RUN, "before", 1.0)
+    late = threading.Thread(target=client.log_metrics, args=(RUN, {"late": Slow()}))
+    late.start()
+    client.close()
+    closed.set()
+    late.join(20)
+    statistics = client.statistics()
+    assert (statistics.accepted, statistics.stored, statistics.pending) == (2, 1, 1)
+    del client, late
+    gc.collect()
+    (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "got data while it was closed" in record.getMessage() and "1 entries" in record.getMessage()

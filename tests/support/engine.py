@@ -7,6 +7,7 @@ make the encoder do what a real one does of itself.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -327,6 +328,7 @@ async def bench(
     max_workers: int = 8,
     timeout: float = 300.0,
     base: float = 0.5,
+    patience: float = math.inf,
 ) -> AsyncIterator[Bench]:
     """
     Args:
@@ -336,13 +338,14 @@ async def bench(
         max_workers: Of the sender.
         timeout: Of retrying.
         base: Of the back-off. 0: none but what `retry_after` asks for, so that times are exact.
+        patience: Of the sender.
     """
     accumulator = Accumulator(encode)
     store = FakeStore(script, seconds)
     policy = RetryPolicy(timeout=timeout, base=base)
     with anyio.fail_after(ETERNITY):
         async with Sender(
-            accumulator, store, bounds=limits or bounds(), max_workers=max_workers, retry=policy
+            accumulator, store, bounds=limits or bounds(), max_workers=max_workers, retry=policy, patience=patience
         ) as sender:
             yield Bench(accumulator, store, sender)
     check_books(accumulator)
