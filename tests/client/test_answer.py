@@ -99,12 +99,37 @@ def test_a_400_of_mlflow_is_halved() -> None:
     assert str(error) == "SOME_CODE: some words"
 
 
-def test_a_constraint_that_the_server_tripped_over_is_asked_again() -> None:
+TRIPPED = {
+    "sqlite": "(sqlite3.IntegrityError) UNIQUE constraint failed: datasets.experiment_id, datasets.name",
+    "mysql": "(pymysql.err.IntegrityError) (1062, \"Duplicate entry '1-shared-1' for key 'PRIMARY'\")",
+    "psycopg2": '(psycopg2.errors.UniqueViolation) duplicate key value violates unique constraint "datasets_pk"\n',
+    "psycopg": '(psycopg.errors.UniqueViolation) duplicate key value violates unique constraint "datasets_pk"\n',
+}
+
+
+@pytest.mark.parametrize("message", TRIPPED.values(), ids=TRIPPED)
+def test_a_constraint_that_the_server_tripped_over_is_asked_again(message: str) -> None:
     """Two runs raced for one row inside the server: retried, and the third time taken for a rejection."""
-    message = "(raised as a result) (sqlite3.IntegrityError) UNIQUE constraint failed: datasets.name"
-    error = error_of(400, "BAD_REQUEST", message)
+    error = error_of(400, "BAD_REQUEST", f"(raised as a result of Query-invoked autoflush) {message}")
+    assert type(error) is UnavailableError
     assert (error.retriable, error.rejects_after, error.scope) == (True, 3, Scope.ENTRY)
     assert not error_of(400, "INVALID_PARAMETER_VALUE", message).retriable
+    assert not error_of(409, "BAD_REQUEST", message).retriable
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "(psycopg.errors.StringDataRightTruncation) value too long for type character varying(36)",
+        "(psycopg2.errors.NumericValueOutOfRange) bigint out of range",
+        "(psycopg.errors.ForeignKeyViolation) insert or update on table violates foreign key constraint",
+        "A value that speaks of a UniqueViolation is none",
+    ],
+)
+def test_what_a_database_refuses_for_what_it_is_is_not_asked_again(message: str) -> None:
+    """The row would be the same the next time; the batch is halved at once."""
+    error = error_of(400, "BAD_REQUEST", message)
+    assert (type(error), error.scope, error.retriable) == (RejectedError, Scope.ENTRY, False)
 
 
 @pytest.mark.parametrize("body", NOT_MLFLOWS.values(), ids=NOT_MLFLOWS)

@@ -6,20 +6,16 @@ path away again, and an HTTP proxy on the way out.
 from __future__ import annotations
 
 import base64
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
 import attrs
-import httpx
 import pytest
 
 import runqueue
 from runqueue.errors import AuthError, NotFoundError
-from support import mlflow_server as support
-from support.mlflow_server import HOST, MlflowServer, clean_environment
+from support.mlflow_server import HOST, MlflowServer, free_port
 from support.proxy import FaultyProxy
 from support.readback import Point, Readback
 from support.recorder import Reply, Request
@@ -32,80 +28,18 @@ PASSWORD = "p@ss: 100%/ü"
 PREFIX = "/mlflow"
 
 
-class OptionServer(MlflowServer):
-    """
-    A server with options of the test's.
-
-    Args:
-        folder: Holds all that it writes.
-        options: Of the command line.
-        environment: Variables of its own.
-        health: Where it says that it is there.
-    """
-
-    def __init__(
-        self, folder: Path, *options: str, environment: dict[str, str] | None = None, health: str = "/health"
-    ) -> None:
-        super().__init__(folder)
-        self._options = options
-        self._environment = environment or {}
-        self._health = health
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self._backend]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        command += ["--host", HOST, "--port", str(self.port), "--workers", "1", *self._options]
-        with self.log.open("ab") as output:
-            process = self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=self.folder,
-                env=clean_environment() | self._environment,
-                start_new_session=True,
-            )
-
-        def healthy() -> bool:
-            if process.poll() is not None:
-                raise RuntimeError(f"mlflow server ended with {process.returncode}:\n{self._tail()}")
-            try:
-                return httpx.get(self.uri + self._health, trust_env=False, timeout=5).status_code == 200
-            except httpx.TransportError:
-                return False
-
-        try:
-            support._await(healthy, support.START_TIMEOUT, "no answer from mlflow server")
-        except BaseException:
-            self.stop()
-            raise
-
-
 @pytest.fixture(scope="module")
 def auth_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     """A server that knows its users."""
-    folder = tmp_path_factory.mktemp("auth-server")
-    settings = folder / "auth.ini"
-    settings.write_text(
-        f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{folder / 'users.db'}\n"
-        f"admin_username = {USER}\nadmin_password = {PASSWORD.replace('%', '%%')}\n"
-        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
-    )
-    environment = {
-        "MLFLOW_AUTH_CONFIG_PATH": str(settings),
-        "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD,
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": "of the tests",
-    }
-    with OptionServer(folder, "--app-name", "basic-auth", environment=environment) as server:
+    with MlflowServer(tmp_path_factory.mktemp("auth-server"), admin=(USER, PASSWORD)) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def prefixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URI of a server whose every path begins with a prefix."""
-    folder = tmp_path_factory.mktemp("prefixed-server")
-    with OptionServer(folder, "--static-prefix", PREFIX, health=f"{PREFIX}/health") as server:
-        yield server.uri + PREFIX
+    with MlflowServer(tmp_path_factory.mktemp("prefixed-server"), static_prefix=PREFIX) as server:
+        yield server.uri
 
 
 @pytest.fixture(autouse=True)
@@ -272,7 +206,7 @@ def test_a_proxy_of_the_environment_is_the_way_to_the_server(
 
 def test_no_proxy_is_the_way_past_it(mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The switch that every other program honours."""
-    monkeypatch.setenv("HTTP_PROXY", f"http://{HOST}:{support.free_port()}")
+    monkeypatch.setenv("HTTP_PROXY", f"http://{HOST}:{free_port()}")
     monkeypatch.setenv("NO_PROXY", HOST)
     with Readback(mlflow_server.uri) as reader:
         assert_round_trip(mlflow_server.uri, reader)

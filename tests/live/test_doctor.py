@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import base64
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from urllib.parse import quote
 
 import mlflow
 import pytest
+import trustme
 
+from support.embedded import run_script
 from support.mlflow_server import HOST, MlflowServer, clean_environment, free_port
+from support.postgres import DRIVERS, PASSWORD_ROLE, Postgres, shared_postgres
+from support.postgres import PASSWORD as ROLES_PASSWORD
 
 pytestmark = pytest.mark.live
 
 
 def doctor(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """The program, run in this folder, which is its home as well."""
+    """The program, run in this folder, which is its home as well; no variable names the system's certificates."""
+    environment = {key: value for key, value in clean_environment().items() if not key.startswith("SSL_CERT_")}
     return subprocess.run(
         [sys.executable, "-m", "runqueue", "doctor", *arguments],
         check=False,
         cwd=folder,
-        env=clean_environment() | {"HOME": str(folder)} | variables,
+        env=environment | {"HOME": str(folder)} | variables,
         capture_output=True,
         text=True,
         timeout=60,
@@ -93,3 +101,279 @@ def test_a_database_server_that_is_not_there_is_said_in_time(tmp_path: Path) -> 
     assert "postgresql://***@" in done.stderr and "is not available" in done.stderr
     assert "cannot be opened: OperationalError" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+# -- servers as companies run them -----------------------------------------------------------------------------------
+
+USER, PASSWORD = "admin", "p@ss: 100%/ü"
+PREFIX = "/mlflow"
+API_BELOW = "not as an MLflow server does below /api/2.0/mlflow/"
+
+
+@pytest.fixture(scope="module")
+def ca() -> trustme.CA:
+    """The authority that the company's server is certified by."""
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def company(ca: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """A server that is reached by https alone, below a path, and knows its users: each test gets one of them wrong."""
+    folder = tmp_path_factory.mktemp("company-server")
+    pem = folder / "server.pem"
+    ca.issue_cert(HOST).private_key_and_cert_chain_pem.write_to_path(pem)
+    with MlflowServer(folder, static_prefix=PREFIX, admin=(USER, PASSWORD), certificate=pem) as server:
+        yield server
+
+
+@pytest.fixture
+def trusted(ca: trustme.CA, tmp_path: Path) -> str:
+    """The file of the authority."""
+    path = tmp_path / "ca.pem"
+    ca.cert_pem.write_to_path(path)
+    return str(path)
+
+
+def known(trusted: str, password: str = PASSWORD) -> dict[str, str]:
+    """The variables of a user of the company's server."""
+    return {
+        "MLFLOW_TRACKING_SERVER_CERT_PATH": trusted,
+        "MLFLOW_TRACKING_USERNAME": USER,
+        "MLFLOW_TRACKING_PASSWORD": password,
+    }
+
+
+def assert_no_secret(done: subprocess.CompletedProcess[str], *secrets: str) -> None:
+    """Neither as it is, nor as it stands in a URI, nor as it is sent; and what is wrong is one line."""
+    said = done.stdout + done.stderr
+    for secret in secrets:
+        sent = base64.b64encode(f"{USER}:{secret}".encode()).decode()
+        assert [each for each in (secret, quote(secret, safe=""), sent) if each in said] == []
+    assert done.stderr.count("\n") == done.returncode
+
+
+PLACES = {
+    "variables": "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+    "file": "~/.mlflow/credentials",
+    "uri": "the URI's user info",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_companys_server_is_well_for_whoever_has_it_right(
+    company: MlflowServer, trusted: str, tmp_path: Path, place: str
+) -> None:
+    """The authority's certificate, the path and the password: told by source, and not by value."""
+    uri, variables = company.uri, known(trusted)
+    if place != "variables":
+        del variables["MLFLOW_TRACKING_USERNAME"], variables["MLFLOW_TRACKING_PASSWORD"]
+    if place == "file":
+        (tmp_path / ".mlflow").mkdir()
+        password = PASSWORD.replace("%", "%%")
+        (tmp_path / ".mlflow" / "credentials").write_text(
+            f"[mlflow]\nmlflow_tracking_username = {USER}\nmlflow_tracking_password = {password}\n"
+        )
+    elif place == "uri":
+        uri = uri.replace("://", f"://{USER}:{quote(PASSWORD, safe='')}@")
+    done = doctor(tmp_path, "--tracking-uri", uri, **variables)
+    found = rows(done)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert_no_secret(done, PASSWORD)
+    assert found["tracking uri"] == company.uri.replace("://", "://***@" if place == "uri" else "://")
+    assert found["store"] == "MLflow's REST API"
+    assert found["credentials"] == f"user and password, of {PLACES[place]}"
+    assert found["tls"] == f"verified by MLFLOW_TRACKING_SERVER_CERT_PATH={trusted}"
+    assert found["reachable"] == "yes"
+    assert found["version"] == f"mlflow {version('mlflow')}"
+    assert found["authentication"] == "accepted"
+    assert found["round trip"].endswith(" ms (median of 5)")
+
+
+@pytest.mark.parametrize("kind", ["password", "user"])
+def test_credentials_that_the_server_refuses_are_said(
+    company: MlflowServer, trusted: str, tmp_path: Path, kind: str
+) -> None:
+    """By their source; it is reachable all the same."""
+    variables = known(trusted, "wr0ng-word" if kind == "password" else PASSWORD)
+    if kind == "user":
+        variables["MLFLOW_TRACKING_USERNAME"] = "stranger"
+    done = doctor(tmp_path, "--tracking-uri", company.uri, **variables)
+    found = rows(done)
+    assert done.returncode == 1
+    assert_no_secret(done, "wr0ng-word", PASSWORD)
+    assert (found["reachable"], found["authentication"]) == ("yes", "refused")
+    assert "the server refused the credentials (401: " in done.stderr
+    assert done.stderr.endswith(
+        "; credentials: user and password, of MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD\n"
+    )
+    assert "version" not in found and "round trip" not in found
+
+
+def test_a_server_that_asks_who_it_is_says_what_to_set(company: MlflowServer, trusted: str, tmp_path: Path) -> None:
+    """Without any credentials: the variables are named."""
+    done = doctor(tmp_path, "--tracking-uri", company.uri, MLFLOW_TRACKING_SERVER_CERT_PATH=trusted)
+    found = rows(done)
+    assert done.returncode == 1
+    assert_no_secret(done)
+    assert (found["credentials"], found["authentication"]) == ("none", "refused")
+    assert done.stderr.endswith(
+        "; none were found, set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN\n"
+    )
+
+
+def test_a_token_that_the_server_does_not_take_is_refused(company: MlflowServer, trusted: str, tmp_path: Path) -> None:
+    """MLflow's own users have passwords only; a token is as good as none there."""
+    done = doctor(
+        tmp_path,
+        "--tracking-uri",
+        company.uri,
+        MLFLOW_TRACKING_SERVER_CERT_PATH=trusted,
+        MLFLOW_TRACKING_TOKEN="s3cret-token",
+    )
+    assert done.returncode == 1
+    assert_no_secret(done, "s3cret-token")
+    assert rows(done)["authentication"] == "refused"
+    assert done.stderr.endswith("; credentials: token, of MLFLOW_TRACKING_TOKEN\n")
+
+
+@pytest.mark.parametrize("kind", ["usual", "other"])
+def test_an_authority_that_is_not_known_is_said(company: MlflowServer, trusted: str, tmp_path: Path, kind: str) -> None:
+    """Where the variable names none, or another one; nothing is asked of such a server."""
+    variables = known(trusted)
+    other = tmp_path / "other.pem"
+    trustme.CA().cert_pem.write_to_path(other)
+    del variables["MLFLOW_TRACKING_SERVER_CERT_PATH"]
+    if kind == "other":
+        variables["MLFLOW_TRACKING_SERVER_CERT_PATH"] = str(other)
+    done = doctor(tmp_path, "--tracking-uri", company.uri, **variables)
+    found = rows(done)
+    assert done.returncode == 1
+    assert_no_secret(done, PASSWORD)
+    by = "the usual certificates" if kind == "usual" else f"MLFLOW_TRACKING_SERVER_CERT_PATH={other}"
+    assert (found["tls"], found["reachable"]) == (f"verified by {by}", "no")
+    assert f"{company.uri} is not available: TLS: unable to get local issuer certificate" in done.stderr
+    assert "authentication" not in found
+
+
+def test_a_certificate_that_need_not_be_verified_is_told(company: MlflowServer, trusted: str, tmp_path: Path) -> None:
+    """The server is well, and the table says at what price."""
+    variables = known(trusted) | {"MLFLOW_TRACKING_INSECURE_TLS": "true"}
+    del variables["MLFLOW_TRACKING_SERVER_CERT_PATH"]
+    done = doctor(tmp_path, "--tracking-uri", company.uri, **variables)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert_no_secret(done, PASSWORD)
+    assert rows(done)["tls"] == "the server's certificate is NOT verified (MLFLOW_TRACKING_INSECURE_TLS)"
+
+
+@pytest.mark.parametrize("path", ["", "/other"])
+def test_a_server_asked_beside_its_prefix_is_said_to_answer_otherwise(
+    company: MlflowServer, trusted: str, tmp_path: Path, path: str
+) -> None:
+    """It is there, but no API is at that path."""
+    uri = company.uri.removesuffix(PREFIX) + path
+    done = doctor(tmp_path, "--tracking-uri", uri, **known(trusted))
+    assert done.returncode == 1
+    assert_no_secret(done, PASSWORD)
+    assert rows(done)["reachable"] == "something answers"
+    assert f"{uri} answers, but {API_BELOW}; check host, port and path" in done.stderr
+
+
+def test_http_asked_of_a_server_that_speaks_https_is_not_available(company: MlflowServer, tmp_path: Path) -> None:
+    """The server hangs up, and that is what is told."""
+    plain = doctor(tmp_path, "--tracking-uri", company.uri.replace("https://", "http://"))
+    assert (plain.returncode, rows(plain)["reachable"]) == (1, "no")
+    assert "is not available: the connection broke: " in plain.stderr
+
+
+def test_https_asked_of_a_server_that_speaks_http_is_not_available(mlflow_server: MlflowServer, tmp_path: Path) -> None:
+    """The fault is TLS's."""
+    done = doctor(tmp_path, "--tracking-uri", mlflow_server.uri.replace("http://", "https://"))
+    assert (done.returncode, rows(done)["reachable"]) == (1, "no")
+    assert "is not available: TLS: " in done.stderr
+
+
+def test_a_server_that_was_stopped_is_said_not_to_be_there(tmp_path: Path) -> None:
+    """At once: nobody listens on its port any more."""
+    with MlflowServer(tmp_path / "server") as server:
+        assert doctor(tmp_path, "--tracking-uri", server.uri).returncode == 0
+    done = doctor(tmp_path, "--tracking-uri", server.uri.replace("://", "://user:s3cret-word@"))
+    found = rows(done)
+    assert done.returncode == 1
+    assert_no_secret(done, "s3cret-word")
+    assert found["reachable"] == "no"
+    assert found["tracking uri"] == server.uri.replace("://", "://***@")
+    assert "is not available: cannot connect: " in done.stderr
+
+
+# -- PostgreSQL ------------------------------------------------------------------------------------------------------
+
+FIRST_RUN = """
+import sys
+import runqueue
+with runqueue.Client(sys.argv[1]) as client:
+    client.create_run("0")
+"""
+"""Makes MLflow's tables, if nobody has before."""
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """One that holds MLflow's tables, and whose role with a password may read them, and nothing else."""
+    with shared_postgres() as postgres:
+        made = run_script(FIRST_RUN, tmp_path_factory.mktemp("first run"), postgres.uri("mlflow", DRIVERS[0]))
+        assert made.returncode == 0, made.stderr
+        postgres.execute(f"GRANT pg_read_all_data TO {PASSWORD_ROLE}")
+        yield postgres
+        postgres.execute(f"REVOKE pg_read_all_data FROM {PASSWORD_ROLE}")
+
+
+@pytest.mark.parametrize("driver", [None, *DRIVERS])
+def test_a_healthy_postgresql_is_reported_in_full(database: Postgres, tmp_path: Path, driver: str | None) -> None:
+    """To a role that may only read: nothing is written."""
+    uri = database.uri("mlflow", driver, f"{PASSWORD_ROLE}:{ROLES_PASSWORD}")
+    done = doctor(tmp_path, "--tracking-uri", uri)
+    found = rows(done)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert_no_secret(done, ROLES_PASSWORD)
+    scheme = uri.partition(":")[0]
+    assert found["tracking uri"] == f"{scheme}://***@/mlflow?host={database.folder}"
+    assert found["store"] == f"MLflow's own, in a database ({scheme})"
+    assert found["credentials"] == "user and password, of the URI's user info"
+    assert found["transport"] == "calls of mlflow in worker threads"
+    assert found["reachable"] == "yes"
+    assert found["version"] == f"mlflow {mlflow.__version__}"
+    assert found["authentication"] == "accepted"
+    assert found["round trip"].endswith(" ms (median of 5)")
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_password_that_postgresql_refuses_is_said(database: Postgres, tmp_path: Path, driver: str) -> None:
+    """Neither it nor the role is shown, although PostgreSQL names the role."""
+    done = doctor(tmp_path, "--tracking-uri", database.uri("mlflow", driver, f"{PASSWORD_ROLE}:wr0ng-word"))
+    found = rows(done)
+    assert done.returncode == 1
+    assert_no_secret(done, "wr0ng-word", PASSWORD_ROLE)
+    assert (found["reachable"], found["authentication"]) == ("yes", "refused")
+    assert "password authentication failed for user ***" in done.stderr
+
+
+def test_a_database_that_postgresql_does_not_have_is_said(database: Postgres, tmp_path: Path) -> None:
+    """It is named; the server is not said to be away."""
+    done = doctor(tmp_path, "--tracking-uri", database.uri("nosuch", DRIVERS[0]))
+    assert done.returncode == 1
+    assert 'database "nosuch" does not exist' in done.stderr and done.stderr.count("\n") == 1
+    assert "is not available" not in done.stderr
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_postgresql_that_was_stopped_is_said_not_to_be_there(database: Postgres, tmp_path: Path, driver: str) -> None:
+    """At once, where MLflow would try for minutes."""
+    database.stop()
+    try:
+        uri = database.uri("mlflow", driver, f"{PASSWORD_ROLE}:{ROLES_PASSWORD}")
+        done = doctor(tmp_path, "--tracking-uri", uri)
+    finally:
+        database.start()
+    assert (done.returncode, rows(done)["reachable"]) == (1, "no")
+    assert_no_secret(done, ROLES_PASSWORD)
+    assert "is not available: the store cannot be opened: OperationalError" in done.stderr

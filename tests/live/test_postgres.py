@@ -6,7 +6,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 import runqueue
 from support.embedded import NOLOAD, mlflow_client, mlflow_store, read
-from support.mlflow_server import free_port
+from support.mlflow_server import free_port, wait_until
 from support.postgres import DRIVERS, PASSWORD, PASSWORD_ROLE, Postgres, shared_postgres
 from support.readback import Point
 
@@ -146,7 +146,7 @@ def test_a_server_that_is_restarted_costs_nothing(postgres: Postgres, uri: str) 
         try:
             client.log_metric(run, "m", 1.0, step=1, timestamp=1)
             flush = client.flush(synchronous=False)
-            until(lambda: client.statistics().retried > 0)
+            wait_until(lambda: client.statistics().retried > 0, WAIT, "nothing was retried")
         finally:
             postgres.start()
         flush.await_completion(WAIT)
@@ -173,7 +173,7 @@ def test_connections_that_are_cut_in_the_middle_cost_nothing(postgres: Postgres,
         flush = client.flush(synchronous=False)
         cutter.start()
         try:
-            until(lambda: flush.done or client.statistics().retried > 3)
+            wait_until(lambda: flush.done or client.statistics().retried > 3, WAIT, "neither done nor retried")
         finally:
             over.set()
             cutter.join()
@@ -201,7 +201,7 @@ def test_a_dead_lock_is_tried_again(postgres: Postgres, uri: str, driver: str) -
             other.execute("LOCK TABLE latest_metrics IN ACCESS EXCLUSIVE MODE")
             client.log_metric(run, "m", 1.0, step=1, timestamp=1)
             flush = client.flush(synchronous=False)
-            until(lambda: bool(waiting(postgres)))
+            wait_until(lambda: bool(waiting(postgres)), WAIT, "nobody waits for the lock")
             other.execute("LOCK TABLE metrics IN ACCESS EXCLUSIVE MODE")
         flush.await_completion(WAIT)
     assert b"deadlock detected" in (postgres.folder / "server.log").read_bytes()
@@ -235,10 +235,3 @@ def test_a_transaction_that_could_not_be_serialised_is_tried_again(uri: str, mon
 
 def waiting(postgres: Postgres) -> list[Any]:
     return postgres.execute("SELECT pid FROM pg_locks WHERE NOT granted")
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)  # between two looks

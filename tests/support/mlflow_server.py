@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import http.client
 import os
+import shlex
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -44,19 +46,51 @@ class MlflowServer:
     Args:
         folder: Holds the data, the artifacts and the log of the server.
         file_store: Keep the data in files, as MLflow did before 3.7, and not in SQLite.
+        backend_uri: Keep the data there instead.
+        workers: Processes that answer.
+        static_prefix: What every path begins with, e.g. "/mlflow".
+        admin: User and password of its administrator. None: whoever asks is answered.
+        certificate: A PEM file with a certificate and its key, to speak https by.
+        environment: More variables for it.
     """
 
-    def __init__(self, folder: Path, *, file_store: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        file_store: bool = False,
+        backend_uri: str | None = None,
+        workers: int = 1,
+        static_prefix: str = "",
+        admin: tuple[str, str] | None = None,
+        certificate: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder = folder
         self.port = free_port()
-        self._backend = f"file:{folder / 'files'}" if file_store else f"sqlite:///{folder / 'mlflow.db'}"
-        self._environment = {"MLFLOW_ALLOW_FILE_STORE": "true"} if file_store else {}
+        self._static_prefix = static_prefix
+        self._admin = admin
+        self._secured = certificate is not None
+        self._environment = dict(environment or {})
+        if backend_uri is None:
+            backend_uri = f"file:{folder / 'files'}" if file_store else f"sqlite:///{folder / 'mlflow.db'}"
+        if file_store:
+            self._environment["MLFLOW_ALLOW_FILE_STORE"] = "true"
+        self._options = ["--backend-store-uri", backend_uri, "--artifacts-destination", str(folder / "artifacts")]
+        self._options += ["--host", HOST, "--port", str(self.port), "--workers", str(workers)]
+        if static_prefix:
+            self._options += ["--static-prefix", static_prefix]
+        if admin is not None:
+            self._options += ["--app-name", "basic-auth"]
+        if certificate is not None:
+            pem = shlex.quote(str(certificate))
+            self._options += ["--uvicorn-opts", f"--ssl-certfile {pem} --ssl-keyfile {pem}"]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def uri(self) -> str:
         """What a client takes as its tracking URI."""
-        return f"http://{HOST}:{self.port}"
+        return f"{'https' if self._secured else 'http'}://{HOST}:{self.port}{self._static_prefix}"
 
     @property
     def log(self) -> Path:
@@ -72,17 +106,17 @@ class MlflowServer:
         """
         assert self._process is None, "it runs already"
         self.folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self._backend]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        command += ["--host", HOST, "--port", str(self.port), "--workers", "1"]
+        environment = clean_environment() | self._environment
+        if self._admin is not None:
+            environment |= self._with_users(*self._admin)
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
-                command,
+                [sys.executable, "-m", "mlflow", "server", *self._options],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=self.folder,
-                env=clean_environment() | self._environment,
+                env=environment,
                 start_new_session=True,  # so that its workers can be ended together with it, and nothing else
             )
         try:
@@ -103,7 +137,7 @@ class MlflowServer:
             _signal_group(process.pid, signal.SIGKILL)
             process.wait()
         _signal_group(process.pid, signal.SIGKILL)  # a worker may outlive the leader
-        _await(lambda: not _listens(self.port), STOP_TIMEOUT, "the server's port is still open")
+        wait_until(lambda: not _listens(self.port), STOP_TIMEOUT, "the server's port is still open")
 
     def __enter__(self) -> Self:
         self.start()
@@ -117,6 +151,20 @@ class MlflowServer:
     def __repr__(self) -> str:
         return f"<MlflowServer {self.uri} {'stopped' if self._process is None else 'running'}>"
 
+    def _with_users(self, user: str, password: str) -> dict[str, str]:
+        """The variables by which it knows its users: they are kept in a database beside its own."""
+        settings = self.folder / "auth.ini"
+        settings.write_text(
+            f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{self.folder / 'users.db'}\n"
+            f"admin_username = {user}\nadmin_password = {password.replace('%', '%%')}\n"
+            "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+        )
+        return {
+            "MLFLOW_AUTH_CONFIG_PATH": str(settings),
+            "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": "of the tests",
+        }
+
     def _await_health(self) -> None:
         process = self._process
         assert process is not None
@@ -124,12 +172,25 @@ class MlflowServer:
         def healthy() -> bool:
             if process.poll() is not None:
                 raise RuntimeError(f"mlflow server ended with {process.returncode}:\n{self._tail()}")
-            return _is_healthy(self.port)
+            return self._is_healthy()
 
         try:
-            _await(healthy, START_TIMEOUT, "no answer from mlflow server")
+            wait_until(healthy, START_TIMEOUT, "no answer from mlflow server")
         except TimeoutError as error:
             raise RuntimeError(f"{error}:\n{self._tail()}") from None
+
+    def _is_healthy(self) -> bool:
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=5)
+        if self._secured:  # by whom it is certified is the test's matter
+            context = ssl._create_unverified_context()
+            connection = http.client.HTTPSConnection(HOST, self.port, timeout=5, context=context)
+        try:
+            connection.request("GET", f"{self._static_prefix}/health")
+            return connection.getresponse().status == 200
+        except OSError:
+            return False
+        finally:
+            connection.close()
 
     def _tail(self) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-30:])
@@ -172,23 +233,20 @@ def free_port() -> int:
 _given: set[int] = set()
 
 
-def _await(condition: Callable[[], bool], timeout: float, message: str) -> None:
+def wait_until(condition: Callable[[], bool], timeout: float, message: str) -> None:
+    """
+    Look again and again, at what says nothing by itself when it changes.
+
+    Args:
+        condition: What is waited for.
+        timeout: Seconds.
+        message: Of the TimeoutError.
+    """
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"{message} after {timeout:g} s")
         time.sleep(_POLL)  # between two looks at the condition
-
-
-def _is_healthy(port: int) -> bool:
-    connection = http.client.HTTPConnection(HOST, port, timeout=5)
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
-    finally:
-        connection.close()
 
 
 def _listens(port: int) -> bool:
