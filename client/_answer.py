@@ -9,7 +9,8 @@ positively MLflow's own "done" is an error, and the table below says what follow
     200, 201                    other           UnexpectedAnswer      final for the batch
     2xx else, 3xx               any             UnexpectedAnswer      final for the batch
     400                         MLflow's JSON   Rejected              halved; of the run's state: final for the run
-    400                         IntegrityError  Unavailable           retried, the third time halved
+    400                         a race in SQL   Unavailable           retried, the third time halved
+    400                         pool exhausted  Unavailable           retried
     401                         any             Auth                  the flush ends, all stays queued
     403                         any             Auth                  final for the run
     404                         any             NotFound              final for the run
@@ -123,6 +124,8 @@ def error_of(status: int, code: str | None, message: str, *, retry_after: float 
         # Two requests of other runs' raced inside the server, over the row of a dataset that both log: asked again, it
         # finds the row there. PostgreSQL's drivers name each kind of IntegrityError; the others are no race.
         return UnavailableError(text, rejects_after=REPEATS, scope=Scope.ENTRY, code=code)
+    if status == 400 and code == "BAD_REQUEST" and message.startswith("QueuePool limit of"):
+        return UnavailableError(text, code=code)  # no connection to its database was free: it is busy
     if status == 400 and code is not None:
         if _WHOLE_RUN.search(message):
             return NotFoundError(text, code=code)

@@ -57,7 +57,7 @@ _DRIVERS: Final = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", 
 
 _REFUSED: Final = re.compile(
     r"authentication failed|no password supplied|no pg_hba\.conf entry|role \".*\" does not exist"
-    r"|Access denied for user|Login failed for user"
+    r"|permission denied for|Access denied for user|Login failed for user"
 )
 _NO_DATABASE: Final = re.compile(r"database \".*\" does not exist|Unknown database|file is not a database")
 _ROLLED_BACK: Final = frozenset(("40001", "40P01", "55P03", "1205", "1213"))

@@ -117,6 +117,14 @@ def test_a_constraint_that_the_server_tripped_over_is_asked_again(message: str) 
     assert not error_of(409, "BAD_REQUEST", message).retriable
 
 
+def test_a_server_without_a_free_connection_to_its_database_is_busy() -> None:
+    """MLflow calls it a bad request; it is one that the server had no means to try."""
+    message = "QueuePool limit of size 5 overflow 10 reached, connection timed out, timeout 30.00"
+    error = error_of(400, "BAD_REQUEST", message)
+    assert (type(error), error.retriable, error.rejects_after, error.ambiguous) == (UnavailableError, True, None, False)
+    assert type(error_of(400, "BAD_REQUEST", f"The key is named {message}")) is RejectedError
+
+
 @pytest.mark.parametrize(
     "message",
     [
