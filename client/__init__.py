@@ -18,6 +18,7 @@ from runqueue.errors import ClosedError as ClosedError
 from runqueue.errors import ConfigError as ConfigError
 from runqueue.errors import FlushError as FlushError
 from runqueue.errors import NotFoundError as NotFoundError
+from runqueue.errors import QueueFullError as QueueFullError
 from runqueue.errors import RejectedError as RejectedError
 from runqueue.errors import RunqueueError as RunqueueError
 from runqueue.errors import StoreError as StoreError

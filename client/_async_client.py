@@ -37,12 +37,17 @@ class AsyncClient(Recorder):
     stored yet in the queue.
     """
 
+    _waits = False
+
+    async def drain(self) -> None:
+        """Wait until there is room for more (see `max_pending`): log calls here never wait, but raise or drop."""
+        await wait_for(self._engine.drain())
+
     async def flush(
         self, synchronous: bool = True, *, run_id: RunId | None = None, timeout: float | None = None
     ) -> RunOperations:
         """See `Client.flush`. With `synchronous=False` the result can be awaited later."""
-        future, begun = self._begin_flush(run_id, timeout, warn=not synchronous)
-        operations = RunOperations(future, self)
+        operations, begun = self._begin_flush(run_id, timeout, synchronous=synchronous)
         if synchronous:
             await operations
         else:
@@ -56,8 +61,7 @@ class AsyncClient(Recorder):
             return
         operations: RunOperations | None = None
         try:
-            future, _ = self._engine.flush(None, timeout, warn=False, final=True)
-            operations = RunOperations(future, self)
+            operations = self._begin_end(timeout)
             await operations
         finally:
             lost = await self._stop(failed=True)
@@ -86,10 +90,10 @@ class AsyncClient(Recorder):
     ) -> None:
         if exc is None:
             await self.close()
-        elif not clean_exit(exc):
+        elif not clean_exit(exc) and not self._engine.config.streams:
             await self._discard()
         else:
             try:
-                await self.close()
+                await self.close(None if clean_exit(exc) else self._engine.config.exit_timeout)
             except Exception as error:  # the script ends as it wanted to
                 logger.error("%s", error)

@@ -7,6 +7,7 @@ secret is shown.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -23,6 +24,8 @@ from runqueue.queueing import Limits
 
 Token: TypeAlias = str | Callable[[], str]
 Transport: TypeAlias = Literal["auto", "httpx"]
+OnFull: TypeAlias = Literal["block", "raise", "drop"]
+OnFailure: TypeAlias = Literal["raise", "warn"]
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 """Source: RFC 9110, 5.6.2, "token"."""
@@ -32,6 +35,7 @@ _SECRET_ITEM = re.compile(r"(?i)(\b[^=&]*(?:pass|pwd|token|secret|key|odbc_conne
 DEFAULT_REQUEST_TIMEOUT = 60.0
 DEFAULT_RETRY_TIMEOUT = 300.0
 DEFAULT_BACKOFF = 0.5
+DEFAULT_MAX_PENDING = 1_000_000
 MARGIN = 5.0
 """Seconds between the end of an attempt that is late, and the conclusion that there will be no end."""
 
@@ -63,10 +67,12 @@ def _seconds(_: object, field: attrs.Attribute[Any], value: object) -> None:
 
 def _some_seconds(_: object, field: attrs.Attribute[Any], value: object) -> None:
     if seconds(value, field.name) == 0:
-        raise ConfigError(f"{field.name}=0: no request can be made in no time")
+        raise ConfigError(f"{field.name}=0: more than no time at all")
 
 
-def _workers(_: object, field: attrs.Attribute[Any], value: object) -> None:
+def _whole(_: object, field: attrs.Attribute[Any], value: object) -> None:
+    if value is None and field.default is None:
+        return
     if type(value) is not int:
         raise CallTypeError(f"{field.name}= takes a whole number, not {type(value).__name__}")
     if value < 1:
@@ -90,6 +96,11 @@ def fits_header(text: str) -> bool:
     return text.isascii() and (text.isprintable() or text.replace("\t", " ").isprintable())
 
 
+def names_header(text: str) -> bool:
+    """Whether the text can be the name of a header."""
+    return _HEADER_NAME.fullmatch(text) is not None
+
+
 def _token(_: object, field: attrs.Attribute[Any], value: object) -> None:
     if value is not None and not isinstance(value, str) and not callable(value):
         raise CallTypeError(f"{field.name}= takes text, a callable that gives it, or None, not {type(value).__name__}")
@@ -111,15 +122,33 @@ def _headers_are_text(_: object, field: attrs.Attribute[Any], value: object) -> 
     for key, text in value.items():
         if not isinstance(key, str) or not isinstance(text, str):
             raise CallTypeError(f"{field.name}= takes names and values of type str; that of {key!r} is not")
-        if _HEADER_NAME.fullmatch(key) is None:
+        if not names_header(key):
             raise ConfigError(f"{field.name}= holds {key!r}, which is no name of a header")
         if not fits_header(text):
             raise ConfigError(f"the value of {key!r} in {field.name}= holds a character that no header can hold")
 
 
-def _transport(_: object, field: attrs.Attribute[Any], value: object) -> None:
-    if value not in get_args(Transport):
-        raise ConfigError(f"{field.name}={value!r}: one of {', '.join(map(repr, get_args(Transport)))}")
+def _one_of(words: Any, *, optional: bool = False) -> Any:
+    def check(_: object, field: attrs.Attribute[Any], value: object) -> None:
+        if value not in get_args(words) and not (optional and value is None):
+            raise ConfigError(f"{field.name}={value!r}: one of {', '.join(map(repr, get_args(words)))}")
+
+    return check
+
+
+def _proxies(_: object, field: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, bool):
+        raise CallTypeError(f"{field.name}= takes True or False, not {type(value).__name__}")
+
+
+def current_workspace() -> str | None:
+    """
+    The workspace that MLflow itself would name here and now: of its context, where it is imported, else
+    MLFLOW_WORKSPACE.
+    """
+    asked = getattr(sys.modules.get("mlflow.utils.workspace_context"), "get_request_workspace", None)
+    found = environment.text("MLFLOW_WORKSPACE") if asked is None else asked()
+    return str(found or "").strip() or None
 
 
 @attrs.frozen(kw_only=True)
@@ -135,7 +164,7 @@ class RetrySettings:
 @attrs.frozen(kw_only=True)
 class Config:
     """
-    The settings of a client; each is a keyword of its constructor. Times are in seconds.
+    The settings of a client; each but `workspace` is a keyword of its constructor. Times are in seconds.
 
     Raises:
         ConfigError: A value is out of range, or a variable of MLflow's holds one.
@@ -146,7 +175,7 @@ class Config:
         default=None, validator=_uri_is_text, repr=lambda uri: repr(uri and without_secrets(uri))
     )
     """Where runs are kept. None: as `mlflow` itself would resolve it."""
-    max_workers: int = attrs.field(default=8, validator=_workers)
+    max_workers: int = attrs.field(default=8, validator=_whole)
     """Requests under way at once."""
     limits: Limits | None = attrs.field(default=None, validator=_limits)
     """Bounds on a batch; None, or a field that is None: the store's own."""
@@ -160,8 +189,44 @@ class Config:
         default=None, converter=_headers, validator=_headers_are_text, repr=_veiled
     )
     """Sent with every request."""
-    transport: Transport = attrs.field(default="auto", validator=_transport)
+    transport: Transport = attrs.field(default="auto", validator=_one_of(Transport))
     """"auto" sends through aiohttp where `httpx-aiohttp` is importable (a third of the CPU a request), "httpx" never."""
+    proxies: bool = attrs.field(default=True, validator=_proxies)
+    """Whether the proxies count that HTTP_PROXY, HTTPS_PROXY and ALL_PROXY name. Other variables count all the same."""
+    workspace: str | None = attrs.field(init=False, factory=current_workspace)
+    """
+    Of MLflow's, to which the client's runs belong, whatever is set by the time they are sent. None: none was set when
+    the client was made.
+    """
+
+    flush_interval: float | None = attrs.field(default=None, validator=_some_seconds)
+    """Stream: send what is queued so often, and as soon as a full batch waits. None: only `flush()` sends, and the end."""
+    max_pending: int | None = attrs.field(default=None, validator=_whole)
+    """Entries that may be queued or in flight at once. None: 1,000,000 when streaming (about 80 MB), else no bound."""
+    on_full: OnFull = attrs.field(default="block", validator=_one_of(OnFull))
+    """What a log call does at that bound: wait for room, raise QueueFullError, or drop its entries, with counts."""
+    block_timeout: float = attrs.field(default=60.0, validator=_seconds)
+    """Waiting, in all, each time the queue becomes full; then calls raise, or drop with `on_failure="warn"`."""
+    on_failure: OnFailure | None = attrs.field(default=None, validator=_one_of(OnFailure, optional=True))
+    """Whether a flush and the end raise what was not stored, or log one warning. None: "warn" when streaming."""
+    exit_timeout: float = attrs.field(default=20.0, validator=_seconds)
+    """For sending what is queued when a block ends by an exception, or the interpreter ends, while streaming."""
+
+    @property
+    def streams(self) -> bool:
+        return self.flush_interval is not None
+
+    @property
+    def lenient(self) -> bool:
+        """Whether what was not stored is logged, and never raised."""
+        return self.on_failure == "warn" or (self.on_failure is None and self.streams)
+
+    @property
+    def bound(self) -> float:
+        """Entries that may be pending."""
+        if self.max_pending is not None:
+            return self.max_pending
+        return DEFAULT_MAX_PENDING if self.streams else math.inf
 
     def seconds_per_request(self) -> float:
         """

@@ -2,14 +2,17 @@
 What a request to an HTTP server authenticates itself with.
 
 Rules of this file: variables are looked up for every request, so that a token that changes is taken over; a callable
-and the file are asked again after a 401. A callable runs in a worker thread: it may take its time, or never return. A user and password come before a token: of the URI, then of the variables,
-then of the file; a `token=` of the constructor comes before the latter two. Nothing here is ever shown.
+and the files are asked again after a 401. A callable runs in a worker thread: it may take its time, or never return. A user
+and password come before a token: of the URI, then of the variables, then of MLflow's file; a `token=` of the
+constructor comes before the latter two. Last of all comes the file of requests, which MLflow sends by: `~/.netrc`.
+Nothing here is ever shown.
 """
 
 from __future__ import annotations
 
 import base64
 import configparser
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -26,6 +29,8 @@ from runqueue.errors import AuthError
 _SHORTEST = 4
 """Characters of a secret that is veiled in messages; a password of one letter would leave none of them readable."""
 _AUTHORIZATION = re.compile(r"(?i)\b(basic|bearer)\s+[A-Za-z0-9+/=._~-]{6,}")
+
+logger = logging.getLogger("runqueue")
 
 
 def read_file() -> tuple[str | None, str | None]:
@@ -62,18 +67,48 @@ def _value(section: configparser.SectionProxy, name: str) -> str | None:
         return section.get(name, raw=True)
 
 
+def find_netrc() -> str | None:
+    """The file that requests would look into: that of the variable NETRC alone, else `~/.netrc` or `~/_netrc`."""
+    named = os.environ.get("NETRC")
+    paths = ("~/.netrc", "~/_netrc") if named is None else (named,)
+    return next((path for path in paths if os.path.exists(os.path.expanduser(path))), None)
+
+
+def read_netrc(path: str, host: str) -> tuple[str, str] | None:
+    """
+    User and password for this host, or by default, as requests takes them.
+
+    Raises:
+        OSError, ValueError, netrc.NetrcParseError: It cannot be read.
+    """
+    from netrc import netrc
+
+    found = netrc(os.path.expanduser(path)).authenticators(host)
+    if found is None or not any(found):
+        return None
+    login, account, password = found
+    return login or account or "", password or ""
+
+
 class Credentials:
     """
     Args:
         uri: The tracking URI, maybe with user info in it.
         token: Of the constructor.
+        passwords: Whether a user and password count at all.
+        netrc: Whether requests' file counts, where nothing else is found.
     """
 
-    def __init__(self, uri: str, token: Token | None) -> None:
+    def __init__(self, uri: str, token: Token | None, *, passwords: bool = True, netrc: bool = True) -> None:
         parts = urlsplit(uri)
-        self._user_info = (
-            (unquote(parts.username), unquote(parts.password or "")) if parts.username is not None else None
-        )
+        named = passwords and parts.username is not None
+        self._user_info = (unquote(parts.username or ""), unquote(parts.password or "")) if named else None
+        self._host = parts.hostname or ""
+        self._passwords = passwords
+        self._takes_netrc = passwords and netrc
+        self._netrc: tuple[str, str] | None = None
+        self._netrc_is_read = False
+        self._netrc_is_faulty = False
         self._token = token
         self._last: str | None = None
         self._last_header: str | None = None
@@ -88,33 +123,60 @@ class Credentials:
         """See `Signer.sign`."""
         if self._thread is not None and self._user_info is None and (fresh or self._last is None):
             await anyio.to_thread.run_sync(self._ask, abandon_on_cancel=True, limiter=self._thread)
-        value = self.header(fresh=fresh)
+        given = [name for name in request.headers if name.lower() == "authorization"]
+        value = self.header(fresh=fresh, netrc=not given)
         if value is not None:
+            for name in given:
+                del request.headers[name]
             request.headers["Authorization"] = value
 
-    def header(self, *, fresh: bool = False) -> str | None:
+    def header(self, *, fresh: bool = False, netrc: bool = True) -> str | None:
         """
         The value of the Authorization header; None without credentials.
 
         Args:
-            fresh: The file is read again.
+            fresh: The files are read again.
+            netrc: Whether requests' file counts now.
         """
-        self._last_header = self._header(fresh=fresh)
+        self._last_header = self._header(fresh=fresh, netrc=netrc)
         return self._last_header
 
-    def _header(self, *, fresh: bool) -> str | None:
+    def _header(self, *, fresh: bool, netrc: bool) -> str | None:
         user = self._user_info
         if user is None and self._token is None:
             user = self._user_and_password(fresh=fresh)
         if user is not None:
-            return "Basic " + base64.b64encode(":".join(user).encode()).decode()
+            return _basic(user)
         token = (self._bearer() or "").strip()  # a file's last line break is no part of its token
         if not fits_header(token):
             raise AuthError("the token holds a character that no header can hold (it is not shown)")
-        return f"Bearer {token}" if token else None
+        if token:
+            return f"Bearer {token}"
+        user = self._of_netrc(fresh=fresh) if netrc and self._takes_netrc else None
+        return None if user is None else _basic(user)
+
+    def _of_netrc(self, *, fresh: bool) -> tuple[str, str] | None:
+        """What cannot be read counts as not there, as with requests; but it is said."""
+        if self._netrc_is_read and not fresh:
+            return self._netrc
+        self._netrc_is_read, self._netrc = True, None
+        path = find_netrc()
+        if path is None:
+            return None
+        try:
+            self._netrc = read_netrc(path, self._host)
+        except Exception as error:  # of the netrc module's, which is imported only where there is a file
+            if not self._netrc_is_faulty:
+                line = getattr(error, "lineno", None)
+                where = "" if line is None else f" at line {line}"
+                logger.warning("the file %s is not used, it cannot be read: %s%s", path, type(error).__name__, where)
+            self._netrc_is_faulty = True
+        return self._netrc
 
     def _user_and_password(self, *, fresh: bool) -> tuple[str, str] | None:
         """Each from its variable, else from the file, as in MLflow."""
+        if not self._passwords:
+            return None
         name, password = (environment.text(f"MLFLOW_TRACKING_{each}") for each in ("USERNAME", "PASSWORD"))
         if name and password:  # whatever is wrong with the file
             return name, password
@@ -140,6 +202,8 @@ class Credentials:
         yield environment.text("MLFLOW_TRACKING_PASSWORD") or ""
         if self._file is not None:
             yield self._file[1] or ""
+        if self._netrc is not None:
+            yield self._netrc[1]
 
     def _bearer(self) -> str | None:
         if callable(self._token):
@@ -156,3 +220,7 @@ class Credentials:
             failed = type(error).__name__
         if failed is not None:
             raise AuthError(f"the callable of token= raised {failed}")
+
+
+def _basic(user: tuple[str, str]) -> str:
+    return "Basic " + base64.b64encode(":".join(user).encode()).decode()

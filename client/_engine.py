@@ -8,25 +8,29 @@ anyio and mlflow are imported in the thread, not before.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import AsyncGenerator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 
 from runqueue._config import Config, without_secrets
 from runqueue._entities import FlushReport, OperationFailure, Statistics
 from runqueue._loop_thread import LoopThread
-from runqueue._reports import public_failures, public_report
+from runqueue._reports import grouped, public_failures, public_report
 from runqueue._store import Traffic
 from runqueue._stores import make_store
 from runqueue._wire import ENVELOPE, MLFLOW_LIMITS, RIDER_BYTES, RIDERS, Encoder
-from runqueue.queueing import Accumulator, Bounds, Failure, Lane, Limits, Report, StoreError
+from runqueue.queueing import Accumulator, Bounds, Failure, Lane, Ledger, Limits, QueueFullError, Report, StoreError
+from runqueue.queueing._intake import Intake
 
 if TYPE_CHECKING:
     from runqueue._creation import Creation
     from runqueue.queueing._sender import Sender
+    from runqueue.queueing._stream import Stream
 
 Flushing: TypeAlias = "tuple[Future[FlushReport], Future[None]]"
 """A flush under way: its outcome, and its beginning. Both futures get done in any case."""
@@ -42,20 +46,23 @@ class Engine:
     Args:
         config: The client's.
         uri: The tracking URI, resolved and checked.
+        waits: Whether a log call may wait for room.
     """
 
-    def __init__(self, config: Config, uri: str) -> None:
+    def __init__(self, config: Config, uri: str, *, waits: bool = True) -> None:
         self.config = config
         self.uri = uri
         self.traffic = Traffic()
         self.encoder = Encoder()
-        self.accumulator = Accumulator(self.encoder.encode)
         config.seconds_per_request()  # a bad variable is an error of the constructor, not of the first flush
         config.retrying()
         self.bounds = _bounds(config, MLFLOW_LIMITS)
         self._stopped = False
         self._thread = LoopThread(self._assembled)
+        bounded = partial(self._intake, waits) if config.streams or config.bound < math.inf else None
+        self.accumulator = Accumulator(self.encoder.encode, bounded)
         self._sender: Sender
+        self._stream: Stream
         self._creation: Creation
 
     def __repr__(self) -> str:
@@ -115,6 +122,14 @@ class Engine:
             logger.warning("a client of %s %s: %d entries were not sent", without_secrets(self.uri), how, lost)
         self._thread.stop()  # not joined: this may be a garbage collection
 
+    def drain(self) -> Future[None]:
+        """Done when there is room for another entry."""
+        if self.accumulator.intake is None:
+            done: Future[None] = Future()
+            done.set_result(None)
+            return done
+        return self._thread.submit(self._drain)
+
     def statistics(self) -> Statistics:
         """Exact when no call is under way."""
         return Statistics(
@@ -128,15 +143,33 @@ class Engine:
     def failures(self) -> tuple[OperationFailure, ...]:
         return public_failures(self.accumulator.ledger.log)
 
+    def _intake(self, waits: bool, ledger: Ledger) -> Intake:
+        config = self.config
+        return Intake(
+            ledger,
+            max_pending=config.bound,
+            on_full=config.on_full if waits or config.on_full != "block" else "raise",
+            block_timeout=config.block_timeout,
+            full=self.bounds.entities if config.streams else math.inf,
+            ring=partial(self._thread.nudge, self._hear) if config.streams else lambda: None,
+            drains=lambda: config.streams and not self._stopped,
+            exempt=self._thread.serves,
+            lenient=config.lenient,
+            mark=-1 if config.streams else config.bound,
+        )
+
     # -- in the thread -----------------------------------------------------------------------------------------------
 
     @asynccontextmanager
     async def _assembled(self) -> AsyncGenerator[None, None]:
         """What lives in the loop."""
+        import anyio
+
         from runqueue._creation import Creation
         from runqueue._delivery import Delivery
         from runqueue.queueing._retry import RetryPolicy
         from runqueue.queueing._sender import Sender
+        from runqueue.queueing._stream import Stream
 
         store = make_store(self.config, self.uri, self.traffic)
         try:
@@ -148,10 +181,21 @@ class Engine:
                 max_workers=self.config.max_workers,
                 retry=RetryPolicy(**attrs.asdict(self.config.retrying())),
                 on_outage=self._warn_of_outage,
+                streams=self.config.streams,
                 patience=self.config.patience(),
             )
-            async with self._sender:
+            async with self._sender, anyio.create_task_group() as tasks:
+                if self.config.flush_interval is not None:
+                    self._stream = Stream(
+                        self.accumulator,
+                        self._sender,
+                        self.config.flush_interval,
+                        self._tell,
+                        claims=self.config.lenient,
+                    )
+                    tasks.start_soon(self._stream.run)
                 yield
+                tasks.cancel_scope.cancel()
         finally:
             await store.aclose()
 
@@ -172,7 +216,7 @@ class Engine:
                 patience = min(patience, max(0.0, start + timeout - anyio.current_time()))
             with anyio.move_on_after(patience):
                 await self._creation.last_look()
-        report = self._sender.report(flush)  # last, as it names each failure once
+        report = flush.report()  # last, as it names each failure once
         if final:
             self._make_final(report)
         public = public_report(report)
@@ -184,6 +228,29 @@ class Engine:
                 public.failures[0].error,
             )
         return public
+
+    def _hear(self) -> None:
+        self._stream.hear()
+
+    async def _drain(self) -> None:
+        intake = self.accumulator.intake
+        assert intake is not None
+        while intake.pending >= intake.max_pending:
+            if not self.config.streams:
+                raise QueueFullError("the queue is full, and without flush_interval= nothing drains it but flush()")
+            await self._sender.progress()
+
+    def _tell(self, news: list[Failure], dropped: dict[Any, int]) -> None:
+        """What happened while nobody waited; each cause once."""
+        for failure in grouped(news):
+            logger.warning(
+                "%s of run %s failed, as others may for the same cause; `failures` holds all: %s",
+                failure.summary(),
+                failure.run_id,
+                failure.error,
+            )
+        for run, count in dropped.items():
+            logger.warning("%d entries of run %s were dropped: max_pending=%d", count, run, int(self.config.bound))
 
     def _make_final(self, report: Report) -> None:
         """What the end of a client leaves queued has failed for good."""

@@ -28,7 +28,7 @@ from runqueue._config import Config, without_secrets
 from runqueue._credentials import Credentials
 from runqueue._signing import Outgoing, Signer
 from runqueue._store import Endpoint, Traffic
-from runqueue._tls import verification
+from runqueue._tls import default_context, verification
 from runqueue._wire import MLFLOW_LIMITS
 from runqueue.errors import ConfigError, UnavailableError, UnexpectedAnswerError
 from runqueue.queueing import Limits, Scope, StoreError
@@ -83,8 +83,14 @@ class HttpStore:
         self._secret_headers = [value for value in (config.headers or {}).values() if len(value) >= 4]
         pool = httpx.Limits(max_connections=config.max_workers, max_keepalive_connections=config.max_workers)
         try:
+            secured = parts.scheme == "https"
+            verify = verification(parts.hostname or "") if secured else True
+            if secured and verify is True and not config.proxies:
+                verify = default_context()  # else httpx, not to look at the environment, would pass over SSL_CERT_FILE
             self._client = _client_class(config)(
-                verify=verification(parts.hostname or "") if parts.scheme == "https" else True,
+                verify=verify,
+                # Rather than `mounts` without proxies: for those, httpx makes the proxies first, and fails at bad ones.
+                trust_env=config.proxies,
                 limits=pool,
                 timeout=None,
                 follow_redirects=False,

@@ -17,8 +17,9 @@ class RunOperations:
     A flush, under way or over. In async code it can be awaited: `await operations` does what `await_completion` does.
     """
 
-    def __init__(self, future: Future[FlushReport], client: object = None) -> None:
+    def __init__(self, future: Future[FlushReport], client: object = None, *, lenient: bool = False) -> None:
         self._future = future
+        self._lenient = lenient  # the engine logs what was not stored, and nothing is raised for it
         self._client = client  # kept: the end of a client that nobody holds ends its flushes
 
     @property
@@ -40,7 +41,7 @@ class RunOperations:
             timeout: Seconds to wait; the flush goes on all the same. None: as long as it takes.
 
         Raises:
-            FlushError: What the flush could not store.
+            FlushError: What the flush could not store; not with `on_failure="warn"`, which logs it.
             TimeoutError: It is still under way.
             ClosedError: The client was closed meanwhile, without flushing.
         """
@@ -50,7 +51,7 @@ class RunOperations:
             raise TimeoutError(f"the flush is still under way after {timeout} s") from None
         except CancelledError:
             raise ClosedError("the client was closed before the flush ended") from None
-        _raise_failures(report)
+        self._raise_failures(report)
 
     def cancel(self) -> None:
         """Stop sending for this flush; what is not stored stays queued for the next one."""
@@ -64,7 +65,7 @@ class RunOperations:
             report = await wait_for(self._future)
         except CancelledError:  # the flush was, not the wait for it
             raise ClosedError("the client was closed before the flush ended") from None
-        _raise_failures(report)
+        self._raise_failures(report)
 
     def __repr__(self) -> str:
         report = self.report
@@ -74,7 +75,6 @@ class RunOperations:
             return "<RunOperations under way>"
         return f"<RunOperations done, {report.stored} of {report.total} stored>"
 
-
-def _raise_failures(report: FlushReport) -> None:
-    if report.failures:
-        raise FlushError(report.failures, report.total)
+    def _raise_failures(self, report: FlushReport) -> None:
+        if report.failures and not self._lenient:
+            raise FlushError(report.failures, report.total)

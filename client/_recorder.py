@@ -10,14 +10,26 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
 from os import PathLike
 from time import time_ns
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from runqueue import _conversion as convert
-from runqueue._config import Config, Token, Transport, as_uri, resolve_tracking_uri, seconds, without_secrets
-from runqueue._engine import Engine, Flushing
+from runqueue._config import (
+    Config,
+    OnFailure,
+    OnFull,
+    Token,
+    Transport,
+    as_uri,
+    resolve_tracking_uri,
+    seconds,
+    without_secrets,
+)
+from runqueue._engine import Engine
 from runqueue._entities import OperationFailure, Statistics
+from runqueue._operations import RunOperations
 from runqueue._run import PendingRunId, RunId
 from runqueue._stores import check_uri
 from runqueue._wire import PARENT_TAG, TOKEN_TAG, NewRun, Unfit
@@ -34,6 +46,9 @@ _PLAIN: Final = frozenset((float, int, bool))
 class Recorder:
     """What `Client` and `AsyncClient` have in common. Thread-safe: any thread may log, in any number."""
 
+    _waits: ClassVar[bool] = True
+    """Whether a log call may wait for room."""
+
     def __init__(
         self,
         tracking_uri: str | PathLike[str] | None = None,
@@ -45,6 +60,13 @@ class Recorder:
         token: Token | None = None,
         headers: Mapping[str, str] | None = None,
         transport: Transport = "auto",
+        flush_interval: float | None = None,
+        max_pending: int | None = None,
+        on_full: OnFull = "block",
+        block_timeout: float = 60.0,
+        on_failure: OnFailure | None = None,
+        exit_timeout: float = 20.0,
+        proxies: bool = True,
     ) -> None:
         config = Config(
             tracking_uri=as_uri(tracking_uri),
@@ -55,10 +77,17 @@ class Recorder:
             token=token,
             headers=headers,
             transport=transport,
+            flush_interval=flush_interval,
+            max_pending=max_pending,
+            on_full=on_full,
+            block_timeout=block_timeout,
+            on_failure=on_failure,
+            exit_timeout=exit_timeout,
+            proxies=proxies,
         )
         uri = resolve_tracking_uri(config.tracking_uri)
         check_uri(uri)
-        self._engine = Engine(config, uri)
+        self._engine = Engine(config, uri, waits=self._waits)
         self._lanes = self._engine.accumulator.lanes
         self._closed = False
         self._finalizer = weakref.finalize(self, self._engine.finalize)
@@ -140,9 +169,9 @@ class Recorder:
 
         pending = PendingRunId()
         lane = self._open(pending, opened=False, parent=parent)
-        lane.inbox.append((RUN, ("run",), tuple(inside), new))
+        lane.append((RUN, ("run",), tuple(inside), new))
         if others:
-            lane.inbox.append((TAG, others, False))
+            lane.push((TAG, others, False))
         return pending
 
     def set_terminated(self, run_id: RunId, status: str | None = None, end_time: int | None = None) -> None:
@@ -163,7 +192,7 @@ class Recorder:
         """
         name = convert.status(status)
         ended = time_ns() // 1_000_000 if end_time is None else convert.millis(end_time, "end_time")
-        self._lane(run_id).inbox.append((STATUS, (), name, ended))
+        self._lane(run_id).append((STATUS, (), name, ended))
 
     # -- metrics -----------------------------------------------------------------------------------------------------
 
@@ -210,7 +239,7 @@ class Recorder:
         stamp = time_ns() // 1_000_000 if timestamp is None else _timestamp(timestamp)
         if dataset is not None:
             dataset = convert.dataset_reference(dataset)
-        lane.inbox.append((METRIC, entries, stamp, step, model_id, dataset))
+        lane.append((METRIC, entries, stamp, step, model_id, dataset))
 
     def log_metric(
         self, run_id: RunId, key: str, value: Any, step: int | None = None, timestamp: int | None = None
@@ -226,7 +255,7 @@ class Recorder:
         if step.__class__ is not int:
             step = _step(step)
         stamp = time_ns() // 1_000_000 if timestamp is None else _timestamp(timestamp)
-        lane.inbox.append((METRIC, entries, stamp, step, None, None))
+        lane.append((METRIC, entries, stamp, step, None, None))
 
     # -- params, tags, datasets --------------------------------------------------------------------------------------
 
@@ -245,7 +274,7 @@ class Recorder:
         entries = convert.texts(convert.mapping(params, "params"))
         lane = self._lane(run_id)
         if entries:
-            lane.inbox.append((PARAM, entries))
+            lane.append((PARAM, entries))
 
     def log_param(self, run_id: RunId, key: str, value: Any) -> None:
         """Queue one param; see `log_params`."""
@@ -270,9 +299,9 @@ class Recorder:
             return
         riding, others = convert.riding(entries)
         if riding:
-            lane.inbox.append((TAG, riding, True))
+            lane.append((TAG, riding, True))
         if others:
-            lane.inbox.append((TAG, others, False))
+            (lane.push if riding else lane.append)((TAG, others, False))
 
     def set_tag(self, run_id: RunId, key: str, value: Any) -> None:
         """Queue one tag; see `set_tags`."""
@@ -293,7 +322,7 @@ class Recorder:
         entries = () if datasets is None else convert.datasets(datasets)
         lane = self._lane(run_id)
         if entries:
-            lane.inbox.append((DATASET, entries))
+            lane.append((DATASET, entries))
 
     # -- lanes -------------------------------------------------------------------------------------------------------
 
@@ -331,11 +360,22 @@ class Recorder:
             raise ClosedError("the client is closed")
         return self._engine.accumulator.open(run, opened=opened, parent=parent)
 
-    def _begin_flush(self, run_id: RunId | None, timeout: float | None, *, warn: bool) -> Flushing:
+    def _begin_flush(
+        self, run_id: RunId | None, timeout: float | None, *, synchronous: bool
+    ) -> tuple[RunOperations, Future[None]]:
+        """A flush, and what is done when it has begun."""
         if self._closed:
             raise ClosedError("the client is closed")
         lane = None if run_id is None else self._lane(run_id)
-        return self._engine.flush(lane, seconds(timeout, "timeout"), warn=warn)
+        lenient = self._engine.config.lenient
+        flushing, begun = self._engine.flush(lane, seconds(timeout, "timeout"), warn=lenient or not synchronous)
+        return RunOperations(flushing, self, lenient=lenient), begun
+
+    def _begin_end(self, timeout: float | None) -> RunOperations:
+        """The last flush."""
+        lenient = self._engine.config.lenient
+        flushing, _ = self._engine.flush(None, timeout, warn=lenient, final=True)
+        return RunOperations(flushing, self, lenient=lenient)
 
     def _shut(self) -> bool:
         """Refuse all calls from now on; False if they were refused before."""

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from runqueue import _tls
+from runqueue import _plugins, _tls
 from runqueue._config import Config, without_secrets
 from runqueue._store import Store, Traffic
 from runqueue.errors import ConfigError
 
 DELEGATED: Final = frozenset(("", "file", "sqlite", "postgresql", "mysql", "mssql"))
 """Schemes that MLflow's own stores take; `postgresql+psycopg` and the like count as what stands before the plus."""
+DATABRICKS: Final = frozenset(("databricks", "databricks-uc"))
+"""Schemes of a workspace; each is a whole URI too."""
 
 
 def check_uri(uri: str) -> None:
@@ -33,7 +35,7 @@ def check_uri(uri: str) -> None:
     try:
         scheme = _scheme(uri)
         parts = urlsplit(uri)
-        host, _ = parts.hostname, parts.port
+        host, _ = parts.hostname, None if scheme in DATABRICKS else parts.port
     except ValueError as error:
         raise ConfigError(f"the tracking URI {without_secrets(uri)!r} is none: {error}") from None
     if scheme in ("http", "https"):
@@ -41,6 +43,10 @@ def check_uri(uri: str) -> None:
             raise ConfigError(f"the tracking URI {without_secrets(uri)!r} has no host")
         if scheme == "https":
             _tls.check()
+        _plugins.check()
+        return
+    if scheme in DATABRICKS:
+        _check_databricks(uri)
         return
     if scheme.split("+")[0] not in DELEGATED and scheme not in _plugin_schemes():
         raise ConfigError(
@@ -66,13 +72,46 @@ def make_store(config: Config, uri: str, traffic: Traffic) -> Store:
     if _scheme(uri) in ("http", "https"):
         from runqueue._http_store import HttpStore
 
-        return HttpStore(config, uri, traffic)
+        return HttpStore(config, uri, traffic, signers=_plugins.signers(config, uri))
+    if _scheme(uri) in DATABRICKS:
+        from runqueue._databricks import DatabricksStore
+
+        return DatabricksStore(config, uri, _profile(uri), traffic)
     from runqueue._mlflow_store import MlflowStore
 
     return MlflowStore(uri, traffic)
 
 
+def _check_databricks(uri: str) -> None:
+    """
+    Raises:
+        ConfigError: The URI names no profile, databricks-sdk is not installed, or a variable for TLS is bad.
+    """
+    shown, parts = without_secrets(uri), urlsplit(uri)
+    if ":" in parts.netloc:  # mlflow asks the notebook's `dbutils` for them, and calls that deprecated
+        raise ConfigError(
+            f"the tracking URI {shown!r} names a scope of secrets, which are not read here: name a profile by"
+            " databricks://<profile>, or set DATABRICKS_HOST and give token=; in a notebook 'databricks' will do"
+        )
+    if not parts.netloc and uri not in DATABRICKS and parts.path.strip("/"):
+        raise ConfigError(f"the tracking URI {shown!r} names no profile; one is named by databricks://<profile>")
+    try:
+        found = importlib.util.find_spec("databricks.sdk")
+    except ModuleNotFoundError:  # nor anything else of Databricks'
+        found = None
+    if found is None:
+        raise ConfigError(f"the tracking URI {shown!r} needs databricks-sdk: pip install 'runqueue[databricks]'")
+    _tls.check()
+
+
+def _profile(uri: str) -> str | None:
+    """The profile that a Databricks URI names."""
+    return urlsplit(uri).netloc or None
+
+
 def _scheme(uri: str) -> str:
+    if uri in DATABRICKS:
+        return uri
     scheme = urlsplit(uri).scheme.lower() if "://" in uri or uri.startswith("file:") else ""
     return scheme
 

@@ -38,6 +38,7 @@ class Client(Recorder):
         token: A bearer token, or a callable that gives a fresh one.
         headers: Sent with every request.
         transport: "auto" sends through aiohttp where `httpx-aiohttp` is importable, "httpx" never does.
+        proxies: False: no HTTP proxy, whatever HTTP_PROXY, HTTPS_PROXY and ALL_PROXY say.
 
     Raises:
         ConfigError: A value is bad, or the tracking URI needs something that is not installed.
@@ -67,8 +68,7 @@ class Client(Recorder):
             FlushError: Everything that was tried and not stored, to the entry.
             ClosedError: The client was closed.
         """
-        future, begun = self._begin_flush(run_id, timeout, warn=not synchronous)
-        operations = RunOperations(future, self)
+        operations, begun = self._begin_flush(run_id, timeout, synchronous=synchronous)
         try:
             begun.result()
             if synchronous:
@@ -93,8 +93,7 @@ class Client(Recorder):
             return
         operations: RunOperations | None = None
         try:
-            future, _ = self._engine.flush(None, timeout, warn=False, final=True)
-            operations = RunOperations(future, self)
+            operations = self._begin_end(timeout)
             operations.await_completion()
         finally:
             lost = self._engine.stop(failed=True)
@@ -116,11 +115,11 @@ class Client(Recorder):
     ) -> None:
         if exc is None:
             self.close()
-        elif not clean_exit(exc):
+        elif not clean_exit(exc) and not self._engine.config.streams:
             self._discard()
         else:
             try:
-                self.close()
+                self.close(None if clean_exit(exc) else self._engine.config.exit_timeout)
             except Exception as error:  # the script ends as it wanted to
                 logger.error("%s", error)
 

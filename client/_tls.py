@@ -1,5 +1,6 @@
 """
-How an https server is verified: MLflow's variables, else the system's certificates.
+How an https server is verified: MLflow's variables, else those of requests, which it sends by, else the system's
+certificates.
 
 Rules of this file: verification is on unless a variable that can be read says otherwise, and then it is said aloud. A
 file that cannot be read is an error of the constructor.
@@ -23,6 +24,9 @@ SERVER_CERT: Final = "MLFLOW_TRACKING_SERVER_CERT_PATH"
 CLIENT_CERT: Final = "MLFLOW_TRACKING_CLIENT_CERT_PATH"
 INSECURE: Final = "MLFLOW_TRACKING_INSECURE_TLS"
 
+BUNDLES: Final = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+"""Where MLflow's own variable is not set, the first of them that is; as requests reads them."""
+
 _HASHED: Final = re.compile(r"[0-9a-f]{8}\.\d+")
 """What OpenSSL looks for in a folder of certificates."""
 
@@ -37,15 +41,25 @@ def check() -> None:
         ConfigError: One of them holds a bad value, names a file that cannot be used, or contradicts another.
     """
     insecure = environment.switch(INSECURE)
-    server, client = environment.text(SERVER_CERT), environment.text(CLIENT_CERT)
-    if insecure and server:
+    client = environment.text(CLIENT_CERT)
+    if insecure and environment.text(SERVER_CERT):
         raise ConfigError(f"the environment variables {INSECURE} and {SERVER_CERT} contradict each other; set only one")
-    if server is not None:
-        _context_of(server)
+    trusted = None if insecure else named_certificates()
+    if trusted is not None:
+        _context_of(*trusted)
     if client is not None:
         import ssl
 
         _present(client, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))  # httpx, for the default, is not imported here
+
+
+def named_certificates() -> tuple[str, str] | None:
+    """The variable that names the certificates to trust, and the file or folder in it."""
+    for name in (SERVER_CERT, *BUNDLES):
+        path = environment.text(name)
+        if path is not None:
+            return name, path
+    return None
 
 
 def verification(host: str) -> ssl.SSLContext | bool:
@@ -56,12 +70,12 @@ def verification(host: str) -> ssl.SSLContext | bool:
         host: For the warning.
     """
     insecure = bool(environment.switch(INSECURE))
-    server, client = environment.text(SERVER_CERT), environment.text(CLIENT_CERT)
+    trusted, client = None if insecure else named_certificates(), environment.text(CLIENT_CERT)
     if insecure:
         logger.warning("%s is set: the certificate of %s is not verified", INSECURE, host)
-    if not insecure and not server and not client:
+    if not insecure and trusted is None and not client:
         return True
-    context = _context_of(server) if server is not None else _default_context()
+    context = _context_of(*trusted) if trusted is not None else default_context()
     if insecure:
         import ssl
 
@@ -72,7 +86,7 @@ def verification(host: str) -> ssl.SSLContext | bool:
     return context
 
 
-def _context_of(server: str) -> ssl.SSLContext:
+def _context_of(variable: str, server: str) -> ssl.SSLContext:
     """That trusts the certificates of this file or folder, and no others."""
     import ssl
 
@@ -83,7 +97,7 @@ def _context_of(server: str) -> ssl.SSLContext:
             raise OSError("no file in the folder is named by its hash, as `openssl rehash` does")
         return ssl.create_default_context(cafile=None if folder else server, capath=server if folder else None)
     except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"the environment variable {SERVER_CERT}={server!r} names no certificates: {error}") from None
+        raise ConfigError(f"the environment variable {variable}={server!r} names no certificates: {error}") from None
 
 
 def _present(client: str, context: ssl.SSLContext) -> None:
@@ -100,7 +114,7 @@ def _present(client: str, context: ssl.SSLContext) -> None:
         ) from None
 
 
-def _default_context() -> ssl.SSLContext:
+def default_context() -> ssl.SSLContext:
     """As httpx makes it: by SSL_CERT_FILE and SSL_CERT_DIR, else certifi's certificates."""
     import httpx
 

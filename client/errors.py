@@ -11,6 +11,7 @@ Every error that runqueue raises.
     │   ├── UnavailableError            no answer, or one that says "later" (retriable)
     │   └── UnexpectedAnswerError       an answer that MLflow does not give: a login page, a redirect, a cut body
     ├── FlushError                      what one flush could not store, all of it, to the entry
+    ├── QueueFullError                  a log call of a client that bounds what is pending: there is no room
     └── ClosedError                     the client was closed
 
 Policy rides on the error: the engine reads `retriable`, `retry_after` and `scope` of a StoreError, and nothing else.
@@ -23,7 +24,7 @@ from itertools import islice
 from typing import Any, Final
 
 from runqueue._entities import OperationFailure
-from runqueue.queueing import ClosedError, ConfigError, RejectedError, RunqueueError, Scope, StoreError
+from runqueue.queueing import ClosedError, ConfigError, QueueFullError, RejectedError, RunqueueError, Scope, StoreError
 
 __all__ = [
     "AuthError",
@@ -32,6 +33,7 @@ __all__ = [
     "ConfigError",
     "FlushError",
     "NotFoundError",
+    "QueueFullError",
     "RejectedError",
     "RunqueueError",
     "Scope",

@@ -16,6 +16,7 @@ from runqueue.queueing._batch import Record as Record
 from runqueue.queueing._batch import Slice as Slice
 from runqueue.queueing._errors import ClosedError as ClosedError
 from runqueue.queueing._errors import ConfigError as ConfigError
+from runqueue.queueing._errors import QueueFullError as QueueFullError
 from runqueue.queueing._errors import RejectedError as RejectedError
 from runqueue.queueing._errors import RunqueueError as RunqueueError
 from runqueue.queueing._errors import Scope as Scope

@@ -60,6 +60,11 @@ class Account:
         self.ledger.log.add(failure)
         self.settled += part.weight
 
+    def drop(self, count: int) -> None:
+        """Give up entries that are queued."""
+        self.ledger.dropped += count
+        self.settled += count
+
     def abandon(self) -> int:
         """Write off what is pending; how much that is."""
         pending = self.pending

@@ -7,10 +7,11 @@ Rules of this file: any thread may look a lane up or open one; a lane, once ther
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 from runqueue.queueing._batch import weight
 from runqueue.queueing._gate import Encode
+from runqueue.queueing._intake import Intake
 from runqueue.queueing._lane import Lane
 from runqueue.queueing._report import Ledger
 
@@ -21,11 +22,14 @@ class Accumulator:
 
     Args:
         encode: See [runqueue.queueing.Encode][].
+        bounded: Makes what records have to pass on their way in, if anything.
     """
 
-    def __init__(self, encode: Encode) -> None:
+    def __init__(self, encode: Encode, bounded: Callable[[Ledger], Intake] | None = None) -> None:
         self.ledger = Ledger()
         self.lanes: dict[Hashable, Lane] = {}
+        self.intake = None if bounded is None else bounded(self.ledger)
+        self._each: list[Lane] = []
         self._encode = encode
         self._lock = threading.RLock()  # a signal handler or a garbage collection may come back in here
 
@@ -34,7 +38,11 @@ class Accumulator:
         with self._lock:
             lane = self.lanes.get(run)
             if lane is None:
-                lane = self.lanes[run] = Lane(run, self._encode, self.ledger, opened=opened, parent=parent)
+                lane = Lane(run, self._encode, self.ledger, opened=opened, parent=parent)
+                if self.intake is not None:
+                    self.intake.guard(lane)
+                self.lanes[run] = lane
+                self._each.append(lane)
             return lane
 
     def alias(self, run: Hashable, lane: Lane) -> None:
@@ -44,8 +52,11 @@ class Accumulator:
 
     def all(self) -> list[Lane]:
         """Every lane once, in the order of their opening."""
-        with self._lock:
-            return list(dict.fromkeys(self.lanes.values()))
+        return self._each.copy()
+
+    def busy(self) -> list[Lane]:
+        """Those with something to send or to report; of many thousands, few."""
+        return [lane for lane in self._each.copy() if lane.inbox or lane.owed or not lane.idle]
 
     def idle(self) -> bool:
         """Whether no inbox holds anything; a final status counts no entry, but waits all the same."""
@@ -59,8 +70,13 @@ class Accumulator:
         """Entries accepted, pending, in flight, stored, failed and dropped; exact when no call is under way."""
         books = self.ledger
         with books.lock:
-            accepted = books.dealt + self.waiting()
-            in_flight, stored, failed, dropped = books.in_flight, books.stored, books.failed, books.dropped
+            accepted = books.dealt + self.waiting() + books.refused
+            in_flight, stored, failed, dropped = (
+                books.in_flight,
+                books.stored,
+                books.failed,
+                books.dropped + books.refused,
+            )
         return {
             "accepted": accepted,
             "pending": accepted - in_flight - stored - failed - dropped,
@@ -85,6 +101,8 @@ class Accumulator:
             self.ledger.failed += count
         else:
             self.ledger.dropped += count
+        if self.intake is not None:
+            self.intake.release()
         return count
 
     def __repr__(self) -> str:

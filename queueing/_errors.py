@@ -88,5 +88,9 @@ class RejectedError(StoreError):
     scope = Scope.ENTRY
 
 
+class QueueFullError(RunqueueError):
+    """Raised by a log call of a client that bounds what is pending, when there is no room; the record is not taken."""
+
+
 class ClosedError(RunqueueError):
     """Raised by every call on a client that was closed."""

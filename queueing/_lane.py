@@ -16,10 +16,10 @@ of a batch (`_returned`) comes before the windows.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
 from runqueue.queueing._account import Account
-from runqueue.queueing._batch import TAG, Batch, Bounds, JoinError, Record, Slice, weight
+from runqueue.queueing._batch import RUN, TAG, Batch, Bounds, JoinError, Record, Slice, weight
 from runqueue.queueing._errors import Scope, StoreError
 from runqueue.queueing._gate import Encode, Gate
 from runqueue.queueing._report import Failure, Ledger
@@ -44,6 +44,12 @@ class Lane:
     ) -> None:
         self.run = run
         self.inbox: deque[Record] = deque()
+        self.append: Callable[[Record], None] = self.inbox.append
+        """How a record gets into the inbox; where the client is bounded, it may wait, raise, or drop the record."""
+        self.push: Callable[[Record], None] = self.inbox.append
+        """The same for what belongs to a record that was let in: it is let in too."""
+        self.fresh = 0  # entries in the inbox, where an intake counts them
+        self.rung = False  # whether the intake has told of this lane
         self.opened = opened
         self.parent = parent
         self.stuck: Exception | None = None  # why its pump ended with entries left
@@ -53,6 +59,7 @@ class Lane:
         self._account = Account(run, ledger)
         self._gate = Gate(encode, self._account)
         self._windows: deque[Window] = deque()
+        self._open = False  # whether the last window may still grow
         self._returned = Returned()
 
     @property
@@ -71,16 +78,39 @@ class Lane:
         pending = self._account.pending - flying + sum(map(weight, self.inbox.copy()))
         return f"<Lane run={self.run} pending={pending} in_flight={flying} settled={self._account.settled}>"
 
-    def deal(self, most: int | None = None) -> None:
-        """Close a window over what waits in the inbox now; a busy producer does not keep it open."""
+    def deal(self, most: int | None = None, *, tick: bool = False) -> None:
+        """
+        Close a window over what waits in the inbox now; a busy producer does not keep it open.
+
+        Args:
+            most: Records.
+            tick: Leave the window open: what later ticks find joins it as long as it is not emptied, so that an outage
+                leaves one long window behind and not many short ones. A flush closes it.
+        """
         count = len(self.inbox) if most is None else min(most, len(self.inbox))
-        if not count:
-            return
-        window = Window(self.dealt + 1)
-        with self._account.ledger.lock:  # so that whoever counts finds each record in one place
-            self._account.deal(sum(window.put(self.inbox.popleft()) for _ in range(count)))
-        self._windows.append(window)
-        self.dealt = window.serial
+        if count:
+            if not (self._open and self._windows):
+                self._windows.append(Window(self.dealt + 1))
+                self.dealt += 1
+            window = self._windows[-1]
+            with self._account.ledger.lock:  # so that whoever counts finds each record in one place
+                entries = sum(window.put(self.inbox.popleft()) for _ in range(count))
+                self._account.deal(entries)
+            self.fresh -= entries
+        self._open = tick
+
+    def deal_batches(self, size: int) -> None:
+        """Deal, for a tick, no more than what fills batches of so many entries; the rest waits for company."""
+        waiting = list(map(weight, self.inbox.copy()))
+        wanted = sum(waiting) // size * size
+        count = entries = 0
+        for each in waiting:
+            entries += each
+            if entries > wanted:
+                break
+            count += 1
+        if wanted:
+            self.deal(max(1, count), tick=True)
 
     def take(self, bounds: Bounds) -> Batch | None:
         """The next batch, as full as the bounds allow; None when nothing that was dealt is left."""
@@ -124,6 +154,7 @@ class Lane:
         self._account.store(batch.weight)
         for record in reversed(leftovers):
             self._account.deal(weight(record))
+            self._account.ledger.redealt += weight(record)
             self._windows[0].put_back(record)
         self._retire()
 
@@ -213,6 +244,32 @@ class Lane:
 
     def _pending(self, record: Record, start: int, stop: int, error: Exception, serial: int) -> Failure:
         return Failure(self.run, record, start, stop, error, final=False, serial=serial)
+
+    @property
+    def refused(self) -> bool:
+        """Whether the store has refused to create the run: only an explicit flush asks again."""
+        stuck = self.stuck
+        return (
+            not self.opened and isinstance(stuck, StoreError) and not stuck.retriable and stuck.scope is not Scope.STORE
+        )
+
+    @property
+    def doomed(self) -> bool:
+        """Whether nothing of this run can be sent unless somebody flushes: it, or a run above it, was refused."""
+        return self.refused or (not self.opened and self.parent is not None and self.parent.doomed)
+
+    def shed(self) -> int:
+        """Give up what is queued for a run that does not exist, all but its creation; the number of entries."""
+        self.deal(tick=True)
+        opening = [item for window in self._windows for item in window.queues[RUN]]
+        self._windows.clear()
+        self._windows.append(Window(self.dealt))
+        kept = sum(batch.weight for batch in self._returned)
+        for item in opening:
+            kept += self._windows[0].put(item.record if isinstance(item, Slice) else item)
+        count = self._account.pending - kept
+        self._account.drop(count)
+        return count
 
     def abandon(self) -> int:
         """Forget all that is queued; the number of entries."""

@@ -18,6 +18,10 @@ from runqueue.queueing._batch import STATUS, Record
 
 KEPT_IN_FULL: Final = 10_000
 """Failed entries that a [FailureLog][] keeps one by one; a run that fails for days must not fill the memory."""
+MOST_CAUSES: Final = 1_000
+"""Causes that are told apart for a warning each; beyond them, failures are counted and reported, and not warned of."""
+_TOLD_APART: Final = 40
+"""Characters of a text by which causes are told apart: what follows mostly names the entry."""
 
 
 class Failure:
@@ -65,8 +69,19 @@ class FailureLog:
         self.counted: Counter[tuple[Any, int, str]] = Counter()
         self.errors: dict[tuple[Any, int, str], Exception] = {}
         self._kept = 0
+        self._causes: set[tuple[int, str]] = set()
+        self._news: list[Failure] = []
+
+    def news(self) -> list[Failure]:
+        """The first failure of each cause, since the last time."""
+        news, self._news = self._news, []
+        return news
 
     def add(self, failure: Failure) -> None:
+        known = (failure.kind, getattr(failure.error, "code", None) or str(failure.error)[:_TOLD_APART])
+        if known not in self._causes and len(self._causes) < MOST_CAUSES:
+            self._causes.add(known)
+            self._news.append(failure)
         room = KEPT_IN_FULL - self._kept
         if room > 0:
             count = failure.stop - failure.start
@@ -94,7 +109,7 @@ class Ledger:
     a reader in another thread counts each of them once.
     """
 
-    __slots__ = ("dealt", "dropped", "failed", "in_flight", "lock", "log", "retried", "stored")
+    __slots__ = ("dealt", "dropped", "failed", "in_flight", "lock", "log", "redealt", "refused", "retried", "stored")
 
     def __init__(self) -> None:
         self.dealt = 0
@@ -102,9 +117,16 @@ class Ledger:
         self.stored = 0
         self.failed = 0
         self.dropped = 0
+        self.refused = 0  # dropped at the bound, before they were taken
+        self.redealt = 0  # dealt by the engine itself, and taken by no log call
         self.retried = 0  # attempts, not entries
         self.log = FailureLog()
         self.lock = threading.RLock()
+
+    @property
+    def released(self) -> int:
+        """Of the entries that log calls have handed over: how many are settled, or given up."""
+        return self.stored + self.failed + self.dropped - self.redealt
 
     def __repr__(self) -> str:
         return f"<Ledger dealt={self.dealt} in_flight={self.in_flight} stored={self.stored} failed={self.failed}>"

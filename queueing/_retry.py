@@ -19,6 +19,8 @@ from runqueue.queueing._errors import StoreError
 
 TELL_AFTER: Final = 5.0
 """Seconds of an outage after which it is worth a word; shorter ones are the retries' own business."""
+PROBE_PAUSE: Final = 30.0
+"""Seconds between two looks, at most, whether a store is back that has been given up."""
 
 
 @attrs.frozen(kw_only=True)
@@ -58,6 +60,8 @@ class Outage:
     epoch: int = 0
     error: StoreError | None = None
     told: bool = False
+    probe_at: float = -math.inf
+    _pause: float = 0.0
 
     def failed(self, error: StoreError, now: float) -> None:
         self.error = error
@@ -73,6 +77,7 @@ class Outage:
         if self.spent:  # a probe got through; what was asked for before that is over
             self.not_before = -math.inf
         self.spent = self.told = False
+        self.probe_at, self._pause = -math.inf, 0.0
 
     def left(self, now: float) -> float:
         """Seconds in which trying goes on."""
@@ -84,6 +89,19 @@ class Outage:
         self.spent = True
         self.epoch += 1
         self._tell(error)
+
+    def may_probe(self, now: float) -> bool:
+        """
+        Whether somebody who asks again and again, such as a tick, may try the store now: always while there is no
+        outage that was given up, else after what the store asked to wait, and in pauses that grow to `PROBE_PAUSE`.
+        """
+        if not self.spent:
+            return True
+        if now < max(self.probe_at, self.not_before):
+            return False
+        self._pause = min(PROBE_PAUSE, 2 * self._pause + 1)
+        self.probe_at = now + self._pause
+        return True
 
     def _tell(self, error: StoreError) -> None:
         if self.on_outage is not None and not self.told:

@@ -14,6 +14,9 @@ for a later flush:
   - nobody waits for it any longer: the flush timed out or was cancelled, or no request has ended for so long that it
     lost its patience. A request that is under way then is neither cancelled nor repeated; its pump settles it and ends.
 
+A client that streams calls `tick` besides: it deals and starts pumps likewise, and nobody waits. Pumps go on then until
+their lanes are empty.
+
 Rules of this file: it is the only one of this package that awaits. A worker slot is held by a request, never by a
 wait for anything else.
 """
@@ -31,10 +34,11 @@ import attrs
 from anyio.abc import TaskGroup
 
 from runqueue.queueing._accumulator import Accumulator
-from runqueue.queueing._batch import RUN, Batch, Bounds, Record
+from runqueue.queueing._batch import Batch, Bounds, Record
 from runqueue.queueing._errors import Scope, StoreError
+from runqueue.queueing._flush import Flush, HaltedError
 from runqueue.queueing._lane import Lane
-from runqueue.queueing._report import Failure, Report
+from runqueue.queueing._report import Report
 from runqueue.queueing._retry import Outage, Retrying, RetryPolicy, SpentError
 
 if TYPE_CHECKING:
@@ -45,32 +49,6 @@ Deliver: TypeAlias = Callable[[Lane, Batch], Awaitable[Sequence[Record]]]
 `await deliver(lane, batch)` stores the batch, or raises a StoreError. It returns records that a request which creates
 a run could not carry after all; otherwise nothing.
 """
-
-
-class HaltedError(StoreError):
-    """Given as the reason why entries are still queued when nothing has gone wrong but the time was over."""
-
-    retriable = True
-
-
-@attrs.define(eq=False)
-class Flush:
-    """One flush under way: the lanes it waits for, each up to a window."""
-
-    goals: dict[Lane, int]
-    total: int
-    open: set[Lane]
-    parents: set[Lane]
-    """Lanes of which only the creation of the run is wanted."""
-    done: anyio.Event = attrs.field(factory=anyio.Event)
-    late: str = "the engine was stopped"
-    """Why it ended before it was done, if it did."""
-
-    def progress(self, lane: Lane, *, ended: bool) -> None:
-        if ended or lane.done >= self.goals[lane] or (lane in self.parents and lane.opened):
-            self.open.discard(lane)
-        if not self.open:
-            self.done.set()
 
 
 @attrs.define(eq=False)
@@ -112,6 +90,7 @@ class Sender:
         max_workers: Requests under way at once.
         retry: When to try again.
         on_outage: Told once an outage, with what was answered last.
+        streams: Whether ticks go on sending what no flush waits for.
         patience: Seconds in which some request has to end, if only by failing; else the store has got stuck, and no
             flush waits for it any longer. More than any healthy store needs, its outages included.
     """
@@ -125,6 +104,7 @@ class Sender:
         max_workers: int = 8,
         retry: RetryPolicy | None = None,
         on_outage: Callable[[StoreError], None] | None = None,
+        streams: bool = False,
         patience: float = math.inf,
     ) -> None:
         policy = retry or RetryPolicy()
@@ -133,10 +113,12 @@ class Sender:
         self.outage = Outage(timeout=policy.timeout, on_outage=on_outage)
         self._deliver = deliver
         self._retry = Retrying(policy, self.outage)
+        self._streams = streams
         self._patience = patience
         self._ended = 0  # requests, whatever came of them
         self._slots = anyio.Semaphore(max_workers, fast_acquire=True)
         self._probe = anyio.Lock()
+        self._moved: anyio.Event | None = None
         self._pumps: dict[Lane, _Pump] = {}
         self._flushes: list[Flush] = []
         self._children: dict[Lane, set[_Pump]] = {}  # those that wait for this lane's run
@@ -173,7 +155,7 @@ class Sender:
         """
         flush = self.begin(lane)
         await self.completion(flush, timeout)
-        return self.report(flush)
+        return flush.report()
 
     async def completion(self, flush: Flush, timeout: float | None) -> None:
         """Wait for a flush that `begin` has begun."""
@@ -193,7 +175,7 @@ class Sender:
 
     def begin(self, lane: Lane | None = None) -> Flush:
         """Close a window in each lane concerned and start what is needed to empty it; does not wait."""
-        lanes: Iterable[Lane] = self.accumulator.all()
+        lanes: Iterable[Lane] = self.accumulator.busy()
         if lane is not None:
             lanes = [*_unopened_parents(lane), lane]
         goals: dict[Lane, int] = {}
@@ -217,25 +199,45 @@ class Sender:
             self._halt_unless_awaited(lane)
 
     def _halt_unless_awaited(self, lane: Lane) -> None:
+        if self._streams:
+            return
         pump = self._pumps.get(lane)
         if pump is not None and not any(lane in flush.open for flush in self._flushes):
             pump.halted = True
             pump.wake()
 
-    def report(self, flush: Flush) -> Report:
-        """What a flush that has ended did not store; each failure is named once."""
-        failures: list[Failure] = []
-        late = HaltedError(f"still queued when {flush.late}")
-        for lane, goal in flush.goals.items():
-            if lane in flush.parents:
-                if not lane.opened:
-                    reason = late if lane in flush.open else lane.stuck or late
-                    failures += [each for each in lane.outstanding(goal, reason) if each.kind == RUN]
+    # -- ticks ---------------------------------------------------------------------------------------------------------
+
+    def tick(self, full: Iterable[Lane] | None = None) -> None:
+        """
+        Send what waits, and wait for nothing. In an outage that retrying has given up, only now and then, to probe.
+
+        Args:
+            full: Only these lanes, and of each only what fills batches. None: all, and everything.
+        """
+        if not self.outage.may_probe(anyio.current_time()):
+            return
+        for lane in self.accumulator.busy() if full is None else full:
+            if lane.refused:
                 continue
-            failures += lane.claim(goal)
-            if lane.done < goal:
-                failures += lane.outstanding(goal, late if lane in flush.open else lane.stuck or late)
-        return Report(total=flush.total, failures=tuple(failures))
+            for parent in _unopened_parents(lane):
+                parent.deal(most=1, tick=True)
+                self._go_on(parent)
+            if full is None:
+                lane.deal(tick=True)
+            else:
+                lane.deal_batches(self.bounds.entities)
+            self._go_on(lane)
+
+    async def progress(self) -> None:
+        """Wait until some request has ended."""
+        if self._moved is None:
+            self._moved = anyio.Event()
+        await self._moved.wait()
+
+    def _go_on(self, lane: Lane) -> None:
+        if not lane.idle and not lane.refused:
+            self._start(lane)
 
     # -- pumps -------------------------------------------------------------------------------------------------------
 
@@ -392,6 +394,11 @@ class Sender:
             pump.wake()
 
     def _progress(self, lane: Lane, *, ended: bool) -> None:
+        if self.accumulator.intake is not None:
+            self.accumulator.intake.settle()
+        if self._moved is not None:
+            self._moved.set()
+            self._moved = None
         for flush in self._flushes:
             if lane in flush.open:
                 flush.progress(lane, ended=ended)

@@ -38,8 +38,10 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "runqueue.queueing._gate",
         "runqueue.queueing._window",
         "runqueue.queueing._lane",
+        "runqueue.queueing._intake runqueue.queueing._flush",
         "runqueue.queueing._accumulator",
         "runqueue.queueing._sender",
+        "runqueue.queueing._stream",
         "runqueue.queueing",
         # config, entities, errors; the placeholder of a run is a value like them, and the wire format reads it
         "runqueue._entities runqueue._run runqueue._bridge runqueue._file_lock runqueue._loop_thread",
@@ -49,9 +51,10 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         # the wire format, and what needs nothing else
         "runqueue._signing",
         "runqueue._wire runqueue._answer runqueue._credentials runqueue._operations runqueue._store",
-        "runqueue._conversion runqueue._reports",
+        "runqueue._conversion runqueue._reports runqueue._plugins",
         # http and mlflow stores, and which of them a URI means
         "runqueue._http_store runqueue._mlflow_store runqueue._experiments",
+        "runqueue._databricks",
         "runqueue._stores runqueue._creation",
         "runqueue._delivery",
         # the thread
@@ -74,14 +77,17 @@ CLIENT_NEEDS = {"anyio", "attrs", "orjson", "sniffio"}
 TYPING_ONLY = {"typing_extensions"}
 NEEDED_BY = {
     "click": {"runqueue._commands"},
+    "databricks": {"runqueue._databricks"},
     "httpx": {"runqueue._http_store", "runqueue._tls"},
     "httpx_aiohttp": {"runqueue._http_store"},
-    "mlflow": {"runqueue._mlflow_store"},
+    "mlflow": {"runqueue._mlflow_store", "runqueue._plugins"},
+    "requests": {"runqueue._plugins"},
+    "requests_auth_aws_sigv4": {"runqueue._plugins"},
     "trio": {"runqueue._bridge"},
 }
 """What only the named modules may import."""
 
-HEAVY = ("httpx", "anyio", "tenacity", "mlflow", "aiohttp", "httpx_aiohttp", "trio", "asyncio", "numpy")
+HEAVY = ("httpx", "anyio", "tenacity", "mlflow", "aiohttp", "httpx_aiohttp", "databricks", "trio", "asyncio", "numpy")
 
 
 @attrs.frozen

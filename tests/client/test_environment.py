@@ -28,6 +28,7 @@ from runqueue.queueing import Accumulator, StoreError
 from runqueue.queueing._retry import RetryPolicy
 from runqueue.queueing._sender import Sender
 from support.engine import ETERNITY, FakeStore, bounds, encode, points
+from support.mlflow_server import HOST, free_port
 from support.proxy import Fault, ScriptedServer
 from support.virtual_time import VirtualTimeLoop
 
@@ -211,11 +212,11 @@ def write(file: Path, user: str | None = "fu", password: str | None = "fp", sect
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def call(uri: str, times: int = 1) -> None:
+def call(uri: str, times: int = 1, **settings: Any) -> None:
     """So many calls of one store."""
 
     async def main() -> None:
-        store = HttpStore(Config(), uri, Traffic())
+        store = HttpStore(Config(**settings), uri, Traffic())
         try:
             for _ in range(times):
                 await store.call(LOG_BATCH, b"{}")
@@ -359,3 +360,32 @@ def test_the_file_is_read_again_after_a_401(server: ScriptedServer, file: Path) 
         client.log_metric("r", "m", 3.0)
     old, new = basic("fu", "fp"), basic("fu", "new")
     assert [request.headers["authorization"] for request in server.requests] == [old, old, new, new]
+
+
+# -- proxies ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transport", ["httpx", "auto"])
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"])
+@pytest.mark.parametrize("proxy", [f"http://{HOST}:1", "socks5://nothing.invalid", "no:proxy:at:all"])
+def test_proxies_of_the_environment_can_be_passed_over(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, transport: Any, variable: str, proxy: str
+) -> None:
+    """Also those that no request could be sent by."""
+    monkeypatch.setenv(variable, proxy)
+    with runqueue.Client(server.uri, proxies=False, transport=transport) as client:
+        client.log_metric("r", "m", 1.0)
+    (request,) = server.requests
+    assert request.target == "/api/2.0/mlflow/runs/log-batch"
+
+
+@pytest.mark.parametrize("transport", ["httpx", "auto"])
+def test_proxies_of_the_environment_count_where_nothing_else_is_said(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, transport: Any
+) -> None:
+    """Here one that is not there."""
+    monkeypatch.setenv("HTTP_PROXY", f"http://{HOST}:{free_port()}")
+    with pytest.raises(StoreError, match="cannot connect"):
+        call(server.uri, transport=transport)
+    call(server.uri, transport=transport, proxies=False)
+    assert server.count() == 1

@@ -34,6 +34,13 @@ BOTH = pytest.mark.parametrize("transport", ["httpx", "auto"])
 DAY = datetime.timedelta(days=1)
 
 
+@pytest.fixture(autouse=True)
+def _own_bundles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the machine's away."""
+    for name in _tls.BUNDLES:
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture(scope="module")
 def ca() -> trustme.CA:
     """The authority that the tests' servers are certified by."""
@@ -127,13 +134,31 @@ def test_a_server_of_an_own_authority_is_trusted_by_a_folder(
 
 
 @BOTH
+@pytest.mark.parametrize("proxies", [True, False])
 def test_the_systems_certificates_can_be_named_by_openssls_variable(
+    secured: TlsServer, ca_file: Path, monkeypatch: pytest.MonkeyPatch, transport: str, proxies: bool
+) -> None:
+    """SSL_CERT_FILE holds where MLflow's variable is not set; also where the proxies' are passed over."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(ca_file))
+    call(secured.uri, transport=transport, proxies=proxies)
+    assert len(secured.requests) == 1
+
+
+@BOTH
+def test_the_variables_of_requests_count_where_mlflows_is_not_set(
     secured: TlsServer, ca_file: Path, monkeypatch: pytest.MonkeyPatch, transport: str
 ) -> None:
-    """SSL_CERT_FILE holds where MLflow's variable is not set."""
-    monkeypatch.setenv("SSL_CERT_FILE", str(ca_file))
+    """In its order; what the first of them names is all that is trusted. It does not know of OpenSSL's."""
+    other = ca_file.with_name("other.pem")
+    trustme.CA().cert_pem.write_to_path(other)
+    monkeypatch.setenv("SSL_CERT_FILE", str(other))
+    monkeypatch.setenv("CURL_CA_BUNDLE", str(ca_file))
     call(secured.uri, transport=transport)
-    assert len(secured.requests) == 1
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(other))
+    assert "certificate" in str(failure(secured.uri, transport=transport))
+    monkeypatch.setenv(SERVER, str(ca_file))
+    call(secured.uri, transport=transport)
+    assert len(secured.requests) == 2
 
 
 def issued(ca: trustme.CA, kind: str) -> trustme.LeafCert:
@@ -284,7 +309,7 @@ def encrypted(path: Path, leaf: trustme.LeafCert) -> None:
     path.write_bytes(sealed + leaf.cert_chain_pems[0].bytes())
 
 
-@pytest.mark.parametrize("variable", [SERVER, CLIENT])
+@pytest.mark.parametrize("variable", [SERVER, CLIENT, *_tls.BUNDLES])
 @pytest.mark.parametrize("kind", ["missing", "empty", "garbage", "empty folder"])
 def test_a_file_that_cannot_be_used_is_refused_at_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str, kind: str
@@ -367,4 +392,8 @@ def test_a_contradiction_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     text = refused()
     assert INSECURE in text and SERVER in text
     monkeypatch.setenv(INSECURE, "false")
+    runqueue.Client(f"https://{HOST}:1").close()
+    monkeypatch.delenv(SERVER)
+    monkeypatch.setenv(INSECURE, "true")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "missing")  # of the machine; requests does not look at it then, either
     runqueue.Client(f"https://{HOST}:1").close()
