@@ -15,6 +15,7 @@ positively MLflow's own "done" is an error, and the table below says what follow
     403                         any             Auth                  final for the run
     404                         any             NotFound              final for the run
     408 425 429 502 503 504     any             Unavailable           retried
+    409                         ABORTED         Unavailable           retried; RESOURCE_CONFLICT likewise
     413                         any             Rejected              halved, and later batches are smaller
     any from 400                INVALID_STATE   NotFound              final for the run
     500                         INTERNAL_ERROR  Unavailable           retried, the third time halved
@@ -110,6 +111,8 @@ def error_of(status: int, code: str | None, message: str, *, retry_after: float 
         return RejectedError(f"the server takes no body as large ({text})", too_large=True, code=code)
     if code == "INVALID_STATE":  # MLflow's file store says 500 to an experiment that is deleted
         return NotFoundError(text, code=code)
+    if status == 409 and code in ("ABORTED", "RESOURCE_CONFLICT"):  # Databricks: another request was in the way
+        return UnavailableError(text, retry_after=retry_after, code=code)
     if status in RETRIABLE:
         internal = status == 500 and code == "INTERNAL_ERROR"
         return UnavailableError(

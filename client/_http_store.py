@@ -15,10 +15,12 @@ import ssl
 import time
 import traceback
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeAlias
 from urllib.parse import urlencode, urlsplit, urlunsplit
+from urllib.request import getproxies
 
 import anyio
 import httpx
@@ -44,6 +46,12 @@ _KEPT_URLS: Final = 64
 _KEEPS_METHOD: Final = frozenset((307, 308))
 _REFUSAL: Final = re.compile(r"ALERT_(?:\w*CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED|HANDSHAKE_FAILURE|DECRYPT_ERROR)")
 _UNSENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
+
+_Send: TypeAlias = Callable[[httpx.Request], Awaitable[httpx.Response]]
+
+
+class _Closable(Protocol):
+    async def aclose(self) -> None: ...
 
 
 class HttpStore:
@@ -81,21 +89,8 @@ class HttpStore:
             **(config.headers or {}),
         }
         self._secret_headers = [value for value in (config.headers or {}).values() if len(value) >= 4]
-        pool = httpx.Limits(max_connections=config.max_workers, max_keepalive_connections=config.max_workers)
         try:
-            secured = parts.scheme == "https"
-            verify = verification(parts.hostname or "") if secured else True
-            if secured and verify is True and not config.proxies:
-                verify = default_context()  # else httpx, not to look at the environment, would pass over SSL_CERT_FILE
-            self._client = _client_class(config)(
-                verify=verify,
-                # Rather than `mounts` without proxies: for those, httpx makes the proxies first, and fails at bad ones.
-                trust_env=config.proxies,
-                limits=pool,
-                timeout=None,
-                follow_redirects=False,
-                event_hooks={"response": [_keep_location]},
-            )
+            self._client, self._send = _opened(config, httpx.URL(self._base))
         except Exception as error:  # of httpx's, of the ssl module's, of the operating system's
             named = sorted(name for name in os.environ if name.upper() in _NETWORK_VARIABLES)
             raise ConfigError(
@@ -189,13 +184,12 @@ class HttpStore:
                 self._urls[outgoing.url] = url
         for _ in range(MAX_REDIRECTS):
             self._traffic.count(outgoing.body)
-            request = self._client.build_request(
-                outgoing.method, url, content=outgoing.body or None, headers=outgoing.headers
-            )
-            response = await self._client.send(request, stream=True)
+            # Not by `build_request`: with cookies, params and defaults to merge, it takes a quarter of the whole request.
+            request = httpx.Request(outgoing.method, url, headers=outgoing.headers, content=outgoing.body or None)
+            response = await self._send(request)
             try:
-                if response.status_code in range(300, 400):
-                    url = _redirected(response, url)
+                if 300 <= response.status_code < 400:
+                    url = _redirected(response, url, outgoing.method)
                     continue
                 return _Answer(response.status_code, response.headers, await _read(response, cap))
             finally:
@@ -226,13 +220,54 @@ def _user_agent() -> str:
         return "runqueue"
 
 
-def _client_class(config: Config) -> type[httpx.AsyncClient]:
-    # A class of its own rather than a transport: with a transport given, httpx ignores the proxies of the environment.
-    if config.transport == "httpx" or importlib.util.find_spec("httpx_aiohttp") is None:
+def _opened(config: Config, url: httpx.URL) -> tuple[_Closable, _Send]:
+    """
+    What sends, and what to close.
+
+    A bare transport where no proxy is set: what httpx's client adds (cookies, redirects, hooks, the choice of a proxy)
+    is not wanted here, and costs as much as the transport itself. Where the environment names proxies, the client
+    chooses among them as its users know it.
+    """
+    pool = httpx.Limits(max_connections=config.max_workers, max_keepalive_connections=config.max_workers)
+    secured = url.scheme == "https"
+    verify = verification(url.host) if secured else True
+    if secured and verify is True and not config.proxies:
+        verify = default_context()  # else httpx, not to look at the environment, would pass over SSL_CERT_FILE
+    fast = config.transport != "httpx" and importlib.util.find_spec("httpx_aiohttp") is not None
+    if config.proxies and getproxies():
+        client = _client_class(fast)(
+            verify=verify,
+            limits=pool,
+            timeout=None,
+            follow_redirects=False,
+            event_hooks={"response": [_keep_location]},
+        )
+        return client, partial(client.send, stream=True)
+    # Rather than `mounts` without proxies: for those, httpx makes the proxies first, and fails at bad ones.
+    transport = _transport_class(fast)(verify=verify, limits=pool, trust_env=config.proxies)
+
+    async def send(request: httpx.Request) -> httpx.Response:
+        response: httpx.Response = await transport.handle_async_request(request)
+        await _keep_location(response)
+        return response
+
+    return transport, send
+
+
+def _client_class(fast: bool) -> type[httpx.AsyncClient]:
+    if not fast:
         return httpx.AsyncClient
     from httpx_aiohttp import HttpxAiohttpClient
 
     return HttpxAiohttpClient
+
+
+def _transport_class(fast: bool) -> Any:
+    if not fast:
+        return httpx.AsyncHTTPTransport
+    from httpx_aiohttp import AiohttpTransport
+
+    return AiohttpTransport
 
 
 async def _keep_location(response: httpx.Response) -> None:
@@ -241,7 +276,7 @@ async def _keep_location(response: httpx.Response) -> None:
         response.extensions["location"] = response.headers.pop("location")
 
 
-def _redirected(response: httpx.Response, url: httpx.URL) -> httpx.URL:
+def _redirected(response: httpx.Response, url: httpx.URL, method: str) -> httpx.URL:
     """
     Where a redirect leads, if it may be followed.
 
@@ -258,7 +293,7 @@ def _redirected(response: httpx.Response, url: httpx.URL) -> httpx.URL:
             f"{status}: a redirect to another origin, {_origin(target)}; nothing was sent there."
             " If that is the server, set the tracking URI to it"
         )
-    if status not in _KEEPS_METHOD and response.request.method != "GET":
+    if status not in _KEEPS_METHOD and method != "GET":
         raise UnexpectedAnswerError(f"{status}: a redirect to {target.path}, which would turn the request into a GET")
     return target
 
@@ -283,7 +318,7 @@ async def _read(response: httpx.Response, cap: int) -> bytes:
         raise UnexpectedAnswerError(f"{response.status_code}: an answer in the coding {coding!r}", ambiguous=True)
     inflate = None if coding == "identity" else zlib.decompressobj(47 if coding == "gzip" else 15)
     body = bytearray()
-    async for chunk in response.aiter_raw(65_536):
+    async for chunk in response.aiter_raw():
         try:
             body += chunk if inflate is None else inflate.decompress(chunk, cap + 1 - len(body))
         except zlib.error as error:

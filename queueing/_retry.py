@@ -149,6 +149,26 @@ class Retrying:
             SpentError: It may yet succeed, but trying is over.
         """
 
+        first: StoreError
+        try:
+            await attempt()
+            return
+        except StoreError as error:
+            if not error.retriable or rejected(error):
+                raise
+            first = error
+
+        begun = False
+
+        async def resumed() -> None:
+            # Almost every batch is stored by its first attempt, before all this machinery is set up: it costs as much
+            # as the rest of a request's way through the engine.
+            nonlocal begun
+            if not begun:
+                begun = True
+                raise first
+            await attempt()
+
         def again(state: tenacity.RetryCallState) -> bool:
             error = _error(state)
             return isinstance(error, StoreError) and error.retriable and not rejected(error)
@@ -163,7 +183,7 @@ class Retrying:
 
         retrying = tenacity.AsyncRetrying(retry=again, stop=over, wait=pause, sleep=sleep, reraise=True)
         try:
-            await retrying(attempt)
+            await retrying(resumed)
         except StoreError as error:
             if error.retriable and not rejected(error):
                 raise SpentError(error) from None
