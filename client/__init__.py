@@ -11,6 +11,7 @@ from runqueue._entities import OperationFailure as OperationFailure
 from runqueue._entities import Statistics as Statistics
 from runqueue._operations import RunOperations as RunOperations
 from runqueue._run import PendingRunId as PendingRunId
+from runqueue._run_handle import Run as Run
 from runqueue._sync_client import Client as Client
 from runqueue.errors import AuthError as AuthError
 from runqueue.errors import CallTypeError as CallTypeError

@@ -7,8 +7,10 @@ Nothing of ours runs in the caller's loop: the engine has one of its own, and a 
 from __future__ import annotations
 
 import logging
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runqueue._bridge import wait_for
 from runqueue._config import seconds
@@ -76,8 +78,17 @@ class AsyncClient(Recorder):
             await wait_for(self._engine.stop_soon(), cancel=False)
         return self._engine.stop(failed=failed)
 
+    async def _shielded(self, future: Future[Any]) -> None:
+        """Wait for what the engine bounds itself, also when this task is being cancelled."""
+        import anyio
+
+        with anyio.CancelScope(shield=True), suppress(CancelledError):
+            await wait_for(future, cancel=False)
+
     async def _discard(self) -> None:
         if self._shut():
+            if self._last_words:
+                await self._shielded(self._engine.say_last(self._last_words))
             lost = await self._stop(failed=False)
             if lost:
                 logger.warning("the block ended by an exception: %d queued entries were not sent", lost)
@@ -93,7 +104,11 @@ class AsyncClient(Recorder):
         elif not clean_exit(exc) and not self._engine.config.streams:
             await self._discard()
         else:
+            import anyio
+
+            clean = clean_exit(exc)
             try:
-                await self.close(None if clean_exit(exc) else self._engine.config.exit_timeout)
+                with anyio.CancelScope(shield=not clean):  # best effort, though this task may be being cancelled
+                    await self.close(None if clean else self._engine.config.exit_timeout)
             except Exception as error:  # the script ends as it wanted to
                 logger.error("%s", error)

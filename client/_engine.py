@@ -25,6 +25,7 @@ from runqueue._store import Traffic
 from runqueue._stores import make_store
 from runqueue._wire import ENVELOPE, MLFLOW_LIMITS, RIDER_BYTES, RIDERS, Encoder
 from runqueue.queueing import Accumulator, Bounds, Failure, Lane, Ledger, Limits, QueueFullError, Report, StoreError
+from runqueue.queueing._batch import STATUS
 from runqueue.queueing._intake import Intake
 
 if TYPE_CHECKING:
@@ -92,6 +93,10 @@ class Engine:
 
         future.add_done_callback(over)
         return future, begun
+
+    def say_last(self, lanes: list[Lane]) -> Future[None]:
+        """Of these runs, as far as they exist, send the final status and nothing else, within `exit_timeout`."""
+        return self._thread.submit(self._say_last, [lane for lane in lanes if lane.opened])
 
     def stop(self, *, failed: bool) -> int:
         """
@@ -251,6 +256,16 @@ class Engine:
             )
         for run, count in dropped.items():
             logger.warning("%d entries of run %s were dropped: max_pending=%d", count, run, int(self.config.bound))
+
+    async def _say_last(self, lanes: list[Lane]) -> None:
+        import anyio
+
+        for lane in lanes:
+            lane.keep_only(STATUS)
+        flushes = [self._sender.begin(lane) for lane in lanes]
+        with anyio.move_on_after(self.config.exit_timeout):
+            for flush in flushes:
+                await self._sender.completion(flush, None)
 
     def _make_final(self, report: Report) -> None:
         """What the end of a client leaves queued has failed for good."""

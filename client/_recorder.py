@@ -7,6 +7,7 @@ What a call costs its caller is a copy of a dict, a look at its values' types, a
 
 from __future__ import annotations
 
+import logging
 import re
 import weakref
 from collections.abc import Iterable, Mapping
@@ -31,9 +32,10 @@ from runqueue._engine import Engine
 from runqueue._entities import OperationFailure, Statistics
 from runqueue._operations import RunOperations
 from runqueue._run import PendingRunId, RunId
+from runqueue._run_handle import RunMaker
 from runqueue._stores import check_uri
 from runqueue._wire import PARENT_TAG, TOKEN_TAG, NewRun, Unfit
-from runqueue.errors import CallTypeError, ClosedError, ConfigError
+from runqueue.errors import CallTypeError, ClosedError, ConfigError, RunqueueError
 from runqueue.queueing import Lane, Limits
 from runqueue.queueing._batch import DATASET, METRIC, PARAM, RUN, STATUS, TAG
 
@@ -42,8 +44,10 @@ _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]{0,255}")
 
 _PLAIN: Final = frozenset((float, int, bool))
 
+logger = logging.getLogger("runqueue")
 
-class Recorder:
+
+class Recorder(RunMaker):
     """What `Client` and `AsyncClient` have in common. Thread-safe: any thread may log, in any number."""
 
     _waits: ClassVar[bool] = True
@@ -89,6 +93,7 @@ class Recorder:
         check_uri(uri)
         self._engine = Engine(config, uri, waits=self._waits)
         self._lanes = self._engine.accumulator.lanes
+        self._last_words: list[Lane] = []
         self._closed = False
         self._finalizer = weakref.finalize(self, self._engine.finalize)
 
@@ -193,6 +198,16 @@ class Recorder:
         name = convert.status(status)
         ended = time_ns() // 1_000_000 if end_time is None else convert.millis(end_time, "end_time")
         self._lane(run_id).append((STATUS, (), name, ended))
+
+    def _end_run(self, run_id: RunId, status: str, *, raised: bool) -> None:
+        """The end of a run's block; never an exception, as one may be on its way already."""
+        try:
+            self.set_terminated(run_id, status)
+        except RunqueueError as error:  # the client was closed inside of the block, say
+            logger.warning("the final status %s of run %s was not queued: %s", status, run_id, error)
+        else:
+            if raised:
+                self._last_words.append(self._lane(run_id))
 
     # -- metrics -----------------------------------------------------------------------------------------------------
 

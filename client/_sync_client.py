@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import CancelledError
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -101,8 +103,11 @@ class Client(Recorder):
                 logger.warning("the client was closed before its last flush ended: %d entries were not sent", lost)
 
     def _discard(self) -> None:
-        """End without sending; say what is lost."""
+        """End without sending, but for the final status of runs whose block has just ended; say what is lost."""
         if self._shut():
+            if self._last_words:
+                with suppress(CancelledError):
+                    self._engine.say_last(self._last_words).result()
             lost = self._engine.stop(failed=False)
             if lost:
                 logger.warning("the block ended by an exception: %d queued entries were not sent", lost)

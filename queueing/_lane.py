@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 
 from runqueue.queueing._account import Account
-from runqueue.queueing._batch import RUN, TAG, Batch, Bounds, JoinError, Record, Slice, weight
+from runqueue.queueing._batch import TAG, Batch, Bounds, JoinError, Record, Slice, weight
 from runqueue.queueing._errors import Scope, StoreError
 from runqueue.queueing._gate import Encode, Gate
 from runqueue.queueing._report import Failure, Ledger
@@ -258,17 +258,19 @@ class Lane:
         """Whether nothing of this run can be sent unless somebody flushes: it, or a run above it, was refused."""
         return self.refused or (not self.opened and self.parent is not None and self.parent.doomed)
 
-    def shed(self) -> int:
-        """Give up what is queued for a run that does not exist, all but its creation; the number of entries."""
+    def keep_only(self, kind: int) -> int:
+        """Give up what is queued, in no request, and not of this kind; the number of entries."""
         self.deal(tick=True)
-        opening = [item for window in self._windows for item in window.queues[RUN]]
+        kept = [item for window in self._windows for item in window.queues[kind]]
+        if not any(kind in batch.groups for batch in self._returned):
+            self._returned.clear()
         self._windows.clear()
         self._windows.append(Window(self.dealt))
-        kept = sum(batch.weight for batch in self._returned)
-        for item in opening:
-            kept += self._windows[0].put(item.record if isinstance(item, Slice) else item)
-        count = self._account.pending - kept
+        left = sum(batch.weight for batch in self._returned) + (self.flying.weight if self.flying else 0)
+        left += sum(self._windows[0].put(item.record if isinstance(item, Slice) else item) for item in kept)
+        count = self._account.pending - left
         self._account.drop(count)
+        self._retire()
         return count
 
     def abandon(self) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 import anyio
 
 from runqueue.queueing._accumulator import Accumulator
+from runqueue.queueing._batch import RUN
 from runqueue.queueing._intake import Intake
 from runqueue.queueing._report import Failure
 from runqueue.queueing._sender import Sender
@@ -93,7 +94,7 @@ class Stream:
         """Make room: nothing of a run that was refused will ever be sent without somebody's doing."""
         for lane in self._accumulator.busy():
             if lane.doomed:
-                self._intake.note(lane, lane.shed())
+                self._intake.note(lane, lane.keep_only(RUN))
         self._intake.settle()
 
     def _say(self) -> None:

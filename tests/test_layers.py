@@ -60,6 +60,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         # the thread
         "runqueue._engine",
         # the faces
+        "runqueue._run_handle",
         "runqueue._recorder",
         "runqueue._sync_client",
         "runqueue._async_client",
