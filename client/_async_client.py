@@ -87,8 +87,8 @@ class AsyncClient(Recorder):
 
     async def _discard(self) -> None:
         if self._shut():
-            if self._last_words:
-                await self._shielded(self._engine.say_last(self._last_words))
+            if self._engine.last_words:
+                await self._shielded(self._engine.say_last())
             lost = await self._stop(failed=False)
             if lost:
                 logger.warning("the block ended by an exception: %d queued entries were not sent", lost)

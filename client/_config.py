@@ -136,7 +136,7 @@ def _one_of(words: Any, *, optional: bool = False) -> Any:
     return check
 
 
-def _proxies(_: object, field: attrs.Attribute[Any], value: object) -> None:
+def _yes_or_no(_: object, field: attrs.Attribute[Any], value: object) -> None:
     if not isinstance(value, bool):
         raise CallTypeError(f"{field.name}= takes True or False, not {type(value).__name__}")
 
@@ -191,7 +191,7 @@ class Config:
     """Sent with every request."""
     transport: Transport = attrs.field(default="auto", validator=_one_of(Transport))
     """"auto" sends through aiohttp where `httpx-aiohttp` is importable (a third of the CPU a request), "httpx" never."""
-    proxies: bool = attrs.field(default=True, validator=_proxies)
+    proxies: bool = attrs.field(default=True, validator=_yes_or_no)
     """Whether the proxies count that HTTP_PROXY, HTTPS_PROXY and ALL_PROXY name. Other variables count all the same."""
     workspace: str | None = attrs.field(init=False, factory=current_workspace)
     """
@@ -211,6 +211,16 @@ class Config:
     """Whether a flush and the end raise what was not stored, or log one warning. None: "warn" when streaming."""
     exit_timeout: float = attrs.field(default=20.0, validator=_seconds)
     """For sending what is queued when a block ends by an exception, or the interpreter ends, while streaming."""
+    handle_signals: bool = attrs.field(default=True, validator=_yes_or_no)
+    """While streaming: at SIGTERM, send what is queued, set unfinished runs KILLED, then end as the signal says."""
+    progress: bool = attrs.field(default=True, validator=_yes_or_no)
+    """Show how far a flush is that lasts: a bar on a terminal and in a notebook, else a line in the log."""
+
+    def portable(self, uri: str) -> dict[str, Any]:
+        """The keywords of a client in another process, without secrets: those it finds there."""
+        fields = {field.name for field in attrs.fields(type(self)) if field.init} - {"token", "headers"}
+        settings = {name: getattr(self, name) for name in fields if hasattr(self, name)}
+        return settings | {"tracking_uri": bare(uri)}
 
     @property
     def streams(self) -> bool:
@@ -289,6 +299,15 @@ def _holds_runs(folder: Path) -> bool:
         return any(each.name.isdigit() and (each / "meta.yaml").exists() for each in folder.iterdir() if each.is_dir())
     except OSError:
         return False
+
+
+def bare(uri: str) -> str:
+    """The URI without its user info, and without what looks like a secret in its query."""
+    parts = urlsplit(uri)
+    query = "&".join(item for item in parts.query.split("&") if _SECRET_ITEM.search(item) is None)
+    if "@" not in parts.netloc and query == parts.query:
+        return uri
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=query))
 
 
 def without_secrets(uri: str) -> str:

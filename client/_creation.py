@@ -56,6 +56,9 @@ class Creation:
         """
         (record,) = batch.records(RUN)
         new: NewRun = record[3]
+        if new.sought:
+            await self._seek(pending, new)
+            return ()
         experiment_id = new.experiment_id
         if experiment_id is None:
             assert new.experiment_name is not None
@@ -76,6 +79,18 @@ class Creation:
             await self._post(pending, new, experiment_id, ())
             return [(TAG, new.tags, False)]
         return ()
+
+    async def _seek(self, pending: PendingRunId, new: NewRun) -> None:
+        """Find a run that another process creates."""
+        experiment_id = new.experiment_id
+        if experiment_id is None and new.experiment_name is not None:
+            experiment_id = await self._experiments.find(new.experiment_name)
+        found = [] if experiment_id is None else await self._find(pending, experiment_id)
+        if not found and pending.run_id is None:
+            text = f"the run {pending!r} was not created yet by the process that has made this placeholder"
+            raise StoreError(text, retriable=True, scope=Scope.LANE)
+        if pending.run_id is None:
+            pending._resolve(found[0])
 
     async def _post(self, pending: PendingRunId, new: NewRun, experiment_id: str, tags: Sequence[bytes]) -> None:
         system = {TOKEN_TAG: pending.token}

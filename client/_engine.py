@@ -13,10 +13,12 @@ from collections.abc import AsyncGenerator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from functools import partial
+from time import time_ns
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 
+from runqueue import _exit, _fork, _progress
 from runqueue._config import Config, without_secrets
 from runqueue._entities import FlushReport, OperationFailure, Statistics
 from runqueue._loop_thread import LoopThread
@@ -29,7 +31,10 @@ from runqueue.queueing._batch import STATUS
 from runqueue.queueing._intake import Intake
 
 if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
+
     from runqueue._creation import Creation
+    from runqueue.queueing._flush import Flush
     from runqueue.queueing._sender import Sender
     from runqueue.queueing._stream import Stream
 
@@ -53,21 +58,35 @@ class Engine:
     def __init__(self, config: Config, uri: str, *, waits: bool = True) -> None:
         self.config = config
         self.uri = uri
-        self.traffic = Traffic()
         self.encoder = Encoder()
         config.seconds_per_request()  # a bad variable is an error of the constructor, not of the first flush
         config.retrying()
         self.bounds = _bounds(config, MLFLOW_LIMITS)
-        self._stopped = False
+        self._stopped = self._ending = False
+        self._waits = waits
+        bounded = self._intake if config.streams or config.bound < math.inf else None
         self._thread = LoopThread(self._assembled)
-        bounded = partial(self._intake, waits) if config.streams or config.bound < math.inf else None
         self.accumulator = Accumulator(self.encoder.encode, bounded)
+        self._begin_anew()
+        _fork.register(self)
         self._sender: Sender
         self._stream: Stream
         self._creation: Creation
+        self._tasks: TaskGroup
 
     def __repr__(self) -> str:
         return f"<Engine {without_secrets(self.uri)} {self._thread.state}>"
+
+    def _begin_anew(self) -> None:
+        self.traffic = Traffic()
+        self.made: list[Lane] = []
+        """Of runs that this client creates."""
+        self.last_words: list[Lane] = []
+        """Of runs whose block has ended by an exception."""
+        self._thread = LoopThread(self._assembled)
+        self.accumulator.reset()  # the same object: the log calls hold on to its lanes
+        if self.config.streams and not self._stopped:
+            _exit.watch(self, signals=self.config.handle_signals)
 
     # -- calls from any thread ---------------------------------------------------------------------------------------
 
@@ -94,9 +113,36 @@ class Engine:
         future.add_done_callback(over)
         return future, begun
 
-    def say_last(self, lanes: list[Lane]) -> Future[None]:
-        """Of these runs, as far as they exist, send the final status and nothing else, within `exit_timeout`."""
-        return self._thread.submit(self._say_last, [lane for lane in lanes if lane.opened])
+    def say_last(self) -> Future[None]:
+        """Of `last_words`, send the final status and nothing else, within `exit_timeout`."""
+        return self._thread.submit(self._say_last, [lane for lane in self.last_words if lane.opened])
+
+    def begin_end(self) -> Future[FlushReport] | None:
+        """See `_exit.Ending`."""
+        if self._stopped or not self._thread.started:
+            return None
+        self._ending = True
+        return self._thread.submit(self._flush, Future(), None, self.exit_timeout, True, True)
+
+    def kill_runs(self) -> None:
+        """See `_exit.Ending`."""
+        for lane in self.made:
+            if not lane.ended:
+                lane.ended = True
+                lane.push((STATUS, (), "KILLED", time_ns() // 1_000_000))
+
+    def unsent(self) -> int:
+        """Entries that are queued or in flight."""
+        counts = self.accumulator.counts()
+        return counts["pending"] + counts["in_flight"]
+
+    @property
+    def exit_timeout(self) -> float:
+        return self.config.exit_timeout
+
+    def after_fork(self) -> None:
+        """In a child: nothing queued, no thread, no connection. What its parent's thread held is let lie."""
+        self._begin_anew()
 
     def stop(self, *, failed: bool) -> int:
         """
@@ -109,6 +155,7 @@ class Engine:
             Entries that were still queued.
         """
         self._stopped = True
+        _exit.forget(self)
         self._thread.stop()
         self._thread.join(JOIN_SECONDS)
         return self.accumulator.abandon(failed=failed)
@@ -119,8 +166,10 @@ class Engine:
 
     def finalize(self) -> None:
         """For a client that is forgotten, or still there at exit: say what it leaves behind."""
-        counts = self.accumulator.counts()
-        lost = counts["pending"] + counts["in_flight"]
+        if self.config.streams and not self._stopped and self._thread.started:
+            self._thread.nudge(self._end_by_itself)  # its data is sent as it would have been
+            return
+        lost = self.unsent()
         if lost:
             # After its end, what another thread was just logging can be left: its lane was looked up before.
             how = "got data while it was closed" if self._stopped else "was never closed"
@@ -148,12 +197,12 @@ class Engine:
     def failures(self) -> tuple[OperationFailure, ...]:
         return public_failures(self.accumulator.ledger.log)
 
-    def _intake(self, waits: bool, ledger: Ledger) -> Intake:
+    def _intake(self, ledger: Ledger) -> Intake:
         config = self.config
         return Intake(
             ledger,
             max_pending=config.bound,
-            on_full=config.on_full if waits or config.on_full != "block" else "raise",
+            on_full=config.on_full if self._waits or config.on_full != "block" else "raise",
             block_timeout=config.block_timeout,
             full=self.bounds.entities if config.streams else math.inf,
             ring=partial(self._thread.nudge, self._hear) if config.streams else lambda: None,
@@ -168,15 +217,16 @@ class Engine:
     @asynccontextmanager
     async def _assembled(self) -> AsyncGenerator[None, None]:
         """What lives in the loop."""
-        import anyio
+        with _fork.importing():
+            import anyio
 
-        from runqueue._creation import Creation
-        from runqueue._delivery import Delivery
-        from runqueue.queueing._retry import RetryPolicy
-        from runqueue.queueing._sender import Sender
-        from runqueue.queueing._stream import Stream
+            from runqueue._creation import Creation
+            from runqueue._delivery import Delivery
+            from runqueue.queueing._retry import RetryPolicy
+            from runqueue.queueing._sender import Sender
+            from runqueue.queueing._stream import Stream
 
-        store = make_store(self.config, self.uri, self.traffic)
+            store = make_store(self.config, self.uri, self.traffic)
         try:
             self._creation = Creation(store, self.config.seconds_per_request())
             self._sender = Sender(
@@ -199,6 +249,7 @@ class Engine:
                         claims=self.config.lenient,
                     )
                     tasks.start_soon(self._stream.run)
+                self._tasks = tasks
                 yield
                 tasks.cancel_scope.cancel()
         finally:
@@ -214,7 +265,7 @@ class Engine:
         start = anyio.current_time()
         flush = self._sender.begin(lane)
         begun.set_result(None)  # what is logged from now on belongs to the next flush
-        await self._sender.completion(flush, timeout)
+        await self._completed(flush, timeout)
         if self._sender.outage.since is None:
             patience = self.config.seconds_per_request()
             if timeout is not None:
@@ -226,13 +277,33 @@ class Engine:
             self._make_final(report)
         public = public_report(report)
         if warn and public.failures:
-            logger.warning(
-                "%d of %d entries were not stored; the first cause: %s",
-                report.not_stored,
-                report.total,
-                public.failures[0].error,
-            )
+            cause = self._sender.outage.error or public.failures[0].error
+            text = "%d of %d entries were not stored; the first cause: %s"
+            logger.warning(text, report.not_stored, report.total, cause)
         return public
+
+    async def _completed(self, flush: Flush, timeout: float | None) -> None:
+        import anyio
+
+        ledger = self.accumulator.ledger
+        begun = ledger.stored + ledger.failed
+        async with anyio.create_task_group() as tasks:
+            if self.config.progress and flush.open:
+                settled = lambda: min(flush.total, ledger.stored + ledger.failed - begun)
+                tasks.start_soon(_progress.show, flush.total, settled)
+            await self._sender.completion(flush, timeout)
+            tasks.cancel_scope.cancel()
+
+    def _end_by_itself(self) -> None:
+        async def end() -> None:
+            try:
+                await self._flush(Future(), None, None, True, True)
+            finally:
+                self._stopped = True
+                _exit.forget(self)
+                self._thread.stop()
+
+        self._tasks.start_soon(end)
 
     def _hear(self) -> None:
         self._stream.hear()
@@ -276,9 +347,9 @@ class Engine:
 
     def _warn_of_outage(self, error: StoreError) -> None:
         """Early, as whoever waits for a training wants to mend the server before its end; once, as nobody reads more."""
-        counts = self.accumulator.counts()
-        queued = counts["pending"] + counts["in_flight"]
-        logger.warning("%s does not take data (%d entries are queued): %s", without_secrets(self.uri), queued, error)
+        if not self._ending:  # then one message says it all, with counts
+            text = "%s does not take data (%d entries are queued): %s"
+            logger.warning(text, without_secrets(self.uri), self.unsent(), error)
 
 
 def _bounds(config: Config, own: Limits) -> Bounds:

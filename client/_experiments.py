@@ -37,10 +37,11 @@ class Experiments:
         """
         async with self._locks.setdefault(name, anyio.Lock()):
             if name not in self._ids:
-                self._ids[name] = await self._find(name) or await self._create(name)
+                self._ids[name] = await self.find(name) or await self._create(name)
             return self._ids[name]
 
-    async def _find(self, name: str) -> str | None:
+    async def find(self, name: str) -> str | None:
+        """The same without creating it; None: there is none."""
         try:
             answer = await self._store.call(GET_EXPERIMENT, query={"experiment_name": name})
         except NotFoundError as error:
@@ -58,7 +59,7 @@ class Experiments:
         try:
             answer = await self._store.call(CREATE_EXPERIMENT, orjson.dumps({"name": name}))
         except RejectedError as error:
-            found = await self._find(name) if error.code == EXISTS else None
+            found = await self.find(name) if error.code == EXISTS else None
             if found is None:
                 error.scope = Scope.LANE  # it is not the run's entries that are at fault
                 raise

@@ -14,6 +14,8 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from runqueue._blocking import resolve_inline_at_exit
+from runqueue._fork import importing
 from runqueue.queueing import ClosedError
 
 if TYPE_CHECKING:
@@ -122,7 +124,9 @@ class LoopThread:
     # -- in the thread -----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        import anyio
+        with importing():
+            import anyio
+            import anyio._backends._asyncio  # what `anyio.run` imports later otherwise
 
         failure: Exception | None = None
         try:
@@ -147,6 +151,7 @@ class LoopThread:
         import anyio
 
         _within.set(self)
+        resolve_inline_at_exit(asyncio.get_running_loop())
         async with self._setup(), anyio.create_task_group() as self._tasks:
             self._stop = anyio.Event()
             with self._lock:

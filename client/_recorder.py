@@ -36,7 +36,7 @@ from runqueue._run_handle import RunMaker
 from runqueue._stores import check_uri
 from runqueue._wire import PARENT_TAG, TOKEN_TAG, NewRun, Unfit
 from runqueue.errors import CallTypeError, ClosedError, ConfigError, RunqueueError
-from runqueue.queueing import Lane, Limits
+from runqueue.queueing import Lane, Limits, Record
 from runqueue.queueing._batch import DATASET, METRIC, PARAM, RUN, STATUS, TAG
 
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]{0,255}")
@@ -70,6 +70,8 @@ class Recorder(RunMaker):
         block_timeout: float = 60.0,
         on_failure: OnFailure | None = None,
         exit_timeout: float = 20.0,
+        handle_signals: bool = True,
+        progress: bool = True,
         proxies: bool = True,
     ) -> None:
         config = Config(
@@ -87,15 +89,17 @@ class Recorder(RunMaker):
             block_timeout=block_timeout,
             on_failure=on_failure,
             exit_timeout=exit_timeout,
+            handle_signals=handle_signals,
+            progress=progress,
             proxies=proxies,
         )
         uri = resolve_tracking_uri(config.tracking_uri)
         check_uri(uri)
         self._engine = Engine(config, uri, waits=self._waits)
         self._lanes = self._engine.accumulator.lanes
-        self._last_words: list[Lane] = []
         self._closed = False
         self._finalizer = weakref.finalize(self, self._engine.finalize)
+        self._finalizer.atexit = not config.streams  # those are flushed then, see `_exit`
 
     @property
     def tracking_uri(self) -> str:
@@ -116,6 +120,10 @@ class Recorder(RunMaker):
         state = "closed" if self._closed else "open"
         shown = " ".join(f"{name}={counts[name]}" for name in ("pending", "in_flight", "stored", "failed", "dropped"))
         return f"<{type(self).__name__} {self.tracking_uri} {state} {shown}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickled client is its configuration: without what is queued, without token, headers and user info."""
+        return (_restored, (type(self), self._engine.config.portable(self._engine.uri)))
 
     # -- runs --------------------------------------------------------------------------------------------------------
 
@@ -172,9 +180,10 @@ class Recorder(RunMaker):
         parent = None if parent_run_id is None else self._lane(parent_run_id)
         new = NewRun(experiment_id, experiment_name, started, run_name, parent_run_id, inside)
 
-        pending = PendingRunId()
+        pending = PendingRunId((experiment_id, experiment_name))
         lane = self._open(pending, opened=False, parent=parent)
         lane.append((RUN, ("run",), tuple(inside), new))
+        self._engine.made.append(lane)
         if others:
             lane.push((TAG, others, False))
         return pending
@@ -197,7 +206,9 @@ class Recorder(RunMaker):
         """
         name = convert.status(status)
         ended = time_ns() // 1_000_000 if end_time is None else convert.millis(end_time, "end_time")
-        self._lane(run_id).append((STATUS, (), name, ended))
+        lane = self._lane(run_id)
+        lane.ended = name not in ("RUNNING", "SCHEDULED")
+        lane.append((STATUS, (), name, ended))
 
     def _end_run(self, run_id: RunId, status: str, *, raised: bool) -> None:
         """The end of a run's block; never an exception, as one may be on its way already."""
@@ -207,7 +218,7 @@ class Recorder(RunMaker):
             logger.warning("the final status %s of run %s was not queued: %s", status, run_id, error)
         else:
             if raised:
-                self._last_words.append(self._lane(run_id))
+                self._engine.last_words.append(self._lane(run_id))
 
     # -- metrics -----------------------------------------------------------------------------------------------------
 
@@ -348,7 +359,7 @@ class Recorder(RunMaker):
         Raises:
             ClosedError: The client was closed.
             CallTypeError: It is neither text nor a PendingRunId.
-            ConfigError: It cannot be a run id, or is a placeholder that another client has not resolved yet.
+            ConfigError: It cannot be a run id.
         """
         if self._closed:
             raise ClosedError("the client is closed")
@@ -356,8 +367,9 @@ class Recorder(RunMaker):
             lane = self._lanes.get(run_id)
             if lane is not None:
                 return lane
-            if run_id.run_id is None:
-                raise ConfigError(f"{run_id!r} belongs to another client, which has to create it first: flush that one")
+            if run_id.run_id is None:  # of another client, in this process or another: it will turn up in the store
+                sought = NewRun(*run_id.experiment, 0, None, None, {}, sought=True)
+                return self._open(run_id, opened=False, first=(RUN, ("run",), (), sought))
             lane = self._lane(run_id.run_id)
             self._engine.accumulator.alias(run_id, lane)
             return lane
@@ -370,10 +382,10 @@ class Recorder(RunMaker):
             raise ConfigError(f"run_id={run_id[:300]!r} is no run id: letters, digits, _ and -, at most 256 of them")
         return self._open(run_id, opened=True)
 
-    def _open(self, run: RunId, *, opened: bool, parent: Lane | None = None) -> Lane:
+    def _open(self, run: RunId, *, opened: bool, parent: Lane | None = None, first: Record | None = None) -> Lane:
         if self._closed:
             raise ClosedError("the client is closed")
-        return self._engine.accumulator.open(run, opened=opened, parent=parent)
+        return self._engine.accumulator.open(run, opened=opened, parent=parent, first=first)
 
     def _begin_flush(
         self, run_id: RunId | None, timeout: float | None, *, synchronous: bool
@@ -399,6 +411,10 @@ class Recorder(RunMaker):
         self._closed = True
         self._lanes = {}  # so that the calls' fast way ends in `_lane` too
         return True
+
+
+def _restored(face: type[Recorder], settings: dict[str, Any]) -> Recorder:
+    return face(**settings)
 
 
 def _names_of(run_id: RunId) -> tuple[object, ...]:

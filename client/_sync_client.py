@@ -105,9 +105,9 @@ class Client(Recorder):
     def _discard(self) -> None:
         """End without sending, but for the final status of runs whose block has just ended; say what is lost."""
         if self._shut():
-            if self._last_words:
+            if self._engine.last_words:
                 with suppress(CancelledError):
-                    self._engine.say_last(self._last_words).result()
+                    self._engine.say_last().result()
             lost = self._engine.stop(failed=False)
             if lost:
                 logger.warning("the block ended by an exception: %d queued entries were not sent", lost)

@@ -95,6 +95,8 @@ class NewRun:
     parent: RunId | None
     tags: dict[str, str]
     """Those of its own that are safe to travel inside the request."""
+    sought: bool = False
+    """Another process creates it: it is not created, but looked for."""
 
 
 @attrs.frozen

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable
 
-from runqueue.queueing._batch import weight
+from runqueue.queueing._batch import Record, weight
 from runqueue.queueing._gate import Encode
 from runqueue.queueing._intake import Intake
 from runqueue.queueing._lane import Lane
@@ -26,21 +26,37 @@ class Accumulator:
     """
 
     def __init__(self, encode: Encode, bounded: Callable[[Ledger], Intake] | None = None) -> None:
-        self.ledger = Ledger()
         self.lanes: dict[Hashable, Lane] = {}
-        self.intake = None if bounded is None else bounded(self.ledger)
-        self._each: list[Lane] = []
         self._encode = encode
-        self._lock = threading.RLock()  # a signal handler or a garbage collection may come back in here
+        self._bounded = bounded
+        self.reset()
 
-    def open(self, run: Hashable, *, opened: bool, parent: Lane | None = None) -> Lane:
-        """The lane of this run, made if there is none."""
+    def reset(self) -> None:
+        """Begin anew, with nothing queued and nothing counted, as in a child process."""
+        self.lanes.clear()
+        self._each: list[Lane] = []
+        self._lock = threading.RLock()  # a signal handler or a garbage collection may come back in here
+        self.ledger = Ledger()
+        self.intake = None if self._bounded is None else self._bounded(self.ledger)
+
+    def open(self, run: Hashable, *, opened: bool, parent: Lane | None = None, first: Record | None = None) -> Lane:
+        """
+        The lane of this run, made if there is none.
+
+        Args:
+            run: The lane's name.
+            opened: Whether the run exists.
+            parent: The lane whose run has to exist first.
+            first: A record that a new lane begins with, whatever the bound.
+        """
         with self._lock:
             lane = self.lanes.get(run)
             if lane is None:
                 lane = Lane(run, self._encode, self.ledger, opened=opened, parent=parent)
                 if self.intake is not None:
                     self.intake.guard(lane)
+                if first is not None:
+                    lane.push(first)
                 self.lanes[run] = lane
                 self._each.append(lane)
             return lane

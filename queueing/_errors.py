@@ -37,7 +37,8 @@ class StoreError(RunqueueError):
 
     Args:
         message: What happened, in words that may be shown: never with a credential in it.
-        retriable: Whether the same request may succeed later. Default: the class's.
+        retriable: Whether the same request may succeed later. Default: the class's. With the scope LANE, only this run
+            has to wait, and nothing is wrong with the store.
         retry_after: Seconds the store asked us to wait, if it did.
         scope: How far the failure reaches once retrying is over. Default: the class's.
         rejects_after: A retriable answer that some stores also give to a bad entry: after so many of them for one

@@ -48,6 +48,7 @@ class Lane:
         """How a record gets into the inbox; where the client is bounded, it may wait, raise, or drop the record."""
         self.push: Callable[[Record], None] = self.inbox.append
         """The same for what belongs to a record that was let in: it is let in too."""
+        self.ended = False  # whether a final status was asked for
         self.fresh = 0  # entries in the inbox, where an intake counts them
         self.rung = False  # whether the intake has told of this lane
         self.opened = opened
@@ -183,7 +184,7 @@ class Lane:
                 scope = Scope.BATCH
             else:
                 return True
-        for part in batch.slices():
+        for part in batch.parts():
             self._account.fail(part, error, batch.serial)
             if scope is Scope.ENTRY and error.bars_key:
                 self._gate.bar(part, error)
@@ -200,9 +201,9 @@ class Lane:
             self._returned.give_back(batch)
             return False
         # One of the tags may be what was refused; as entries of a log batch they are isolated like any other.
-        for rider in reversed(batch.groups.pop(TAG)):
+        for rider in reversed(list(batch.slices_of(TAG))):
             self._windows[0].put_back(rider)
-        self._returned.give_back(batch.with_slices(batch.slices()))
+        self._returned.give_back(batch.with_parts(part for part in batch.parts() if part.kind != TAG))
         return True
 
     def _fail_rest(self, error: Exception) -> None:
@@ -231,8 +232,9 @@ class Lane:
         """What of the windows up to `serial` is still queued, in flight included, in order."""
         for batch in [*([self.flying] if self.flying else []), *self._returned]:
             if batch.serial <= serial:
-                for part in batch.slices():
-                    yield self._pending(part.record, part.start, part.stop, error, batch.serial)
+                for part in batch.parts():
+                    for record, start, stop in part.stretches():
+                        yield self._pending(record, start, stop, error, batch.serial)
         for window in self._windows:
             if window.serial > serial:
                 return

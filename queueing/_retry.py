@@ -15,7 +15,7 @@ import anyio
 import attrs
 import tenacity
 
-from runqueue.queueing._errors import StoreError
+from runqueue.queueing._errors import Scope, StoreError
 
 TELL_AFTER: Final = 5.0
 """Seconds of an outage after which it is worth a word; shorter ones are the retries' own business."""
@@ -150,6 +150,7 @@ class Retrying:
         """
 
         first: StoreError
+        began = anyio.current_time()
         try:
             await attempt()
             return
@@ -175,6 +176,8 @@ class Retrying:
 
         def over(state: tenacity.RetryCallState) -> bool:
             left = self._outage.left(anyio.current_time())
+            if first.scope is Scope.LANE:  # this run alone has to wait: the store is in health
+                left = began + self._outage.timeout - anyio.current_time()
             return left <= 0 or self._asked(state) > left or state.attempt_number > self._retries
 
         def pause(state: tenacity.RetryCallState) -> float:

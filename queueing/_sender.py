@@ -309,7 +309,8 @@ class Sender:
             raise
         except SpentError as spent:
             lane.give_back()
-            self._spend(spent.error)
+            if spent.error.scope is not Scope.LANE:
+                self._spend(spent.error)
             raise _StopError(spent.error) from None
         except StoreError as error:
             if error.retriable:  # it has come so often that it passes for a rejection: the store works
@@ -332,7 +333,7 @@ class Sender:
         except StoreError as error:
             if error.rejects_after is not None:
                 batch.rejections += 1
-            if error.retriable:
+            if error.retriable and error.scope is not Scope.LANE:
                 self.outage.failed(error, anyio.current_time())
             elif error.scope in (Scope.ENTRY, Scope.LANE):
                 self.outage.succeeded()  # the store works: it judged what we sent

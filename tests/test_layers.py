@@ -32,6 +32,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
     for floor in (
         # the engine of queues
         "runqueue.queueing._errors",
+        "runqueue.queueing._part",
         "runqueue.queueing._batch runqueue.queueing._retry",
         "runqueue.queueing._report runqueue.queueing._returned",
         "runqueue.queueing._account",
@@ -44,6 +45,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "runqueue.queueing._stream",
         "runqueue.queueing",
         # config, entities, errors; the placeholder of a run is a value like them, and the wire format reads it
+        "runqueue._fork runqueue._blocking",
         "runqueue._entities runqueue._run runqueue._bridge runqueue._file_lock runqueue._loop_thread",
         "runqueue.errors",
         "runqueue._environment",
@@ -57,7 +59,8 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "runqueue._databricks",
         "runqueue._stores runqueue._creation",
         "runqueue._delivery",
-        # the thread
+        # the thread, and how it ends
+        "runqueue._exit runqueue._progress",
         "runqueue._engine",
         # the faces
         "runqueue._run_handle",

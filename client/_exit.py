@@ -1,0 +1,130 @@
+"""
+How a process ends while clients stream: at the end of the interpreter, and by SIGTERM.
+
+    end of the script, sys.exit, an exception   every streaming client is flushed, within its `exit_timeout`
+    SIGTERM, first                              likewise, its unfinished runs set KILLED; then the default action
+    SIGTERM, second                             the default action at once
+    SIGINT                                      Python's own KeyboardInterrupt; nothing is installed
+
+The hook is atexit's: it comes after the threads of the program have ended, so what they logged counts too, and
+before daemon threads such as the engine's are cut off.
+
+Rules of this file: the only state is what the hooks need; the handler is installed from the main thread only, in the
+place of the default action and nobody else's, and goes with the last client that wants it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import Future
+from contextlib import suppress
+from types import FrameType
+from typing import Any, Final, Protocol
+
+from runqueue import _fork
+
+MARGIN: Final = 2.0
+"""Seconds beyond its bound after which an engine that says nothing is not waited for any longer."""
+
+logger = logging.getLogger("runqueue")
+
+
+class Ending(Protocol):
+    """An engine that streams."""
+
+    @property
+    def exit_timeout(self) -> float: ...
+
+    def begin_end(self) -> Future[Any] | None:
+        """Begin the last flush; None if there is nothing to send."""
+        ...
+
+    def kill_runs(self) -> None:
+        """Queue KILLED as the final status of what this client has made and not ended."""
+        ...
+
+    def unsent(self) -> int:
+        """Entries that are queued or in flight."""
+        ...
+
+
+class _Hooks:
+    """What is to be ended, and by what."""
+
+    def __init__(self) -> None:
+        self.streaming: set[Ending] = set()
+        self.killed: set[Ending] = set()  # those of them that SIGTERM ends too
+        self.registered = False
+        self.installed = False
+
+    def after_fork(self) -> None:
+        """A child has nothing of its parent's to send, and dies when it is told to."""
+        self.streaming.clear()
+        self.killed.clear()
+        self.uninstall()
+
+    def uninstall(self) -> None:
+        if self.installed and threading.current_thread() is threading.main_thread():
+            self.installed = False
+            if signal.getsignal(signal.SIGTERM) is _on_term:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+_hooks = _Hooks()
+_fork.register(_hooks)
+
+
+def watch(engine: Ending, *, signals: bool) -> None:
+    """Flush this engine when the process ends."""
+    _hooks.streaming.add(engine)
+    if not _hooks.registered:
+        _hooks.registered = True
+        atexit.register(_at_exit)
+    if signals:
+        _hooks.killed.add(engine)
+        in_main = threading.current_thread() is threading.main_thread()
+        if in_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            with suppress(ValueError):  # not the main interpreter
+                signal.signal(signal.SIGTERM, _on_term)
+                _hooks.installed = True
+
+
+def forget(engine: Ending) -> None:
+    """It has ended."""
+    _hooks.streaming.discard(engine)
+    _hooks.killed.discard(engine)
+    if not _hooks.killed:
+        _hooks.uninstall()
+
+
+def _at_exit() -> None:
+    _end(_hooks.streaming)
+
+
+def _on_term(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _hooks.installed = False
+    for engine in list(_hooks.killed):
+        engine.kill_runs()
+    try:
+        _end(_hooks.killed)
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _end(engines: Iterable[Ending]) -> None:
+    """Flush them side by side; returns when all have, or their time is over."""
+    begun = time.monotonic()
+    ending = [(engine, future) for engine in list(engines) if (future := engine.begin_end()) is not None]
+    for engine, future in ending:
+        left = begun + engine.exit_timeout + MARGIN - time.monotonic()
+        try:
+            future.result(max(0.0, left))
+        except Exception as error:  # the process ends as it wanted to
+            logger.warning("%d entries were not sent: %s", engine.unsent(), str(error) or type(error).__name__)

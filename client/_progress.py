@@ -1,0 +1,63 @@
+"""
+Shows how far a flush is that lasts: a bar on a terminal or in a notebook, a line in the log elsewhere.
+
+Rules of this file: a flush that ends soon shows nothing; the bar is gone when the flush is over.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, Final
+
+from runqueue._fork import importing
+
+SHOWN_AFTER: Final = 2.0
+"""Seconds."""
+LINE_EVERY: Final = 30.0
+"""Seconds between two lines, where there is no bar."""
+_DRAWN_EVERY: Final = 0.2
+
+logger = logging.getLogger("runqueue")
+
+
+async def show(total: int, settled: Callable[[], int]) -> None:
+    """
+    Until cancelled.
+
+    Args:
+        total: Entries.
+        settled: How many of them are stored, or have failed, by now.
+    """
+    import anyio
+
+    begun = time.monotonic()
+    await anyio.sleep(SHOWN_AFTER)
+    if not _draws():
+        while True:
+            await anyio.sleep(LINE_EVERY - (time.monotonic() - begun) % LINE_EVERY)
+            logger.warning("still flushing after %.0f s: %d of %d entries", time.monotonic() - begun, settled(), total)
+    bar = _bar(total)
+    try:
+        while True:
+            bar.update(settled() - bar.n)
+            await anyio.sleep(_DRAWN_EVERY)
+    finally:
+        bar.update(settled() - bar.n)
+        bar.close()
+
+
+def _draws() -> bool:
+    if "ipykernel" in sys.modules:
+        return True
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def _bar(total: int) -> Any:
+    with importing(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tqdm's own, of a notebook without widgets: it draws text there
+        from tqdm.auto import tqdm
+    return tqdm(total=total, desc="runqueue: flushing", unit=" entries", leave=False, dynamic_ncols=True)
