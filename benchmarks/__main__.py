@@ -1,53 +1,81 @@
-"""`python -m benchmarks`: measure, print the table, write the JSON. See README.md beside this file."""
+"""`python -m benchmarks`: measure, print the tables, write JSON and charts, judge. See README.md beside this file."""
 
 import argparse
+import importlib.util
 import json
+import shlex
 import sys
 from pathlib import Path
 
-from benchmarks import report
-from benchmarks.case import CASES
-from benchmarks.harness import BenchmarkError, Measurement, measure_case
+from benchmarks import plot, report
+from benchmarks.cases import CASES, GROUPS, chosen
+from benchmarks.harness import BenchmarkError, measure_case
+from benchmarks.measurement import Result
 from benchmarks.peer import PEERS
 
 
 def main() -> int:
-    """Run the cases; the exit status is 1 when a measurement failed or a count did not agree."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description="Measure runqueue beside MLflow's queueing client, in one run."
-    )
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"which cases (default: all): {', '.join(CASES)}")
-    parser.add_argument("--quick", action="store_true", help="a quarter of the work or less a measurement, 3 rounds")
-    parser.add_argument("--rounds", type=_positive, metavar="N", help="samples of each peer (default: 5)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample to FILE")
-    options = parser.parse_args()
-    unknown = [name for name in options.cases if name not in CASES]
-    if unknown:
-        parser.error(f"no case named {', '.join(unknown)}; there are {', '.join(CASES)}")
-    rounds: int = options.rounds or (3 if options.quick else 5)
+    """
+    Run the cases.
 
-    environment = report.environment()
-    print(report.header(environment, rounds=rounds, quick=options.quick), end="\n\n")
-    results: list[list[Measurement]] = []
-    for name in options.cases or CASES:
-        case = CASES[name]
-        if not any(not PEERS[peer].missing() for peer in case.peers):
-            print(f"{name}: left out, none of its peers is installed", file=sys.stderr)
-            continue
+    Returns:
+        The exit status: 1 when a measurement failed or a count did not agree, or, with --check, a target was not
+        reached.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Measure runqueue beside its peers, in one run."
+    )
+    parser.add_argument("cases", nargs="*", metavar="CASE", help="cases, or groups of them (default: all); see --list")
+    parser.add_argument("--quick", action="store_true", help="little work a measurement, one round, fewer peers")
+    parser.add_argument("--rounds", type=_positive, metavar="N", help="samples of each peer (default: 3 or 5)")
+    parser.add_argument("--peer", action="append", default=[], choices=PEERS, help="only this one; may be repeated")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample to FILE")
+    parser.add_argument("--plot", type=Path, metavar="FOLDER", help="draw a PNG chart for each group into FOLDER")
+    parser.add_argument("--check", action="store_true", help="exit with 1 and name each row that falls short")
+    parser.add_argument("--list", action="store_true", help="name the cases and their groups, and measure nothing")
+    options = parser.parse_args()
+    try:
+        cases = chosen(options.cases)
+    except KeyError as error:
+        parser.error(f"no case or group named {error.args[0]}; there are {', '.join(dict.fromkeys([*GROUPS, *CASES]))}")
+    if options.list:
+        print("\n".join(f"{case.group:<10} {case.name:<18} {case.title}" for case in cases))
+        return 0
+    if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
+        parser.error("--plot needs matplotlib, of the extra `bench`")
+
+    environment = report.environment(shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]))
+    print(report.header(environment), end="\n\n")
+    results: list[Result] = []
+    for case in cases:
         try:
-            measurements = measure_case(case, quick=options.quick, rounds=rounds, progress=_show_progress)
+            result = measure_case(
+                case, quick=options.quick, rounds=options.rounds, only=options.peer, progress=_show_progress
+            )
         except BenchmarkError as error:
             _show_progress("")
             print(error, file=sys.stderr)
             return 1
         _show_progress("")
-        print(report.table([measurements]), end="\n\n")
-        results.append(measurements)
+        print(report.table(result), end="\n\n", flush=True)
+        results.append(result)
     print(report.legend(results))
     if options.json is not None:
         figures = report.as_json(results, environment, quick=options.quick)
         options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    if options.plot is not None:
+        for path in plot.write_charts(results, environment, options.plot):
+            print(f"wrote {path}")
+    if options.check:
+        return _check(results)
     return 0
+
+
+def _check(results: list[Result]) -> int:
+    """Name what falls short; what could not be measured has not been reached either."""
+    lines = report.shortfalls(results)
+    print("\n" + "\n".join(lines) if lines else "\nevery target is reached", file=sys.stderr if lines else sys.stdout)
+    return 1 if lines else 0
 
 
 def _positive(text: str) -> int:

@@ -1,16 +1,24 @@
 """
-What is measured: one `Case` for each row group of the table, in the table `CASES`. A case is data; its measurement is a
-plain function that runs in a fresh process with one peer.
+What a case is: one row group of the table, as data. Its measurement is a plain function that runs in a fresh process
+with one peer. The table itself is in `cases.py`.
 """
 
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Mapping
 
 from attrs import field, frozen
-from attrs.validators import gt
+from attrs.validators import deep_iterable, gt, min_len
 
-from benchmarks.delivery import deliver_one_run, expected_counts
-from benchmarks.enqueue import enqueue_one, enqueue_single, enqueue_ten
-from benchmarks.peer import Peer
+from benchmarks.backend import RAW, Backend
+from benchmarks.clients import Options
+from benchmarks.quantity import Quantity
+from benchmarks.target import Target
+from benchmarks.work import Work
+
+FULL_ROUNDS = 5
+QUICK_ROUNDS = 1
+
+_PLAIN = Options()
 
 
 @frozen(kw_only=True)
@@ -20,74 +28,73 @@ class Case:
     name: str
     """How the command line, the table and the JSON call it."""
 
+    group: str
+    """Cases that the command line takes together, and that belong together in a chart."""
+
     title: str
     """What it does, for the table."""
 
-    unit: str
-    """Unit of the measured value; less is better in every case."""
+    quantities: tuple[Quantity, ...] = field(validator=min_len(1))
+    """What is counted; the first is the one that charts show."""
 
     peers: tuple[str, ...]
     """Names in `benchmarks.peer.PEERS`."""
 
-    size: int = field(validator=gt(0))
-    """How much is done in one process: calls or metrics, as the measurement says."""
+    sizes: tuple[int, ...] = field(validator=[min_len(1), deep_iterable(gt(0))])
+    """How much is done in one process: calls, metrics or runs, as the measurement says. Several: each is a row."""
 
-    quick_size: int = field(validator=gt(0))
+    quick_sizes: tuple[int, ...] = field(validator=[min_len(1), deep_iterable(gt(0))])
     """The same under `--quick`."""
 
-    measure: Callable[[Peer, int, str], float]
-    """(peer, size, tracking URI) -> the measured value. Called once in a process."""
+    measure: Callable[[Work], Mapping[str, float]]
+    """What is measured, by the quantities' names. Called once in a process."""
+
+    backend: Backend = RAW
+    """What the clients talk to."""
+
+    options: Options = _PLAIN
+    """Settings of the clients."""
 
     expected_counts: Callable[[int], dict[str, int]] | None = None
-    """size -> what the counting server must have received; `None`: the case sends nothing and gets no server."""
+    """size -> what the counting server must have received, exactly; `None`: it is not asked."""
 
-    def size_of(self, *, quick: bool) -> int:
-        """The size of a measurement, with or without `--quick`."""
-        return self.quick_size if quick else self.size
+    targets: tuple[Target, ...] = ()
+
+    rounds: int = field(default=FULL_ROUNDS, validator=gt(0))
+    """Samples of each peer, unless the command line says how many."""
+
+    quick_peers: tuple[str, ...] | None = None
+    """Who takes part under `--quick`; `None`: everybody."""
+
+    shares: Mapping[str, int] = field(factory=dict[str, int])
+    """Peers that do only one part in so many of a size: for figures a run or a metric that would take too long."""
+
+    full_only: bool = False
+    """Not part of `--quick`."""
+
+    requires: tuple[str, ...] = ()
+    """Modules without which the case is left out, and said to be."""
+
+    def sizes_of(self, *, quick: bool) -> tuple[int, ...]:
+        return self.quick_sizes if quick else self.sizes
+
+    def size_for(self, peer: str, size: int) -> int:
+        """What a peer does of a size."""
+        return max(size // self.shares.get(peer, 1), 1)
+
+    def peers_of(self, *, quick: bool) -> tuple[str, ...]:
+        return self.quick_peers if quick and self.quick_peers is not None else self.peers
+
+    def rounds_of(self, *, quick: bool) -> int:
+        return QUICK_ROUNDS if quick else self.rounds
+
+    def left_out(self, *, quick: bool) -> str | None:
+        """Why the whole case cannot be measured; `None` if it can."""
+        if quick and self.full_only:
+            return "not part of --quick"
+        missing = [module for module in (*self.requires, *self.backend.requires) if not _installed(module)]
+        return f"{', '.join(missing)} not installed" if missing else None
 
 
-ENQUEUE_PEERS = ("floor", "mlflow", "runqueue")
-DELIVERY_PEERS = ("mlflow", "runqueue", "runqueue-aiohttp")
-
-CASES: dict[str, Case] = {
-    case.name: case
-    for case in (
-        Case(
-            name="enqueue-10",
-            title="log_metrics of 10 metrics, caller's thread",
-            unit="µs/metric",
-            peers=ENQUEUE_PEERS,
-            size=50_000,
-            quick_size=10_000,
-            measure=enqueue_ten,
-        ),
-        Case(
-            name="enqueue-1",
-            title="log_metrics of 1 metric, caller's thread",
-            unit="µs/call",
-            peers=ENQUEUE_PEERS,
-            size=200_000,
-            quick_size=50_000,
-            measure=enqueue_one,
-        ),
-        Case(
-            name="enqueue-single",
-            title="log_metric, caller's thread",
-            unit="µs/call",
-            peers=ENQUEUE_PEERS,
-            size=200_000,
-            quick_size=50_000,
-            measure=enqueue_single,
-        ),
-        Case(
-            name="delivery",
-            title="1 run, 10 metrics a call, to a server that answers {}; CPU of all threads",
-            unit="µs/metric",
-            peers=DELIVERY_PEERS,
-            size=200_000,
-            quick_size=50_000,
-            measure=deliver_one_run,
-            expected_counts=expected_counts,
-        ),
-    )
-}
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None

@@ -1,149 +1,146 @@
 """
 Rounds: every peer of a case, one after another, each in a fresh process, round after round.
 
-Interleaving spreads a slow minute of the machine over all peers, and every second round runs them in the opposite order,
-so that none is always first. A measurement whose server did not receive exactly what was logged is an error, never a
-figure.
+Interleaving spreads a slow minute of the machine over all peers, and every second round runs them in the opposite
+order, so that none is always first. A measurement whose server did not receive exactly what was logged is an error,
+never a figure. A worker runs in a folder of its own, which is thrown away, and in a process group of its own, which is ended.
 """
 
 import json
 import os
-import statistics
+import signal
 import subprocess
 import sys
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import tempfile
+import time
+from collections.abc import Callable, Collection
 from pathlib import Path
 
-from attrs import field, frozen
-
+from benchmarks.backend import REPOSITORY, running
 from benchmarks.case import Case
+from benchmarks.clients import quiet_environment
+from benchmarks.measurement import Measurement, Result
 from benchmarks.peer import PEERS
-from benchmarks.server import HOST
+from benchmarks.rest import Rest
 
-WORKER_TIMEOUT = 900.0  # seconds; the slowest measurement takes seconds, so this only ends a hang
-SERVER_TIMEOUT = 10.0  # seconds
-REPOSITORY = Path(__file__).resolve().parent.parent
-
-# The port of the discard service: the enqueue cases need an address, and nothing must answer there.
-NO_SERVER = f"http://{HOST}:9"
+WORKER_TIMEOUT = 900.0  # seconds; the slowest measurement takes a minute, so this only ends a hang
 
 
 class BenchmarkError(Exception):
     """Raised by the harness when a measurement failed, or when what the server received is not what was logged."""
 
 
-@frozen(kw_only=True)
-class Measurement:
-    """All samples of one peer in one case."""
-
-    case: Case
-    peer: str
-    samples: list[float] = field(factory=list[float])
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.samples)
-
-
-def measure_case(case: Case, *, quick: bool, rounds: int, progress: Callable[[str], None]) -> list[Measurement]:
+def measure_case(
+    case: Case, *, quick: bool, rounds: int | None, only: Collection[str], progress: Callable[[str], None]
+) -> Result:
     """
-    Measure every peer of *case* that is installed.
+    Measure every peer of *case* that can take part.
 
     Args:
         case: What to measure.
-        quick: Take the case's `quick_size`.
-        rounds: How many samples of each peer.
+        quick: Take the case's `quick_sizes` and `quick_peers`.
+        rounds: How many samples of each peer. None: as the case says.
+        only: The peers to measure. Empty: all of the case.
         progress: Is told, before each measurement, what comes.
 
     Raises:
-        BenchmarkError: A worker failed, or the server did not receive what was logged.
+        BenchmarkError: A worker or server failed, or the server did not receive what was logged.
     """
-    size = case.size_of(quick=quick)
-    measurements = [Measurement(case=case, peer=peer) for peer in case.peers if not PEERS[peer].missing()]
+    rounds = rounds or case.rounds_of(quick=quick)
+    sizes = case.sizes_of(quick=quick)
+    reasons = {peer: PEERS[peer].left_out(case.options) for peer in case.peers_of(quick=quick)}
+    left_out = {peer: reason for peer, reason in reasons.items() if reason is not None}
+    left_out |= {peer: "not part of --quick" for peer in case.peers if peer not in reasons}
+    left_out |= {peer: "not among --peer" for peer in case.peers if only and peer not in only}
+    reason = case.left_out(quick=quick)
+    measurements = [
+        Measurement(case=case, peer=peer, size=case.size_for(peer, size))
+        for peer in case.peers
+        for size in sizes
+        if reason is None and peer not in left_out
+    ]
+    began = time.monotonic()
+    if measurements:
+        try:
+            _measure(case, measurements, rounds, progress)
+        except (RuntimeError, OSError) as error:
+            raise BenchmarkError(f"{case.name}: {error}") from error
+    return Result(
+        case=case,
+        sizes=sizes,
+        rounds=rounds,
+        measurements=tuple(measurements),
+        left_out=left_out,
+        seconds=time.monotonic() - began,
+        reason=reason,
+    )
+
+
+def _measure(case: Case, measurements: list[Measurement], rounds: int, progress: Callable[[str], None]) -> None:
+    if not case.backend.lasting:
+        _measure_rounds(case, measurements, rounds, progress, None)
+        return
+    progress(f"{case.name} · its server starts")
+    with running(case.backend, {}) as url:
+        _measure_rounds(case, measurements, rounds, progress, url)
+
+
+def _measure_rounds(
+    case: Case, measurements: list[Measurement], rounds: int, progress: Callable[[str], None], url: str | None
+) -> None:
     for number in range(rounds):
         for measurement in measurements if number % 2 == 0 else reversed(measurements):
-            progress(f"{case.name} · round {number + 1} of {rounds} · {measurement.peer}")
-            measurement.samples.append(_measure_once(case, measurement.peer, size))
-    return measurements
+            progress(f"{case.name} · round {number + 1} of {rounds} · {measurement.peer} · {measurement.size:,}")
+            measurement.samples.append(_measure_once(measurement, url))
 
 
-def _measure_once(case: Case, peer: str, size: int) -> float:
-    if case.expected_counts is None:
-        return _run_worker(case, peer, size, NO_SERVER)
-    with _running_server() as url:
-        value = _run_worker(case, peer, size, url)
-        received = _received_counts(url)
-    expected = case.expected_counts(size)
+def _measure_once(measurement: Measurement, url: str | None) -> dict[str, float]:
+    case = measurement.case
+    with tempfile.TemporaryDirectory(prefix="rq-bench-", ignore_cleanup_errors=True) as folder:
+        environment = quiet_environment(Path(folder))
+        path = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(path)
+        if url is not None:
+            return _run_worker(measurement, url, environment, folder)
+        with running(case.backend, environment) as own_url:
+            values = _run_worker(measurement, own_url, environment, folder)
+            if case.expected_counts is not None:
+                _check_counts(measurement, Rest(own_url).counts(), case.expected_counts(measurement.size))
+        return values
+
+
+def _check_counts(measurement: Measurement, received: dict[str, int], expected: dict[str, int]) -> None:
     differing = [
         f"{key}: {received[key]:,} received, {expected[key]:,} expected"
         for key in expected
         if received[key] != expected[key]
     ]
     if differing:
-        raise BenchmarkError(f"{case.name}, {peer}: {'; '.join(differing)}")
-    return value
+        raise BenchmarkError(f"{measurement.case.name}, {measurement.peer}: {'; '.join(differing)}")
 
 
-def _run_worker(case: Case, peer: str, size: int, tracking_uri: str) -> float:
-    command = [sys.executable, "-m", "benchmarks.worker", case.name, peer, str(size), tracking_uri]
-    try:
-        worker = subprocess.run(
-            command,
-            check=False,
-            cwd=REPOSITORY,
-            env=_environment(),
-            capture_output=True,
-            text=True,
-            timeout=WORKER_TIMEOUT,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise BenchmarkError(f"{case.name}, {peer}: no result within {WORKER_TIMEOUT:.0f} s") from error
-    if worker.returncode != 0:
-        raise BenchmarkError(f"{case.name}, {peer}: the worker ended with {worker.returncode}\n{worker.stderr}")
-    value = json.loads(worker.stdout.splitlines()[-1])["value"]
-    return float(value)
-
-
-@contextmanager
-def _running_server() -> Iterator[str]:
-    """A counting server of its own for one measurement; its URL."""
-    command = [sys.executable, "-m", "benchmarks.server"]
+def _run_worker(measurement: Measurement, url: str, environment: dict[str, str], folder: str) -> dict[str, float]:
+    case, peer = measurement.case.name, measurement.peer
+    command = [sys.executable, "-m", "benchmarks.worker", case, peer, str(measurement.size), url]
+    output = subprocess.PIPE
     with subprocess.Popen(
-        command, cwd=REPOSITORY, env=_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as server:
-        assert server.stdout is not None
-        assert server.stdin is not None
-        port = server.stdout.readline().strip()
-        if not port:
-            raise BenchmarkError("the counting server did not start")
+        command, cwd=folder, env=environment, stdout=output, stderr=output, text=True, start_new_session=True
+    ) as worker:
         try:
-            yield f"http://{HOST}:{port}"
+            printed, complaints = worker.communicate(timeout=WORKER_TIMEOUT)
+        except subprocess.TimeoutExpired as error:
+            raise BenchmarkError(f"{case}, {peer}: no result within {WORKER_TIMEOUT:.0f} s") from error
         finally:
-            server.stdin.close()
-            try:
-                server.wait(SERVER_TIMEOUT)
-            except subprocess.TimeoutExpired:
-                server.kill()
+            _end_group(worker.pid)
+    if worker.returncode != 0:
+        raise BenchmarkError(f"{case}, {peer}: the worker ended with {worker.returncode}\n{complaints}")
+    values: dict[str, float] = json.loads(printed.splitlines()[-1])["values"]
+    return values
 
 
-def _received_counts(url: str) -> dict[str, int]:
-    # Without the proxies of the environment: all traffic stays on this machine.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"{url}/counts", timeout=SERVER_TIMEOUT) as answer:
-        counts: dict[str, int] = json.load(answer)
-    return counts
-
-
-def _environment() -> dict[str, str]:
-    """
-    This process's environment without what would change a peer or send its traffic elsewhere: MLflow's settings and
-    credentials, and proxies. MLflow's usage telemetry, which sends to another host, is off.
-    """
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("MLFLOW_") and not name.lower().endswith("_proxy")
-    }
-    return kept | {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+def _end_group(leader: int) -> None:
+    """End what a peer may have left behind: the worker was started as the leader of a group of its own."""
+    try:
+        os.killpg(leader, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):  # macOS: EPERM where only zombies are left
+        return

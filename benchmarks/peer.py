@@ -5,77 +5,14 @@ Rule: a peer's library is imported by its `connect` and nowhere else, so that a 
 """
 
 import importlib.util
-from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+import inspect
+from collections.abc import Callable
+from typing import Any
 
 from attrs import frozen
 
-
-class QueueingClient(Protocol):
-    """
-    What the cases call. `runqueue.Client` and MLflow's queueing client share these signatures, so neither needs an
-    adapter, which would cost time on the measured path.
-    """
-
-    # `Any`: MLflow hands out its own PendingRunId, and annotates a dict where any mapping will do.
-    def create_run(self, experiment_id: str) -> Any: ...
-
-    def log_metrics(self, run_id: Any, metrics: Any, step: int | None = None) -> None: ...
-
-    def set_terminated(self, run_id: Any, status: str | None = None) -> None: ...
-
-    def flush(self) -> Any: ...
-
-
-class Floor:
-    """
-    The least that a client which keeps what it is given can do in a call: copy the dict into a tuple, append the tuple.
-
-    It is a method because every client's is: a line of code in the loop itself would be a floor that nobody can reach.
-    """
-
-    def __init__(self) -> None:
-        self._append = deque[tuple[str, int | None, dict[str, float]]]().append
-
-    def create_run(self, experiment_id: str) -> str:
-        return experiment_id
-
-    def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self._append((run_id, step, {**metrics}))
-
-    def log_metric(self, run_id: str, key: str, value: float, step: int | None = None) -> None:
-        self._append((run_id, step, {key: value}))
-
-    def set_terminated(self, run_id: str, status: str | None = None) -> None:
-        raise NotImplementedError("the floor sends nothing: it is a peer of the enqueue cases only")
-
-    def flush(self) -> None:
-        raise NotImplementedError("the floor sends nothing: it is a peer of the enqueue cases only")
-
-
-def _floor(tracking_uri: str) -> QueueingClient:
-    return Floor()
-
-
-def _mlflow_queueing(tracking_uri: str) -> QueueingClient:
-    from mlflow.utils.autologging_utils.client import MlflowAutologgingQueueingClient
-
-    # MLflow leaves __init__ without annotations, which mypy --strict counts as an untyped call.
-    client: QueueingClient = MlflowAutologgingQueueingClient(tracking_uri)  # type: ignore[no-untyped-call]
-    return client
-
-
-def _runqueue_httpx(tracking_uri: str) -> QueueingClient:
-    import runqueue
-
-    return runqueue.Client(tracking_uri, transport="httpx")
-
-
-def _runqueue_auto(tracking_uri: str) -> QueueingClient:
-    import runqueue
-
-    return runqueue.Client(tracking_uri, transport="auto")
+from benchmarks import clients
+from benchmarks.clients import Options
 
 
 @frozen(kw_only=True)
@@ -88,15 +25,37 @@ class Peer:
     title: str
     """What it is, for the legend under the table."""
 
-    connect: Callable[[str], QueueingClient]
-    """Makes the client for a tracking URI. No request is sent by it."""
+    connect: Callable[[str, Options], Any]
+    """Makes the client for a tracking URI: a `QueueingClient`, but for a case with a measurement of its own."""
 
-    requires: tuple[str, ...]
+    requires: tuple[str, ...] = ()
     """Modules without which this peer is left out, and said to be."""
 
-    def missing(self) -> list[str]:
-        """The modules that this peer requires and this environment lacks."""
-        return [module for module in self.requires if importlib.util.find_spec(module) is None]
+    imports: str = ""
+    """The statement by which its users import it, for the import case."""
+
+    keywords: Callable[[], frozenset[str]] | None = None
+    """The names its constructor takes, where cases may ask for options that not every version has."""
+
+    divisor: int = 1
+    """Its calls cost so much more than others' that it makes only one in so many of them, where calls are timed."""
+
+    def left_out(self, options: Options) -> str | None:
+        """Why it cannot take part in a case with these options; `None` if it can."""
+        missing = [module for module in self.requires if importlib.util.find_spec(module) is None]
+        if missing:
+            return f"{', '.join(missing)} not installed"
+        if self.keywords is not None:
+            unknown = [keyword for keyword in options.given() if keyword not in self.keywords()]
+            if unknown:
+                return f"this version of runqueue.Client does not take {', '.join(f'{key}=' for key in unknown)}"
+        return None
+
+
+def _runqueue_keywords() -> frozenset[str]:
+    import runqueue
+
+    return frozenset(inspect.signature(runqueue.Client).parameters)
 
 
 PEERS: dict[str, Peer] = {
@@ -105,26 +64,72 @@ PEERS: dict[str, Peer] = {
         Peer(
             name="floor",
             title="a method that copies the dict into a tuple and appends it to a deque",
-            connect=_floor,
-            requires=(),
+            connect=clients.floor,
+        ),
+        Peer(
+            name="bare",
+            title="threads that post full log-batch bodies, made beforehand, over http.client",
+            connect=clients.nothing,
         ),
         Peer(
             name="mlflow",
-            title="MlflowAutologgingQueueingClient",
-            connect=_mlflow_queueing,
+            title="MlflowAutologgingQueueingClient; its thread pool has max_workers threads where a case sets them",
+            connect=clients.mlflow_queueing,
             requires=("mlflow",),
+            imports="from mlflow.utils.autologging_utils.client import MlflowAutologgingQueueingClient",
+        ),
+        Peer(
+            name="mlflow-async",
+            title="MlflowClient.log_batch(synchronous=False)",
+            connect=clients.mlflow_async,
+            requires=("mlflow",),
+            divisor=5,
+        ),
+        Peer(
+            name="mlflow-sync",
+            title="MlflowClient.log_batch",
+            connect=clients.mlflow_sync,
+            requires=("mlflow",),
+            divisor=100,
+        ),
+        Peer(
+            name="wandb",
+            title='wandb.init(mode="offline")',
+            connect=clients.wandb_offline,
+            requires=("wandb",),
+            imports="import wandb",
+            divisor=10,
+        ),
+        Peer(
+            name="neptune",
+            title='neptune_scale.Run(mode="offline")',
+            connect=clients.neptune_offline,
+            requires=("neptune_scale",),
+            imports="import neptune_scale",
+            divisor=20,
+        ),
+        Peer(
+            name="trackio",
+            title="trackio.init(), to a local folder",
+            connect=clients.trackio_local,
+            requires=("trackio",),
+            imports="import trackio",
+            divisor=5,
         ),
         Peer(
             name="runqueue",
             title='runqueue.Client(transport="httpx")',
-            connect=_runqueue_httpx,
+            connect=clients.runqueue_httpx,
             requires=("runqueue",),
+            imports="import runqueue",
+            keywords=_runqueue_keywords,
         ),
         Peer(
             name="runqueue-aiohttp",
             title='runqueue.Client(transport="auto") with the extra `aiohttp` installed',
-            connect=_runqueue_auto,
+            connect=clients.runqueue_auto,
             requires=("runqueue", "httpx_aiohttp"),
+            keywords=_runqueue_keywords,
         ),
     )
 }

@@ -6,19 +6,34 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
-from benchmarks.harness import Measurement
+from benchmarks.measurement import Measurement, Result
 from benchmarks.peer import PEERS
+from benchmarks.quantity import Quantity
 
 BASELINE = "mlflow"
-FLOOR = "floor"
-PACKAGES = ("runqueue", "mlflow", "httpx", "httpx-aiohttp", "aiohttp", "orjson", "sniffio")
+FLOORS = ("floor", "bare")
+PACKAGES = (
+    "runqueue",
+    "mlflow",
+    "wandb",
+    "neptune-scale",
+    "trackio",
+    "httpx",
+    "httpx-aiohttp",
+    "aiohttp",
+    "orjson",
+    "sniffio",
+    "numpy",
+)
 
 
-def environment() -> dict[str, object]:
-    """Where and with what this was measured."""
+def environment(command: str) -> dict[str, Any]:
+    """Where, with what and by which command this was measured."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": command,
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
@@ -27,88 +42,142 @@ def environment() -> dict[str, object]:
     }
 
 
-def header(environment: dict[str, object], *, rounds: int, quick: bool) -> str:
-    """The lines above the table."""
-    packages = environment["packages"]
-    assert isinstance(packages, dict)
-    return (
-        f"{environment['date']} · {environment['python']} · {environment['system']} · {environment['processor']}"
-        f" · {environment['cores']} cores · {rounds} rounds{' · --quick' if quick else ''}\n"
-        + " · ".join(f"{package} {found or 'not installed'}" for package, found in packages.items())
+def machine(environment: dict[str, Any]) -> str:
+    """Date and machine in one line."""
+    return " · ".join(str(environment[key]) for key in ("date", "python", "system", "processor")) + (
+        f" · {environment['cores']} cores"
     )
 
 
-def table(cases: Sequence[Sequence[Measurement]]) -> str:
+def header(environment: dict[str, Any]) -> str:
+    """The lines above the table."""
+    packages = environment["packages"].items()
+    versions = " · ".join(f"{package} {found or 'not installed'}" for package, found in packages)
+    return f"{machine(environment)}\n{versions}\n{environment['command']}"
+
+
+def table(result: Result) -> str:
     """
-    One block a case, one line a peer. Less is better. `mlflow ÷ it` says how many times cheaper than MLflow's
-    queueing client the peer is, `it ÷ floor` how many times dearer than the floor; both are ratios of medians.
+    A block for each quantity, a line for each peer (and size), then the targets, then who was left out.
+
+    Two ratios of medians: how many times better than MLflow's queueing client, and the share of the floor.
     """
-    blocks = []
-    for measurements in cases:
-        case = measurements[0].case
-        rows: list[tuple[str, ...]] = [("", "median", "min", "max", "mlflow ÷ it", "it ÷ floor")]
-        for measurement in measurements:
-            cheaper, dearer = _ratios(measurement, measurements)
-            figures = [measurement.median, min(measurement.samples), max(measurement.samples)]
-            ratios = ["" if cheaper is None else f"{cheaper:.1f}", "" if dearer is None else f"{dearer:.2f}"]
-            rows.append((measurement.peer, *[f"{figure:.3f}" for figure in figures], *ratios))
-        lines = [f"{peer:<18}" + "".join(f"{cell:>13}" for cell in cells) for peer, *cells in rows]
-        blocks.append("\n".join([f"{case.name}: {case.title} [{case.unit}]", *lines]))
-    return "\n\n".join(blocks)
+    case = result.case
+    if result.reason is not None:
+        return f"{case.name}: left out, {result.reason}"
+    blocks = [_block(result, quantity) for quantity in case.quantities]
+    lines = [f"  {judgement}" for judgement in result.judgements]
+    lines += [f"  {'left out':<13} {peer}: {reason}" for peer, reason in result.left_out.items()]
+    title = f"{case.name}: {case.title} · size {', '.join(f'{size:,}' for size in result.sizes)}"
+    title += f" · {result.rounds} round{'s' if result.rounds > 1 else ''} in {result.seconds:.0f} s"
+    return "\n".join([title, *(block for block in blocks if block), *lines])
 
 
-def legend(cases: Sequence[Sequence[Measurement]]) -> str:
-    """What each peer in the table is, and which peers were left out and why."""
-    measured = {measurement.peer for measurements in cases for measurement in measurements}
-    wanted = {peer for measurements in cases for peer in measurements[0].case.peers}
-    lines = [f"{peer.name}: {peer.title}" for peer in PEERS.values() if peer.name in measured]
-    lines += [
-        f"{peer.name}: left out, {', '.join(peer.missing())} not installed"
-        for peer in PEERS.values()
-        if peer.name in wanted - measured
-    ]
-    return "\n".join(lines)
+def legend(results: Sequence[Result]) -> str:
+    """What each peer in the tables is."""
+    measured = {measurement.peer for result in results for measurement in result.measurements}
+    return "\n".join(f"{peer.name}: {peer.title}" for peer in PEERS.values() if peer.name in measured)
 
 
-def as_json(
-    cases: Sequence[Sequence[Measurement]], environment: dict[str, object], *, quick: bool
-) -> dict[str, object]:
-    """Everything in the table, with every sample."""
+def shortfalls(results: Sequence[Result]) -> list[str]:
+    """Each target that was not reached, or not measured, by the name of its case."""
+    lines = []
+    for result in results:
+        if result.reason is not None and not result.case.full_only:
+            lines.append(f"{result.case.name}: not measured, {result.reason}")
+        elif result.reason is None:
+            lines += [f"{result.case.name}: {judgement}" for judgement in result.judgements if not judgement.met]
+    return lines
+
+
+def as_json(results: Sequence[Result], environment: dict[str, Any], *, quick: bool) -> dict[str, Any]:
+    """Everything in the tables, with every sample."""
+    return {"environment": environment, "quick": quick, "cases": [_case_as_json(result) for result in results]}
+
+
+def ratios(
+    measurement: Measurement, others: Sequence[Measurement], quantity: Quantity
+) -> tuple[float | None, float | None]:
+    """(times better than the baseline, share of the floor); `None` where the case has no such peer."""
+    case = measurement.case
+    medians = {
+        other.peer: other.medians.get(quantity.name)
+        for other in others
+        if len(case.sizes) == 1 or other.size == measurement.size
+    }
+    own = measurement.medians.get(quantity.name)
+    baseline = medians.get(BASELINE)
+    floor = next((medians[name] for name in FLOORS if medians.get(name)), None)
+    if not own:
+        return None, None
+    better = None if not baseline else own / baseline if quantity.better == "more" else baseline / own
+    return better, None if not floor else own / floor
+
+
+def _block(result: Result, quantity: Quantity) -> str:
+    several = len({measurement.size for measurement in result.measurements}) > 1
+    rows: list[list[str]] = []
+    for measurement in result.measurements:
+        values = measurement.values(quantity.name)
+        if not values:
+            continue
+        better, share = ratios(measurement, result.measurements, quantity)
+        figures = [measurement.medians[quantity.name], min(values), max(values)]
+        name = f"{measurement.peer} at {measurement.size:,}" if several else measurement.peer
+        shares = ["" if better is None else f"{better:.1f}", "" if share is None else f"{share:.2f}"]
+        rows.append([name, *map(quantity.show, figures), *shares])
+    if not rows:
+        return ""
+    measured = {measurement.peer for measurement in result.measurements}
+    compared = f"it ÷ {BASELINE}" if quantity.better == "more" else f"{BASELINE} ÷ it"
+    head = [f"  {quantity.name} [{quantity.unit}; {quantity.better} is better]", "median", "min", "max"]
+    head += [compared if BASELINE in measured else "", *[f"it ÷ {floor}" for floor in FLOORS if floor in measured], ""]
+    rows = [[f"    {name}", *cells] for name, *cells in rows]
+    return "\n".join(
+        f"{row[0]:<46}" + "".join(f"{cell:>11}" for cell in row[1:4]) + _ratio_cells(row) for row in [head, *rows]
+    )
+
+
+def _ratio_cells(row: list[str]) -> str:
+    return f"{row[4]:>14}{row[5]:>11}".rstrip() if row[4] or row[5] else ""
+
+
+def _case_as_json(result: Result) -> dict[str, Any]:
+    case = result.case
     return {
-        "environment": environment,
-        "quick": quick,
-        "cases": [
+        "name": case.name,
+        "group": case.group,
+        "title": case.title,
+        "quantities": [{"name": each.name, "unit": each.unit, "better": each.better} for each in case.quantities],
+        "sizes": list(result.sizes),
+        "rounds": result.rounds,
+        "seconds": result.seconds,
+        "left_out": result.reason,
+        "peers_left_out": result.left_out,
+        "rows": [_row_as_json(measurement, result) for measurement in result.measurements],
+        "targets": [
             {
-                "name": measurements[0].case.name,
-                "title": measurements[0].case.title,
-                "unit": measurements[0].case.unit,
-                "size": measurements[0].case.size_of(quick=quick),
-                "peers": [_peer_as_json(measurement, measurements) for measurement in measurements],
+                "target": judgement.target.text,
+                "bound": judgement.target.bound,
+                "reached": judgement.reached,
+                "verdict": judgement.verdict,
             }
-            for measurements in cases
+            for judgement in result.judgements
         ],
     }
 
 
-def _peer_as_json(measurement: Measurement, measurements: Sequence[Measurement]) -> dict[str, object]:
-    cheaper, dearer = _ratios(measurement, measurements)
-    return {
-        "name": measurement.peer,
-        "median": measurement.median,
-        "samples": measurement.samples,
-        "times_cheaper_than_mlflow": cheaper,
-        "times_the_floor": dearer,
-    }
-
-
-def _ratios(measurement: Measurement, measurements: Sequence[Measurement]) -> tuple[float | None, float | None]:
-    """(times cheaper than the baseline, times the floor); `None` where the case has no such peer."""
-    medians = {other.peer: other.median for other in measurements}
-    baseline, floor = medians.get(BASELINE), medians.get(FLOOR)
-    return (
-        None if baseline is None else baseline / measurement.median,
-        None if floor is None else measurement.median / floor,
-    )
+def _row_as_json(measurement: Measurement, result: Result) -> dict[str, Any]:
+    figures = {}
+    for quantity in result.case.quantities:
+        if quantity.name in measurement.medians:
+            better, share = ratios(measurement, result.measurements, quantity)
+            figures[quantity.name] = {
+                "median": measurement.medians[quantity.name],
+                "times_better_than_mlflow": better,
+                "share_of_the_floor": share,
+            }
+    return {"peer": measurement.peer, "size": measurement.size, "figures": figures, "samples": measurement.samples}
 
 
 def _version(package: str) -> str | None:

@@ -7,15 +7,20 @@ so that on a small machine it leaves the cores to the client: it reads a request
 - `GET /counts` answers what it has counted, as JSON. Everything else is answered as MLflow's own server would: a run to
   `runs/create` and `runs/get`, `{"run_info": …}` to `runs/update`, `{}` to the rest.
 - A metric is counted by its `"timestamp"` key: the bodies are not parsed.
+- `--latency SECONDS` keeps each answer back for so long, on all connections at once: a slow network, not a busy server.
 - A request without a Content-Length that has a body, or that it cannot read, is refused with 400 and counted as such.
 """
 
+import argparse
 import asyncio
 import json
+import selectors
 import sys
+from functools import partial
 from typing import ClassVar
 
-from attrs import Factory, asdict, define
+from attrs import Factory, asdict, define, field
+from attrs.validators import ge
 
 HOST = "127.0.0.1"
 
@@ -48,6 +53,8 @@ class CountingServer:
     """Counts requests and answers them; knows nothing of sockets."""
 
     counts: Counts = Factory(Counts)
+    latency: float = field(default=0.0, validator=ge(0.0))
+    """Seconds between a request and its answer."""
 
     def answer(self, method: bytes, path: bytes, body: bytes | bytearray) -> bytes:
         """Count one request and return the JSON body of its answer."""
@@ -129,26 +136,45 @@ class HttpConnection(asyncio.Protocol):
         body = self._received[body_start:body_end]
         del self._received[:body_end]
         close = headers.get(b"connection", b"").lower() == b"close"
-        self._write(b"200 OK", self._server.answer(method, path.partition(b"?")[0], body), close=close)
+        answer = self._server.answer(method, path.partition(b"?")[0], body)
+        if self._server.latency and path != b"/counts":
+            loop = asyncio.get_running_loop()
+            loop.call_later(self._server.latency, partial(self._write, b"200 OK", answer, close=close))
+        else:
+            self._write(b"200 OK", answer, close=close)
         return True
 
     def _write(self, status: bytes, body: bytes, *, close: bool) -> None:
         assert self._transport is not None
+        if self._transport.is_closing():
+            return
         self._transport.write(self._ANSWER % (status, len(body), b"close" if close else b"keep-alive", body))
         if close:
             self._received.clear()
             self._transport.close()
 
 
-async def serve() -> None:
+async def serve(latency: float) -> None:
     """Serve on a free port of the loopback interface until standard input is closed."""
     loop = asyncio.get_running_loop()
-    counting = CountingServer()
+    counting = CountingServer(latency=latency)
     listener = await loop.create_server(lambda: HttpConnection(counting), HOST, 0)
     print(listener.sockets[0].getsockname()[1], flush=True)
     await loop.run_in_executor(None, sys.stdin.read)
     listener.close()
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.server", description="The counting server.")
+    parser.add_argument("--latency", type=float, default=0.0, metavar="SECONDS", help="keep each answer back")
+    options = parser.parse_args()
+    # epoll waits in whole milliseconds, rounded up: 2 % of a latency of 50 ms. select waits in microseconds.
+    loop = asyncio.SelectorEventLoop(selectors.SelectSelector()) if options.latency else asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(serve(options.latency))
+    finally:
+        loop.close()
+
+
 if __name__ == "__main__":
-    asyncio.run(serve())
+    main()

@@ -1,0 +1,103 @@
+"""
+Training case: what logging does to a loop that computes, in one process: blocks of steps with and without it take
+turns, A B B A, so that what the machine does meanwhile meets both.
+
+A step is a real one, forward and backward through one layer in numpy, of about 1 ms; numpy gives up the interpreter's
+lock several times in it, so a client's own thread can take it, and the step waits to get it back: that is counted. Each
+block with logging is followed by a flush that is not counted, so that what is left over does not meet the next block; a
+block lasts ten batches, of which the client sends all but the last while the loop runs. MLflow's queueing client sends
+nothing in the loop; peers without a flush go on writing in the blocks without logging, which flatters them.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from itertools import cycle
+from typing import Any
+
+from benchmarks.delivery import METRICS_PER_CALL, warm_up
+from benchmarks.steps import VALUES_PER_KEY, steps
+from benchmarks.work import Work
+
+STEP_SECONDS = 0.001
+STEPS_A_BLOCK = 1_000
+WIDTH = 160
+PERCENTILE = 0.99
+
+Step = Callable[[], None]
+Log = Callable[[Any, dict[str, float], int], None]
+
+
+def training_loop(work: Work) -> dict[str, float]:
+    """So many steps with logging, and as many without: their ratio, and the 99th percentile of a log call in µs."""
+    train = _calibrated_step()
+    client = work.connect()
+    if hasattr(client, "set_terminated"):  # the queueing clients
+        warm_up(client)
+    run_id = client.create_run("0")
+    client.log_metrics(run_id, next(steps(1, METRICS_PER_CALL)), 0)
+    numbers = iter(range(1, 10**9))
+    steps_a_block = min(STEPS_A_BLOCK, work.size)
+    ratios: list[float] = []
+    calls: list[int] = []
+    for pair in range(max(work.size // steps_a_block, 1)):
+        logged = plain = 0.0
+        for logging in (False, True) if pair % 2 == 0 else (True, False):
+            if logging:
+                logged = _block(train, client.log_metrics, run_id, numbers, steps_a_block, calls)
+                client.flush()
+            else:
+                plain = _block(train, _log_nothing, run_id, numbers, steps_a_block, [])
+        ratios.append(logged / plain)
+    calls.sort()
+    return {"step": statistics.median(ratios), "p99": calls[int(len(calls) * PERCENTILE)] / 1_000}
+
+
+def _block(train: Step, log: Log, run_id: Any, numbers: Iterator[int], length: int, calls: list[int]) -> float:
+    """Seconds that so many steps take; how long each call of *log* took, in ns, goes to *calls*."""
+    rows = cycle(list(steps(VALUES_PER_KEY, METRICS_PER_CALL)))
+    clock = time.perf_counter_ns
+    began = clock()
+    for _ in range(length):
+        train()
+        row, number = next(rows), next(numbers)
+        before = clock()
+        log(run_id, row, number)
+        calls.append(clock() - before)
+    return (clock() - began) / 1e9
+
+
+def _log_nothing(run_id: Any, metrics: dict[str, float], step: int) -> None:
+    """What the blocks without logging call."""
+
+
+def _calibrated_step() -> Step:
+    """A step of numpy, with as many samples as make it last about 1 ms here and now."""
+    samples = 16
+    while True:
+        step = _step(samples)
+        times = []
+        for _ in range(30):
+            began = time.perf_counter()
+            step()
+            times.append(time.perf_counter() - began)
+        lasted = statistics.median(times)
+        if lasted >= STEP_SECONDS * 0.8 or samples > 100_000:
+            return step
+        samples = max(int(samples * min(STEP_SECONDS / lasted, 4)), samples + 1)
+
+
+def _step(samples: int) -> Step:
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    inputs = generator.normal(size=(samples, WIDTH))
+    wanted = generator.normal(size=(samples, WIDTH))
+    weights = generator.normal(size=(WIDTH, WIDTH)) / WIDTH
+
+    def step() -> None:
+        outputs = np.tanh(inputs @ weights)
+        slope = (outputs - wanted) * (1 - outputs**2)
+        weights[...] -= 1e-3 / samples * (inputs.T @ slope)
+
+    return step

@@ -1,0 +1,166 @@
+"""
+The logic of the benchmarks' harness: tables, targets, the counting server. Nothing here looks at a time.
+
+The repository root stays off the path (see `test_layers.py`), so each test puts it there for itself.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _root_on_the_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT)])
+    yield
+    for name in [name for name in sys.modules if name == "benchmarks" or name.startswith("benchmarks.")]:
+        del sys.modules[name]
+
+
+def test_every_case_names_peers_and_quantities_that_exist() -> None:
+    from benchmarks.cases import CASES
+    from benchmarks.peer import PEERS
+
+    for case in CASES.values():
+        quantities = {quantity.name for quantity in case.quantities}
+        assert {*case.peers, *(case.quick_peers or ())} <= set(PEERS), case.name
+        for target in case.targets:
+            assert target.quantity in quantities, case.name
+            assert target.peer in case.peers, case.name
+            assert target.other is None or target.other in case.peers, case.name
+
+
+def test_a_name_that_is_a_case_and_a_group_means_the_same_in_both() -> None:
+    from benchmarks.cases import CASES, GROUPS
+
+    for name in set(CASES) & set(GROUPS):
+        assert [case.name for case in CASES.values() if case.group == name] == [name]
+
+
+def test_every_case_has_a_target() -> None:
+    from benchmarks.cases import CASES
+
+    assert [case.name for case in CASES.values() if not case.targets] == []
+
+
+def test_a_group_means_all_its_cases_in_the_order_of_the_table() -> None:
+    from benchmarks.cases import chosen
+
+    assert [case.name for case in chosen(["memory-queued", "waiting"])] == [
+        "memory-queued",
+        "latency",
+        "latency-one-run",
+    ]
+    with pytest.raises(KeyError, match="speed"):
+        chosen(["speed"])
+
+
+def test_a_target_of_times_cheaper_divides_the_other_by_the_peer() -> None:
+    from benchmarks.target import Target
+
+    target = Target(quantity="cpu", relation="cheaper", other="mlflow", at_least=15)
+    assert target.judge({("runqueue", 1): {"cpu": 2.0}, ("mlflow", 1): {"cpu": 30.0}}).met
+    short = target.judge({("runqueue", 1): {"cpu": 2.0}, ("mlflow", 1): {"cpu": 29.0}})
+    assert (short.met, short.reached, short.verdict) == (False, 14.5, "falls short")
+
+
+def test_a_target_beside_the_floor_divides_the_peer_by_it_and_includes_the_bound() -> None:
+    from benchmarks.target import Target
+
+    target = Target(quantity="caller", relation="÷", other="floor", at_most=3.5)
+    assert target.judge({("runqueue", 1): {"caller": 7.0}, ("floor", 1): {"caller": 2.0}}).met
+
+
+def test_a_spread_is_taken_over_all_sizes() -> None:
+    from benchmarks.target import Target
+
+    target = Target(quantity="cpu", relation="spread", at_most=1.25)
+    medians = {("runqueue", size): {"cpu": cpu} for size, cpu in ((10, 2.0), (100, 1.0), (1_000, 1.5))}
+    assert target.judge(medians).reached == 2.0
+
+
+def test_what_was_not_measured_is_not_reached_and_says_who_is_missing() -> None:
+    from benchmarks.target import Target
+
+    target = Target(quantity="cpu", relation="cheaper", other="wandb", at_least=8)
+    judgement = target.judge({("runqueue", 1): {"cpu": 2.0}})
+    assert (judgement.met, judgement.missing, judgement.verdict) == (False, "wandb", "not measured")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"at_most": 1.0, "at_least": 1.0}, {"at_most": 1.0, "other": "mlflow"}, {"at_most": 1.0, "relation": "÷"}],
+)
+def test_a_target_that_bounds_nothing_or_twice_or_compares_with_nobody_is_refused(options: dict[str, object]) -> None:
+    from benchmarks.target import Target
+
+    with pytest.raises(ValueError, match=r"one bound|go together"):
+        Target(quantity="cpu", **options)  # type: ignore[arg-type]
+
+
+def test_a_peer_whose_constructor_lacks_an_option_is_left_out_and_says_why() -> None:
+    from attrs import evolve
+
+    from benchmarks.clients import Options
+    from benchmarks.peer import PEERS
+
+    old = evolve(PEERS["runqueue"], keywords=lambda: frozenset({"max_workers"}))
+    assert old.left_out(Options(max_workers=4)) is None
+    reason = old.left_out(Options(flush_interval=2.0))
+    assert reason == "this version of runqueue.Client does not take flush_interval="
+
+
+def test_a_peer_that_is_not_installed_is_left_out_and_says_why() -> None:
+    from benchmarks.clients import Options, nothing
+    from benchmarks.peer import Peer
+
+    peer = Peer(name="x", title="x", connect=nothing, requires=("no_such_module",))
+    assert peer.left_out(Options()) == "no_such_module not installed"
+
+
+def test_the_counting_server_counts_what_it_answers() -> None:
+    from benchmarks.server import CountingServer
+
+    server = CountingServer()
+    body = b'{"run_id": "1", "metrics": [{"key": "a", "timestamp": 1}, {"key": "b", "timestamp": 1}]}'
+    assert server.answer(b"POST", b"/api/2.0/mlflow/runs/log-batch", body) == b"{}"
+    assert b'"run_id"' in server.answer(b"POST", b"/api/2.0/mlflow/runs/create", b"{}")
+    assert (server.counts.requests, server.counts.metrics, server.counts.created) == (2, 2, 1)
+
+
+def test_a_figure_is_shown_with_the_digits_that_count() -> None:
+    from benchmarks.quantity import Quantity
+
+    show = Quantity(name="cpu", unit="µs").show
+    figures = (0, 0.0042, 0.1234, 1.0, 12.344, 123.44, 98_765.4)
+    assert [show(figure) for figure in figures] == ["0", "0.0042", "0.123", "1.000", "12.34", "123.4", "98,765"]
+
+
+def test_the_import_times_that_count_are_those_after_the_start_of_the_interpreter() -> None:
+    from benchmarks.importing import _sum_of_roots
+
+    report = """\
+import time: self [us] | cumulative | imported package
+import time:       100 |        100 |   encodings
+import time:       200 |        900 | site
+import time:        10 |         10 |     attr
+import time:        20 |         30 |   attrs
+import time:        40 |         70 | runqueue
+import time:         5 |          5 | runqueue.more
+"""
+    assert _sum_of_roots(report) == 75
+
+
+def test_the_command_line_lists_every_case() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--list"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "growth-runs" in done.stdout
+    assert "server-postgres" in done.stdout
