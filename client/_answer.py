@@ -26,14 +26,18 @@ positively MLflow's own "done" is an error, and the table below says what follow
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import timezone
 from email.utils import parsedate_to_datetime
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import orjson
 
 from runqueue.errors import AuthError, NotFoundError, UnavailableError, UnexpectedAnswerError
 from runqueue.queueing import RejectedError, Scope, StoreError
+
+Veil: TypeAlias = Callable[[str], str]
+"""Takes secrets out of what is shown. Before it is cut or stripped: a part of a secret is none that could be found."""
 
 RETRIABLE: Final = frozenset((408, 425, 429, 500, 502, 503, 504))
 UNPROCESSED: Final = frozenset((425, 429))
@@ -55,10 +59,18 @@ _FOR_EVER: Final = 1e10
 """Seconds."""
 _LONGEST: Final = 1_000
 """Characters of a message of the server's that are shown."""
+_SEARCHED: Final = 200_000
+"""Characters of what a server says in which secrets are looked for; what is shown is far less."""
 
 
 def judge(
-    status: int, body: bytes, *, content_type: str = "", retry_after: str = "", now: float = 0.0
+    status: int,
+    body: bytes,
+    *,
+    content_type: str = "",
+    retry_after: str = "",
+    now: float = 0.0,
+    veil: Veil = str,
 ) -> dict[str, Any]:
     """
     Args:
@@ -67,6 +79,7 @@ def judge(
         content_type: Header of that name; only for messages.
         retry_after: Header of that name: seconds or an HTTP date.
         now: Seconds since the epoch, for such a date.
+        veil: What a server may echo; called for errors only.
 
     Returns:
         The JSON object of an answer that says "done".
@@ -80,17 +93,20 @@ def judge(
     code, message = _mlflow_error(data)
     if status < 400:
         raise UnexpectedAnswerError(
-            _printable(_unexpected(status, body, content_type, data)), ambiguous=True, code=code
+            _printable(_unexpected(status, body, content_type, data, veil), veil), ambiguous=True, code=code
         )
     raise error_of(
         status,
         code,
-        message if code is not None else f"{status}: {_excerpt(body, content_type)}",
+        message if code is not None else f"{status}: {_excerpt(body, content_type, veil)}",
         retry_after=parse_retry_after(retry_after, now),
+        veil=veil,
     )
 
 
-def error_of(status: int, code: str | None, message: str, *, retry_after: float | None = None) -> StoreError:
+def error_of(
+    status: int, code: str | None, message: str, *, retry_after: float | None = None, veil: Veil = str
+) -> StoreError:
     """
     The error of a status from 400 on.
 
@@ -99,8 +115,9 @@ def error_of(status: int, code: str | None, message: str, *, retry_after: float 
         code: MLflow's `error_code`, None where the answer was not MLflow's.
         message: MLflow's, or an excerpt of what came.
         retry_after: Seconds.
+        veil: For what is shown of the message; it is judged as it came.
     """
-    text = _printable(message if code is None else f"{code}: {message}")
+    text = _printable(message if code is None else f"{code}: {message}", veil)
     if status == 401:
         return AuthError(f"the server refused the credentials ({text})", code=code)
     if status == 403:
@@ -168,25 +185,26 @@ def _mlflow_error(data: dict[str, Any] | None) -> tuple[str | None, str]:
     return data["error_code"], str(data.get("message", ""))
 
 
-def _unexpected(status: int, body: bytes, content_type: str, data: dict[str, Any] | None) -> str:
+def _unexpected(status: int, body: bytes, content_type: str, data: dict[str, Any] | None, veil: Veil) -> str:
     if data is not None:
         code, message = _mlflow_error(data)
         if code is not None:
             return f"{status} with an error in it: {code}: {message}"
-    return f"{status} without MLflow's answer: {_excerpt(body, content_type)}"
+    return f"{status} without MLflow's answer: {_excerpt(body, content_type, veil)}"
 
 
-def _printable(text: str) -> str:
+def _printable(text: str, veil: Veil) -> str:
     """On one line, without control characters, and not endless: it goes into logs and onto terminals."""
+    text = veil(text[:_SEARCHED])
     text = "".join(each if each.isprintable() else " " for each in text[: _LONGEST + 1])
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 
-def _excerpt(body: bytes, content_type: str) -> str:
+def _excerpt(body: bytes, content_type: str, veil: Veil) -> str:
     """What came, in short: a proxy's page says more than its status."""
-    kind = content_type.split(";")[0].strip()[:80] or "no content type"
+    kind = veil(content_type).split(";")[0].strip()[:80] or "no content type"
     if not body:
         return f"an empty body ({kind})"
-    text = _TAG.sub(" ", body[:2_000].decode("utf-8", "replace"))
+    text = _TAG.sub(" ", veil(body[:_SEARCHED].decode("utf-8", "replace"))[:2_000])
     text = " ".join(text.split())
     return f"{kind}, {len(body):,} bytes: {text[:200]}"

@@ -6,12 +6,12 @@ Nothing of ours runs in the caller's loop: the engine has one of its own, and a 
 
 from __future__ import annotations
 
-import logging
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from runqueue import _say
 from runqueue._bridge import wait_for
 from runqueue._config import seconds
 from runqueue._engine import JOIN_SECONDS
@@ -19,11 +19,10 @@ from runqueue._operations import RunOperations
 from runqueue._recorder import Recorder
 from runqueue._run import RunId
 from runqueue._sync_client import clean_exit
+from runqueue.errors import ClosedError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-logger = logging.getLogger("runqueue")
 
 
 class AsyncClient(Recorder):
@@ -43,7 +42,10 @@ class AsyncClient(Recorder):
 
     async def drain(self) -> None:
         """Wait until there is room for more (see `max_pending`): log calls here never wait, but raise or drop."""
-        await wait_for(self._engine.drain())
+        try:
+            await wait_for(self._engine.drain())
+        except CancelledError:  # the engine has ended, not the wait for it
+            raise ClosedError("the client was closed before there was room") from None
 
     async def flush(
         self, synchronous: bool = True, *, run_id: RunId | None = None, timeout: float | None = None
@@ -66,9 +68,7 @@ class AsyncClient(Recorder):
             operations = self._begin_end(timeout)
             await operations
         finally:
-            lost = await self._stop(failed=True)
-            if lost and (operations is None or operations.report is None):
-                logger.warning("the client was closed before its last flush ended: %d entries were not sent", lost)
+            self._engine.say_lost(await self._stop(failed=True), operations)
 
     async def _stop(self, *, failed: bool) -> int:
         """End the engine without blocking the loop, also when this task is being cancelled."""
@@ -78,20 +78,26 @@ class AsyncClient(Recorder):
             await wait_for(self._engine.stop_soon(), cancel=False)
         return self._engine.stop(failed=failed)
 
-    async def _shielded(self, future: Future[Any]) -> None:
+    async def _shielded(self, future: Future[int]) -> int:
         """Wait for what the engine bounds itself, also when this task is being cancelled."""
         import anyio
 
         with anyio.CancelScope(shield=True), suppress(CancelledError):
-            await wait_for(future, cancel=False)
+            return await wait_for(future, cancel=False)
+        return 0
 
     async def _discard(self) -> None:
-        if self._shut():
-            if self._engine.last_words:
-                await self._shielded(self._engine.say_last())
-            lost = await self._stop(failed=False)
+        if not self._shut():
+            return
+        lost = 0
+        try:
+            last = self._engine.say_last()
+            if last is not None:
+                lost = await self._shielded(last)
+        finally:
+            lost += await self._stop(failed=False)
             if lost:
-                logger.warning("the block ended by an exception: %d queued entries were not sent", lost)
+                _say.warning("the block ended by an exception: %d queued entries were not sent", lost)
 
     async def __aenter__(self) -> Self:
         return self
@@ -111,4 +117,4 @@ class AsyncClient(Recorder):
                 with anyio.CancelScope(shield=not clean):  # best effort, though this task may be being cancelled
                     await self.close(None if clean else self._engine.config.exit_timeout)
             except Exception as error:  # the script ends as it wanted to
-                logger.error("%s", error)
+                _say.error("%s", error)

@@ -8,11 +8,12 @@ the loop has nothing else to do, and whoever waits for it has a deadline of its 
 from __future__ import annotations
 
 import socket
-from asyncio import AbstractEventLoop
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+
     import anyio
 
 T = TypeVar("T")
@@ -37,14 +38,15 @@ async def in_thread(function: Callable[..., T], *args: Any, limiter: anyio.Capac
     return function(*args)
 
 
-def resolve_inline_at_exit(loop: AbstractEventLoop) -> None:
-    """Let the loop look names up in its own thread where its executor takes no work any more."""
-    in_executor = loop.getaddrinfo
+def resolve_by(loop: AbstractEventLoop) -> None:
+    """
+    Let the loop look names up by `in_thread`. Its own executor takes no work once the interpreter ends; and the end
+    of the interpreter waits for its threads, whatever a resolver that hangs takes.
+    """
 
-    async def getaddrinfo(host: Any, port: Any, **hints: int) -> Any:
-        try:
-            return await in_executor(host, port, **hints)
-        except RuntimeError:
-            return socket.getaddrinfo(host, port, **hints)
+    async def getaddrinfo(
+        host: Any, port: Any, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
+    ) -> Any:
+        return await in_thread(socket.getaddrinfo, host, port, family, type, proto, flags)
 
     loop.getaddrinfo = getaddrinfo  # type: ignore[method-assign]

@@ -7,14 +7,13 @@ Rules of this file: stdout is for what was asked for, stderr for one line that s
 from __future__ import annotations
 
 import logging
-import threading
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 
 import click
 
-from runqueue._doctor import Diagnosis, examine
+from runqueue._doctor import examine
 
 _WIDTH = 17
 
@@ -30,24 +29,12 @@ def commands() -> None:
 def doctor(tracking_uri: str | None) -> None:
     """Say which store a client would use, from where that is known, and whether it works."""
     with _quiet():
-        found = _examined(tracking_uri)
+        found = examine(tracking_uri)
     for key, value in found.rows:
         click.echo(f"{key + ':':<{_WIDTH}}{value}")
     if found.fault is not None:
         click.echo(f"runqueue doctor: {found.fault}", err=True)
         raise SystemExit(1)
-
-
-def _examined(uri: str | None) -> Diagnosis:
-    """
-    As `examine`, in a daemon thread: the worker threads that it starts are daemons then, and one in which mlflow still
-    tries to reach its database does not hold up the exit.
-    """
-    found: list[Diagnosis] = []
-    thread = threading.Thread(target=lambda: found.append(examine(uri)), name="runqueue doctor", daemon=True)
-    thread.start()
-    thread.join()
-    return found[0]
 
 
 @contextmanager

@@ -30,6 +30,7 @@ OnFailure: TypeAlias = Literal["raise", "warn"]
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 """Source: RFC 9110, 5.6.2, "token"."""
 
+_BEFORE_USER_INFO = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?//")
 _SECRET_ITEM = re.compile(r"(?i)(\b[^=&]*(?:pass|pwd|token|secret|key|odbc_connect)[^=&]*=)[^&]*")
 
 DEFAULT_REQUEST_TIMEOUT = 60.0
@@ -121,9 +122,10 @@ def _headers_are_text(_: object, field: attrs.Attribute[Any], value: object) -> 
         raise CallTypeError(f"{field.name}= takes a mapping or None, not {type(value).__name__}")
     for key, text in value.items():
         if not isinstance(key, str) or not isinstance(text, str):
-            raise CallTypeError(f"{field.name}= takes names and values of type str; that of {key!r} is not")
-        if not names_header(key):
-            raise ConfigError(f"{field.name}= holds {key!r}, which is no name of a header")
+            named = f"that of {key!r}" if isinstance(key, str) and names_header(key) else f"one of {len(value)}"
+            raise CallTypeError(f"{field.name}= takes names and values of type str; {named} is not")
+        if not names_header(key):  # it may be a whole header, with its secret
+            raise ConfigError(f"{field.name}= holds what is no name of a header ({len(key)} characters, not shown)")
         if not fits_header(text):
             raise ConfigError(f"the value of {key!r} in {field.name}= holds a character that no header can hold")
 
@@ -188,7 +190,7 @@ class Config:
     headers: Mapping[str, str] | None = attrs.field(
         default=None, converter=_headers, validator=_headers_are_text, repr=_veiled
     )
-    """Sent with every request."""
+    """Sent with every request, in place of what would be sent by itself; but not Content-Type and Accept-Encoding."""
     transport: Transport = attrs.field(default="auto", validator=_one_of(Transport))
     """"auto" sends through aiohttp where `httpx-aiohttp` is importable (a third of the CPU a request), "httpx" never."""
     proxies: bool = attrs.field(default=True, validator=_yes_or_no)
@@ -215,6 +217,9 @@ class Config:
     """While streaming: at SIGTERM, send what is queued, set unfinished runs KILLED, then end as the signal says."""
     progress: bool = attrs.field(default=True, validator=_yes_or_no)
     """Show how far a flush is that lasts: a bar on a terminal and in a notebook, else a line in the log."""
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Config may hold secrets, and is not pickled")
 
     def portable(self, uri: str) -> dict[str, Any]:
         """The keywords of a client in another process, without secrets: those it finds there."""
@@ -318,6 +323,8 @@ def without_secrets(uri: str) -> str:
         return "***"
     head, _, tail = uri.rpartition("@")
     scheme, _, user_info = head.partition("//")
+    if ":" in head and not _BEFORE_USER_INFO.match(head):  # a scheme or a slash was forgotten
+        return f"***@{tail}"
     if user_info and not user_info.startswith("/"):  # by the raw text: a password may hold what ends a host for others
         uri = f"{scheme}//***@{tail}"
     parts = urlsplit(uri)

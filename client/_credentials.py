@@ -15,19 +15,26 @@ import configparser
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import anyio
-import anyio.to_thread
 
 from runqueue import _environment as environment
+from runqueue._blocking import in_thread
+from runqueue._bridge import wait_for
 from runqueue._config import Token, fits_header
 from runqueue._signing import Outgoing
+from runqueue._spellings import of_header, user_info, veil
 from runqueue.errors import AuthError
 
-_SHORTEST = 4
-"""Characters of a secret that is veiled in messages; a password of one letter would leave none of them readable."""
+_GIVEN_UP = 600.0
+"""Seconds after which a call of the token's callable is no longer waited for, and another is begun."""
+_THREADS = 8
+"""Of them all but one hold a call that was given up."""
 _AUTHORIZATION = re.compile(r"(?i)\b(basic|bearer)\s+[A-Za-z0-9+/=._~-]{6,}")
 
 logger = logging.getLogger("runqueue")
@@ -102,6 +109,7 @@ class Credentials:
     def __init__(self, uri: str, token: Token | None, *, passwords: bool = True, netrc: bool = True) -> None:
         parts = urlsplit(uri)
         named = passwords and parts.username is not None
+        self._user_info_text = parts.netloc.rpartition("@")[0]
         self._user_info = (unquote(parts.username or ""), unquote(parts.password or "")) if named else None
         self._host = parts.hostname or ""
         self._passwords = passwords
@@ -113,16 +121,18 @@ class Credentials:
         self._last: str | None = None
         self._last_header: str | None = None
         self._file: tuple[str | None, str | None] | None = None
-        # One call of the token's callable at a time: of one that never returns, no second is begun.
-        self._thread = anyio.CapacityLimiter(1) if callable(token) else None
+        # One call of the token's callable at a time: whoever comes while it is under way waits for it.
+        self._call: Future[str | None] | None = None
+        self._begun = 0.0
+        self._threads = anyio.CapacityLimiter(_THREADS) if callable(token) else None
 
     def __repr__(self) -> str:
         return "<Credentials ***>"
 
     async def sign(self, request: Outgoing, *, fresh: bool) -> None:
         """See `Signer.sign`."""
-        if self._thread is not None and self._user_info is None and (fresh or self._last is None):
-            await anyio.to_thread.run_sync(self._ask, abandon_on_cancel=True, limiter=self._thread)
+        if self._threads is not None and self._user_info is None and (fresh or self._last is None):
+            await self._ask()
         given = [name for name in request.headers if name.lower() == "authorization"]
         value = self.header(fresh=fresh, netrc=not given)
         if value is not None:
@@ -187,39 +197,58 @@ class Credentials:
 
     def veil(self, text: str) -> str:
         """The text with `***` for whatever of these credentials, or of the like, a server has put into it."""
-        text = _AUTHORIZATION.sub(r"\1 ***", text)
-        for secret in self._secrets():
-            if len(secret) >= _SHORTEST:
-                text = text.replace(secret, "***")
-        return text
-
-    def _secrets(self) -> Iterator[str]:
-        header = self._last_header or ""
-        yield header
-        yield header.partition(" ")[2]
-        if self._user_info is not None:
-            yield self._user_info[1]
-        yield environment.text("MLFLOW_TRACKING_PASSWORD") or ""
-        if self._file is not None:
-            yield self._file[1] or ""
-        if self._netrc is not None:
-            yield self._netrc[1]
+        names, secrets = user_info(self._user_info_text)
+        known = [
+            *secrets,
+            *of_header(self._last_header or ""),
+            self._last or "",
+            environment.text("MLFLOW_TRACKING_PASSWORD") or "",
+            environment.text("MLFLOW_TRACKING_TOKEN") or "",
+            (self._file and self._file[1]) or "",
+            self._netrc[1] if self._netrc is not None else "",
+        ]
+        # Known ones first: of one with a blank or a quote in it, the expression takes but the beginning.
+        return _AUTHORIZATION.sub(r"\1 ***", veil(text, known, names))
 
     def _bearer(self) -> str | None:
         if callable(self._token):
             return self._last
         return self._token or environment.text("MLFLOW_TRACKING_TOKEN")
 
-    def _ask(self) -> None:
-        """In a worker thread."""
+    async def _ask(self) -> None:
+        call, now = self._call, anyio.current_time()
+        if call is None or call.done() or now - self._begun > _GIVEN_UP:
+            call = self._call = Future()
+            self._begun = now
+            try:
+                await in_thread(self._perform, call, limiter=self._threads)
+            finally:
+                call.cancel()  # if it has not begun
+        else:
+            with suppress(CancelledError):
+                await wait_for(call, cancel=False)
+            if call.cancelled():
+                return await self._ask()
+        fault = call.result()
+        if fault is not None:
+            raise AuthError(fault)
+
+    def _perform(self, call: Future[str | None]) -> None:
+        """In a worker thread: call the callable, and say what is wrong with it."""
         assert callable(self._token)
-        failed = None
+        ask: Callable[[], Any] = self._token  # whatever its type says
+        if not call.set_running_or_notify_cancel():
+            return
+        fault = None
         try:
-            self._last = self._token()
-        except BaseException as error:  # its words may hold secrets: neither they nor its frames are passed on
-            failed = type(error).__name__
-        if failed is not None:
-            raise AuthError(f"the callable of token= raised {failed}")
+            token = ask()
+            if token is not None and not isinstance(token, str):
+                fault = f"the callable of token= gave {type(token).__name__}, and not text"
+            elif self._call is call:  # else it was given up, and there is a later one
+                self._last = token
+        except BaseException as error:  # its words may hold secrets: they and its frames end here
+            fault = f"the callable of token= raised {type(error).__name__}"
+        call.set_result(fault)
 
 
 def _basic(user: tuple[str, str]) -> str:

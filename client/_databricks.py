@@ -18,12 +18,14 @@ from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 import anyio
-import anyio.to_thread
 
+from runqueue._blocking import in_thread
 from runqueue._config import Config, fits_header, without_secrets
 from runqueue._credentials import Credentials
 from runqueue._http_store import HttpStore
+from runqueue._plugins import put
 from runqueue._signing import Outgoing
+from runqueue._spellings import SHORTEST, of_header, veil
 from runqueue._store import Endpoint, Traffic
 from runqueue._wire import MLFLOW_LIMITS
 from runqueue.errors import AuthError, ConfigError, UnavailableError, UnexpectedAnswerError
@@ -41,8 +43,6 @@ _THREADS: Final = 8
 """Calls of the SDK, all but one of them abandoned; a bound where the backend counts those (trio does)."""
 _UNCHANGING: Final = frozenset(("pat", "basic"))
 """Kinds of credentials for which the SDK gives the same headers for ever, without blocking."""
-_SHORTEST: Final = 4
-"""Characters of a secret that is veiled in messages."""
 _KEPT: Final = 64
 """Secrets that are veiled, the latest: tokens come and go."""
 _LONGEST: Final = 500
@@ -113,7 +113,8 @@ class DatabricksCredentials:
         headers = self._headers
         if fresh or headers is None:
             headers = await self._found(fresh=fresh)
-        request.headers.update(headers)
+        for name, value in headers.items():
+            put(request.headers, name, value)
         if self._has_token:
             await self._given.sign(request, fresh=fresh)
 
@@ -123,9 +124,7 @@ class DatabricksCredentials:
 
     def veil(self, text: str) -> str:
         """See `Signer.veil`."""
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return self._given.veil(text)
+        return self._given.veil(veil(text, self._secrets))
 
     async def _found(self, *, fresh: bool) -> dict[str, str]:
         asked = anyio.current_time()
@@ -153,7 +152,7 @@ class DatabricksCredentials:
 
     async def _in_thread(self, work: Callable[..., T], *args: Any) -> T:
         try:
-            return await anyio.to_thread.run_sync(work, *args, abandon_on_cancel=True, limiter=self._threads)
+            return await in_thread(work, *args, limiter=self._threads)
         except anyio.get_cancelled_exc_class():
             # The SDK may wait for ever, and holds a lock while it does. A new one does not wait for that lock.
             self._sdk = self._headers = None
@@ -196,7 +195,7 @@ class DatabricksCredentials:
                 secret
                 for name, value in headers.items()
                 if re.search("(?i)authorization|token", name)
-                for secret in (value, value.partition(" ")[2])
+                for secret in of_header(value)
             )
             if all(map(fits_header, headers.values())):
                 return headers
@@ -206,7 +205,7 @@ class DatabricksCredentials:
         raise failure
 
     def _keep(self, secrets: Iterator[str]) -> None:
-        found = dict.fromkeys(secret for secret in secrets if len(secret) >= _SHORTEST)
+        found = dict.fromkeys(secret for secret in secrets if len(secret) >= SHORTEST)
         self._secrets = (*found, *(each for each in self._secrets if each not in found))[:_KEPT]
 
     def _unfound(self, error: Exception, host: str | None) -> StoreError:

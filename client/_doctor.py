@@ -2,36 +2,40 @@
 What a client would do with a tracking URI, tried out: where it leads, as whom, and whether the store there answers.
 
 Rules of this file: every value shown is free of secrets and of line breaks; the store is asked through the very class
-that a client sends by, and nothing is written to it, nor made where there is none yet; whatever goes wrong ends as one
-line of a `Diagnosis`, never as an exception.
+that a client sends by, and nothing is written to it, nor made where there is none yet (what a plugin's own store does
+when it is opened is the plugin's); whatever goes wrong ends as one line of a `Diagnosis`, never as an exception, and
+nothing is waited for longer than a client would wait for a request.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
+import asyncio
 import os
 import re
 import statistics
-import sys
-import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Final
-from urllib.parse import unquote, urlsplit
-from urllib.request import url2pathname
+from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
 
 import anyio
 import attrs
 import orjson
 
 from runqueue import _environment as environment
-from runqueue import _tls
+from runqueue import _findings as findings
+from runqueue._blocking import in_thread, resolve_by
 from runqueue._config import Config, resolve_tracking_uri, without_secrets
-from runqueue._credentials import read_file
+from runqueue._findings import NONE
 from runqueue._store import GET_EXPERIMENT, SEARCH_RUNS, Endpoint, Store, Traffic
-from runqueue._stores import DELEGATED, check_uri, make_store
+from runqueue._stores import DATABRICKS, check_uri, make_store
+from runqueue._tables import DATABASES, missing_file, missing_in, unused_folder
+from runqueue._veil import Veil
 from runqueue.errors import AuthError, NotFoundError, Scope, StoreError, UnavailableError, UnexpectedAnswerError
+
+T = TypeVar("T")
 
 PATIENCE: Final = 15.0
 """Seconds for a request to a server, where no variable says otherwise: somebody is waiting at a terminal."""
@@ -40,14 +44,8 @@ ROUND_TRIPS: Final = 5
 _VERSION: Final = Endpoint("../../../version", "GET", 1_000)
 """Beside the API, below the server's prefix; answered in plain text."""
 _LIKE_A_VERSION: Final = re.compile(r"\d+\.\d[0-9A-Za-z.+_-]{0,60}")
-_LIKE_A_HOST: Final = re.compile(r"[A-Za-z0-9.-]+:\d+(/.*)?")
 _SEARCH: Final = orjson.dumps({"experiment_ids": ["0"], "filter": "", "max_results": 1})
-_PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
-_USERNAME: Final = "MLFLOW_TRACKING_USERNAME"
-_PASSWORD: Final = "MLFLOW_TRACKING_PASSWORD"
-_TOKEN: Final = "MLFLOW_TRACKING_TOKEN"
-_SHORTEST: Final = 4
-"""Characters of a secret that is veiled; one of a letter would leave no message readable."""
+_NOT_YET: Final = "not yet: the first run will"
 
 
 @attrs.define(eq=False)
@@ -76,28 +74,17 @@ def examine(given: str | None) -> Diagnosis:
     try:
         config = Config(tracking_uri=given)
         uri = resolve_tracking_uri(given)
-        found.rows += [("tracking uri", without_secrets(uri)), ("resolved from", source_of(given))]
+        found.rows += [("tracking uri", without_secrets(uri)), ("resolved from", findings.source_of(given))]
         check_uri(uri)
         _Examination(found, config, uri).run()
     except Exception as error:  # of mlflow's, of its plugins: the user is told in one line all the same
         ours = isinstance(error, (_Fault, StoreError, ValueError, ImportError))
         text = str(error) if ours else f"{type(error).__name__}: {error}"
-        found.fault = _line(text or type(error).__name__)
-    secrets = list(_secrets(uri))
-    found.rows = [(key, _veil(_line(value), uri, secrets)) for key, value in found.rows]
-    found.fault = found.fault and _veil(found.fault, uri, secrets)
+        found.fault = text or type(error).__name__
+    veil = Veil(uri)
+    found.rows = [(key, veil.over(value)) for key, value in found.rows]
+    found.fault = found.fault and veil.over(found.fault)
     return found
-
-
-def source_of(given: str | None) -> str:
-    """Which of the places that `resolve_tracking_uri` looks at has the URI."""
-    if given is not None:
-        return "the argument --tracking-uri"
-    if getattr(sys.modules.get("mlflow"), "get_tracking_uri", None) is not None:
-        return "mlflow.get_tracking_uri()"
-    if os.environ.get("MLFLOW_TRACKING_URI"):
-        return "the environment variable MLFLOW_TRACKING_URI"
-    return "MLflow's default, as no URI is given and MLFLOW_TRACKING_URI is not set"
 
 
 class _Examination:
@@ -113,105 +100,173 @@ class _Examination:
         self._config = config
         self._uri = uri
         self._shown = without_secrets(uri)
-        self._scheme = urlsplit(uri).scheme.lower() if "://" in uri or uri.startswith("file:") else ""
-        self._http = self._scheme in ("http", "https")
-        self._credentials = "none"
+        self._scheme = findings.scheme_of(uri)
+        self._http = self._scheme in findings.HTTP
+        self._databricks = self._scheme in DATABRICKS
+        self._database = self._scheme.partition("+")[0] in DATABASES
+        self._traffic = Traffic()
+        self._credentials = NONE
+        self._headers = NONE
 
     def _row(self, key: str, value: str) -> None:
         self._found.rows.append((key, value))
 
     def run(self) -> None:
         """Fill in the diagnosis; what is wrong is raised."""
-        self._row("store", _kind(self._scheme))
-        self._credentials = _credentials(self._uri, http=self._http)
-        self._row("credentials", self._credentials)
+        self._row("store", findings.kind_of(self._scheme))
+        if not self._databricks:  # which says so when it is opened
+            self._credentials = findings.credentials_of(self._uri)
+            self._row("credentials", self._credentials)
         if self._http:
-            self._row("tls", _tls_settings() if self._scheme == "https" else "none, it is plain http")
-            proxies = [name for name in os.environ if name.upper() in _PROXIES and os.environ[name]]
-            self._row("proxy variables", ", ".join(sorted(proxies)) or "none")
+            self._headers = findings.header_plugins()
+            self._row("header plugins", self._headers)
+            self._row("workspace", findings.workspace_of(self._config))
+            self._network(self._scheme)
         self._timeouts()
-        missing = _not_there_yet(self._scheme, self._uri)
-        if missing is None:
-            anyio.run(self._ask, self._uri)
+        path, folder = missing_file(self._scheme, self._uri), unused_folder(self._scheme, self._uri)
+        if path is not None:
+            self._can_be_made(path)
+        elif folder is not None:
+            self._not_yet(f"make MLflow's folders in {folder}")
         else:
-            self._can_be_made(missing)
+            _run(self._ask)
+
+    def _network(self, scheme: str) -> None:
+        self._row("tls", findings.tls_of(scheme))
+        self._row("proxies", findings.proxies_of(scheme))
 
     def _timeouts(self) -> None:
         seconds, retrying = self._config.seconds_per_request(), self._config.retrying()
         tries = "" if retrying.retries is None else f", at most {retrying.retries} times"
         self._row("timeouts", f"{seconds:g} s a request, {retrying.timeout:g} s of retrying{tries}")
-        if self._http and environment.text("MLFLOW_HTTP_REQUEST_TIMEOUT") is None:
+        if (self._http or self._databricks) and environment.text("MLFLOW_HTTP_REQUEST_TIMEOUT") is None:
             self._config = attrs.evolve(self._config, request_timeout=PATIENCE)
 
     def _can_be_made(self, path: Path) -> None:
         """Say so of a local store that the first run would make; only a client's use makes it."""
-        if not self._scheme and _LIKE_A_HOST.fullmatch(self._uri):
-            raise _Fault(f"{self._uri!r} counts as a path; the URI of a server begins with http:// or https://")
         above = next(each for each in path.absolute().parents if each.exists())
         if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
             raise _Fault(f"{path} does not exist, and cannot be made in {above}")
-        if self._scheme != "sqlite":  # MLflow may refuse to keep runs in files at all
-            with tempfile.TemporaryDirectory() as folder:
-                elsewhere = Path(folder).as_uri()
-                store = make_store(self._config, elsewhere, Traffic())
-                try:
-                    anyio.run(self._first_call, store)
-                except _Fault as fault:
-                    raise _Fault(str(fault).replace(elsewhere, self._shown).replace(folder, str(path))) from None
-        self._row("reachable", f"not yet: the first run will make {path}")
-        self._row("version", f"mlflow {_mlflow_version()}")
+        self._not_yet(f"make {path}")
 
-    async def _ask(self, uri: str) -> None:
-        store = make_store(self._config, uri, Traffic())
+    def _not_yet(self, deed: str) -> None:
+        self._row("reachable", f"{_NOT_YET} {deed}")
+        self._row("version", self._local_version())
+
+    def _local_version(self) -> str:
+        return f"mlflow {findings.version_of('mlflow', 'mlflow-skinny')}"
+
+    async def _ask(self) -> None:
+        store = make_store(self._config, self._uri, self._traffic)
         try:
-            self._row("transport", _transport(store, http=self._http))
-            accepted = await self._first_call(store)
-            self._row("reachable", "yes")
-            self._row("version", await self._version(store) if self._http else f"mlflow {_mlflow_version()}")
-            self._row("authentication", accepted)
-            self._row("round trip", f"{await self._round_trip(store):.1f} ms (median of {ROUND_TRIPS})")
-            bounds = attrs.asdict(store.limits if self._config.limits is None else self._config.limits)
-            self._row("limits", ", ".join(f"{bound:,} {name}" for name, bound in bounds.items()) + " a request")
+            await self._meet(store)
         finally:
             await store.aclose()
 
-    async def _first_call(self, store: Store) -> str:
+    async def _meet(self, store: Store) -> None:
+        try:
+            if self._databricks:
+                await self._open(store)
+            self._row("transport", await self._transport(store))
+            missing = await self._missing()
+            accepted = missing is not None or await self._may_read(store)
+        except StoreError as error:
+            raise self._fault_of(error) from None
+        self._row("reachable", "yes")
+        if missing is not None:
+            self._row("tables", f"{_NOT_YET} {missing}")
+        self._row("version", await self._version(store))
+        self._row("authentication", self._authentication(accepted))
+        if missing is None:
+            self._row("round trip", f"{await self._round_trip(store):.1f} ms (median of {ROUND_TRIPS})")
+        bounds = attrs.asdict(store.limits)
+        self._row("limits", ", ".join(f"{bound:,} {name}" for name, bound in bounds.items()) + " a request")
+
+    async def _open(self, store: Any) -> None:
         """
-        Whether the store takes the credentials, by reading the default experiment.
+        Have databricks-sdk find the host, and credentials for it.
 
         Raises:
-            _Fault: It does not, or it is none.
+            StoreError: It finds none.
+        """
+        await store.opened()
+        host = urlsplit(await store.credentials.host())
+        self._row("host", host.netloc.rpartition("@")[2])
+        self._credentials = store.credentials.kind
+        self._row("credentials", self._credentials)
+        self._network(host.scheme)
+
+    async def _missing(self) -> str | None:
+        """What the first run would do to a database before it is stored."""
+        if not self._database:
+            return None
+        try:
+            return await _in_time(self._config, in_thread(missing_in, self._uri))
+        except UnavailableError:
+            raise
+        except Exception:  # the store meets the same before it makes anything, and knows what it means
+            return None
+
+    async def _may_read(self, store: Store) -> bool:
+        """
+        Whether the store lets us read the default experiment; False: it knows us, and has others who may.
+
+        Raises:
+            StoreError: It does not take the credentials, or it is none.
         """
         try:
-            try:
-                await _read(store, self._config)
-            except AuthError as error:
-                if error.scope is not Scope.LANE:
-                    raise
-                # Known, but not let to see that experiment: searches are open to everybody who is known.
-                await _limited(self._config, store, SEARCH_RUNS, _SEARCH)
-                return "accepted, without permission to read the experiment 'Default'"
+            await _read(store, self._config)
         except AuthError as error:
+            if error.scope is not Scope.LANE:
+                raise
+            # Known, but not let to see that experiment: searches are open to everybody who is known.
+            await _answered(self._config, store, SEARCH_RUNS, _SEARCH)
+            return False
+        return True
+
+    def _fault_of(self, error: StoreError) -> _Fault:
+        """What a failure of the first call means."""
+        remote = self._http or self._databricks
+        if remote and not self._traffic.requests and isinstance(error, (AuthError, UnavailableError)):
+            self._row("authentication", "no credentials to be had")
+            return _Fault(str(error) if self._databricks else f"{self._shown}: {error}")
+        if isinstance(error, AuthError):
             self._row("reachable", "yes")
             self._row("authentication", "refused")
             hint = f"credentials: {self._credentials}"
-            if self._credentials == "none":
-                hint = f"none were found, set {_USERNAME} and {_PASSWORD}, or {_TOKEN}"
-            raise _Fault(f"{self._shown}: {error}; {hint}") from None
-        except UnavailableError as error:
+            if self._http and self._credentials == NONE:
+                hint = f"none were found, set {findings.USERNAME} and {findings.PASSWORD}, or {findings.TOKEN}"
+            return _Fault(f"{self._shown}: {error}; {hint}")
+        if isinstance(error, UnavailableError):
             self._row("reachable", "no")
-            raise _Fault(f"{self._shown} is not available: {error}") from None
-        except (NotFoundError, UnexpectedAnswerError) as error:
+            return _Fault(f"{self._shown} is not available: {error}")
+        if remote and isinstance(error, (NotFoundError, UnexpectedAnswerError)):
             self._row("reachable", "something answers")
-            raise _Fault(
+            return _Fault(
                 f"{self._shown} answers, but not as an MLflow server does below /api/2.0/mlflow/;"
                 f" check host, port and path: {error}"
-            ) from None
-        except StoreError as error:
-            raise _Fault(f"{self._shown}: {error}") from None
-        return "accepted" if self._credentials != "none" else "not asked for"
+            )
+        return _Fault(f"{self._shown}: {error}")
+
+    def _authentication(self, accepted: bool) -> str:
+        if not accepted:
+            return "accepted, without permission to read the experiment 'Default'"
+        if self._credentials.partition(";")[0] != NONE:
+            return "accepted"
+        return "not asked for" if self._headers == NONE else "not asked for, or of the header plugins"
+
+    async def _transport(self, store: Any) -> str:
+        if not (self._http or self._databricks):
+            return "calls of mlflow in worker threads"
+        http = await store.opened() if self._databricks else store
+        name = "aiohttp" if type(http._client).__module__.startswith("httpx_aiohttp") else "httpx"
+        return f"{name} {findings.version_of(name)}"
 
     async def _version(self, store: Any) -> str:
+        if self._databricks:  # has no /version
+            return f"Databricks, by databricks-sdk {findings.version_of('databricks-sdk')}"
+        if not self._http:
+            return self._local_version()
         try:
             answer = await store._exchange(_VERSION, b"", None, fresh=False)
         except StoreError as error:
@@ -238,130 +293,53 @@ class _Examination:
 
 async def _read(store: Store, config: Config) -> None:
     """Look up the default experiment; that there is none is as good an answer."""
-    try:
-        answer = await _limited(config, store, GET_EXPERIMENT, query={"experiment_name": "Default"})
-    except NotFoundError as error:
-        if error.code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return
-    if not isinstance(answer.get("experiment"), dict):
+    answer = await _answered(config, store, GET_EXPERIMENT, query={"experiment_name": "Default"})
+    if answer is not None and not isinstance(answer.get("experiment"), dict):
         raise UnexpectedAnswerError("an answer without the experiment that was asked for")
 
 
-async def _limited(
+async def _answered(
     config: Config, store: Store, endpoint: Endpoint, body: bytes = b"", query: dict[str, str] | None = None
-) -> dict[str, Any]:
-    """One call; MLflow's own stores would try for minutes to reach a database."""
+) -> dict[str, Any] | None:
+    """One call; None: what was asked for does not exist, as MLflow says it."""
+    try:
+        return await _in_time(config, store.call(endpoint, body, query))
+    except NotFoundError as error:
+        if error.code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+
+
+async def _in_time(config: Config, work: Awaitable[T]) -> T:
+    """MLflow's own stores would try for minutes to reach a database."""
     seconds = config.seconds_per_request()
     with anyio.move_on_after(seconds + 1):  # a server's store has given up before, and says more
-        return await store.call(endpoint, body, query)
+        return await work
     raise UnavailableError(f"no answer within {seconds:g} s")
 
 
-def _kind(scheme: str) -> str:
-    if scheme in ("http", "https"):
-        return "MLflow's REST API"
-    if scheme.startswith("databricks"):
-        return "Databricks' REST API"
-    if scheme in ("", "file"):
-        return "MLflow's own, in files"
-    if scheme.split("+")[0] in DELEGATED:
-        return f"MLflow's own, in a database ({scheme})"
-    return f"MLflow's own, by the plugin for {scheme}"
+def _run(work: Callable[[], Awaitable[None]]) -> None:
+    """
+    Run it on a loop of its own, in a daemon thread: the worker threads that it starts are daemons too, and one in which
+    mlflow, databricks-sdk or a resolver of names still waits for somebody does not hold up the exit. (An `os._exit` in
+    place of this would leave out what others have to do at the end.)
+    """
+    failures = list[Exception]()
 
+    async def main() -> None:
+        resolve_by(asyncio.get_running_loop())
+        await work()
 
-def _credentials(uri: str, *, http: bool) -> str:
-    """Kind and source of what `Credentials` would send; the same order."""
-    if urlsplit(uri).username is not None:
-        return "user and password, of the URI's user info"
-    if not http:
-        return "none"
-    names = (_USERNAME, _PASSWORD)
-    file = (None, None) if all(map(environment.text, names)) else read_file()
-    sources = [
-        name if environment.text(name) else "~/.mlflow/credentials" if kept else None
-        for name, kept in zip(names, file, strict=True)
-    ]
-    if all(sources):
-        return f"user and password, of {' and '.join(dict.fromkeys(filter(None, sources)))}"
-    if environment.text(_TOKEN):
-        return f"token, of {_TOKEN}"
-    return "none"
-
-
-def _tls_settings() -> str:
-    server, client = environment.text(_tls.SERVER_CERT), environment.text(_tls.CLIENT_CERT)
-    system = next(
-        (f"{name}={os.environ[name]}" for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if name in os.environ), ""
-    )
-    if environment.switch(_tls.INSECURE):
-        text = f"the server's certificate is NOT verified ({_tls.INSECURE})"
-    elif server:
-        text = f"verified by {_tls.SERVER_CERT}={server}"
-    else:
-        text = f"verified by {system or 'the usual certificates'}"
-    return text + (f", client certificate {_tls.CLIENT_CERT}={client}" if client else "")
-
-
-def _transport(store: Any, *, http: bool) -> str:
-    if not http:
-        return "calls of mlflow in worker threads"
-    name = "aiohttp" if type(store._client).__module__.startswith("httpx_aiohttp") else "httpx"
-    return f"{name} {importlib.metadata.version(name)}"
-
-
-def _mlflow_version() -> str:
-    for name in ("mlflow", "mlflow-skinny"):
+    def target() -> None:
         try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return "unknown"
+            anyio.run(main)
+        except Exception as error:
+            failures.append(error)
+        except BaseException as error:  # a plugin's sys.exit, say
+            failures.append(_Fault(f"{type(error).__name__}: {error}"))
 
-
-def _not_there_yet(scheme: str, uri: str) -> Path | None:
-    """The file or folder of a local store that does not exist; MLflow would make it at a mere look."""
-    parts = urlsplit(uri)
-    if scheme == "sqlite":
-        raw = parts.path.removeprefix("/")
-        if not raw or raw == ":memory:" or raw.startswith("file:"):
-            return None
-        path = Path(raw)
-        return None if path.exists() or Path(unquote(raw)).exists() else path
-    if scheme in ("", "file"):
-        path = Path(url2pathname(parts.path) if scheme else uri)
-        return None if path.exists() else path
-    return None
-
-
-def _secrets(uri: str) -> Iterator[str]:
-    password = urlsplit(uri).password if _is_readable(uri) else None
-    for secret in (password, password and unquote(password), os.environ.get(_PASSWORD), os.environ.get(_TOKEN)):
-        if secret is not None and len(secret.strip()) >= _SHORTEST:
-            yield secret.strip()
-    try:
-        kept = read_file()[1]
-    except AuthError:
-        kept = None
-    if kept is not None and len(kept) >= _SHORTEST:
-        yield kept
-
-
-def _is_readable(uri: str) -> bool:
-    try:
-        urlsplit(uri)
-    except ValueError:
-        return False
-    return True
-
-
-def _veil(text: str, uri: str, secrets: list[str]) -> str:
-    if uri:
-        text = text.replace(uri, without_secrets(uri))
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    return text
-
-
-def _line(text: str) -> str:
-    return " ".join("".join(each if each.isprintable() else " " for each in text).split())
+    thread = threading.Thread(target=target, name="runqueue doctor", daemon=True)
+    thread.start()
+    thread.join()
+    for failure in failures:
+        raise failure

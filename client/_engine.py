@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections.abc import AsyncGenerator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from functools import partial
 from time import time_ns
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 
-from runqueue import _exit, _fork, _progress
+from runqueue import _exit, _fork, _progress, _say
 from runqueue._config import Config, without_secrets
 from runqueue._entities import FlushReport, OperationFailure, Statistics
 from runqueue._loop_thread import LoopThread
@@ -26,14 +26,16 @@ from runqueue._reports import grouped, public_failures, public_report
 from runqueue._store import Traffic
 from runqueue._stores import make_store
 from runqueue._wire import ENVELOPE, MLFLOW_LIMITS, RIDER_BYTES, RIDERS, Encoder
+from runqueue.errors import FlushError
 from runqueue.queueing import Accumulator, Bounds, Failure, Lane, Ledger, Limits, QueueFullError, Report, StoreError
-from runqueue.queueing._batch import STATUS
+from runqueue.queueing._batch import METRIC, STATUS
 from runqueue.queueing._intake import Intake
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from runqueue._creation import Creation
+    from runqueue._operations import RunOperations
     from runqueue.queueing._flush import Flush
     from runqueue.queueing._sender import Sender
     from runqueue.queueing._stream import Stream
@@ -58,16 +60,18 @@ class Engine:
     def __init__(self, config: Config, uri: str, *, waits: bool = True) -> None:
         self.config = config
         self.uri = uri
-        self.encoder = Encoder()
+        self.encoder = Encoder()  # see `after_fork`
         config.seconds_per_request()  # a bad variable is an error of the constructor, not of the first flush
         config.retrying()
         self.bounds = _bounds(config, MLFLOW_LIMITS)
-        self._stopped = self._ending = False
+        self._stopped = False
         self._waits = waits
         bounded = self._intake if config.streams or config.bound < math.inf else None
         self._thread = LoopThread(self._assembled)
         self.accumulator = Accumulator(self.encoder.encode, bounded)
         self._begin_anew()
+        if config.streams:
+            _exit.watch(self, signals=config.handle_signals)
         _fork.register(self)
         self._sender: Sender
         self._stream: Stream
@@ -78,15 +82,16 @@ class Engine:
         return f"<Engine {without_secrets(self.uri)} {self._thread.state}>"
 
     def _begin_anew(self) -> None:
+        self._ending = False
         self.traffic = Traffic()
         self.made: list[Lane] = []
         """Of runs that this client creates."""
+        self._final = 0  # entries that the last flush has reported as left
+        self._start_pause = 0.0
         self.last_words: list[Lane] = []
         """Of runs whose block has ended by an exception."""
         self._thread = LoopThread(self._assembled)
         self.accumulator.reset()  # the same object: the log calls hold on to its lanes
-        if self.config.streams and not self._stopped:
-            _exit.watch(self, signals=self.config.handle_signals)
 
     # -- calls from any thread ---------------------------------------------------------------------------------------
 
@@ -113,16 +118,26 @@ class Engine:
         future.add_done_callback(over)
         return future, begun
 
-    def say_last(self) -> Future[None]:
-        """Of `last_words`, send the final status and nothing else, within `exit_timeout`."""
-        return self._thread.submit(self._say_last, [lane for lane in self.last_words if lane.opened])
+    def say_last(self) -> Future[int] | None:
+        """
+        Of `last_words`, send the final status and nothing else, within `exit_timeout`.
+
+        Returns:
+            Entries that were given up for it. None: there is no such run.
+        """
+        lanes = [lane for lane in self.last_words if lane.opened]
+        return self._thread.submit(self._say_last, lanes) if lanes else None
 
     def begin_end(self) -> Future[FlushReport] | None:
         """See `_exit.Ending`."""
-        if self._stopped or not self._thread.started:
+        if self._stopped or (not self._thread.started and self.accumulator.idle()):
             return None
         self._ending = True
         return self._thread.submit(self._flush, Future(), None, self.exit_timeout, True, True)
+
+    def speak(self) -> None:
+        """See `_exit.Ending`."""
+        self._thread.speak()
 
     def kill_runs(self) -> None:
         """See `_exit.Ending`."""
@@ -142,7 +157,11 @@ class Engine:
 
     def after_fork(self) -> None:
         """In a child: nothing queued, no thread, no connection. What its parent's thread held is let lie."""
+        self.encoder = Encoder()  # its caches may have been about to be changed
+        self.accumulator._encode = self.encoder.encode
         self._begin_anew()
+        if self.config.streams and not self._stopped:
+            _exit.watch(self, signals=False)  # who tells a worker to end wants it to end at once
 
     def stop(self, *, failed: bool) -> int:
         """
@@ -158,7 +177,17 @@ class Engine:
         _exit.forget(self)
         self._thread.stop()
         self._thread.join(JOIN_SECONDS)
-        return self.accumulator.abandon(failed=failed)
+        lost = self.accumulator.abandon(failed=failed)
+        self._say_dropped()
+        return lost
+
+    def say_lost(self, lost: int, operations: RunOperations | None) -> None:
+        """Of what `stop` has found, warn of what the last flush has not reported."""
+        if operations is None or operations.report is None:
+            if lost:
+                logger.warning("the client was closed before its last flush ended: %d entries were not sent", lost)
+        elif lost > self._final:
+            logger.warning("%d entries came while the client was closed, and were not sent", lost - self._final)
 
     def stop_soon(self) -> Future[None]:
         """Ask the thread to end, and do not wait for it."""
@@ -169,11 +198,12 @@ class Engine:
         if self.config.streams and not self._stopped and self._thread.started:
             self._thread.nudge(self._end_by_itself)  # its data is sent as it would have been
             return
+        _exit.forget(self)
         lost = self.unsent()
         if lost:
             # After its end, what another thread was just logging can be left: its lane was looked up before.
             how = "got data while it was closed" if self._stopped else "was never closed"
-            logger.warning("a client of %s %s: %d entries were not sent", without_secrets(self.uri), how, lost)
+            _say.warning("a client of %s %s: %d entries were not sent", without_secrets(self.uri), how, lost)
         self._thread.stop()  # not joined: this may be a garbage collection
 
     def drain(self) -> Future[None]:
@@ -204,8 +234,8 @@ class Engine:
             max_pending=config.bound,
             on_full=config.on_full if self._waits or config.on_full != "block" else "raise",
             block_timeout=config.block_timeout,
-            full=self.bounds.entities if config.streams else math.inf,
-            ring=partial(self._thread.nudge, self._hear) if config.streams else lambda: None,
+            full=self.bounds.room(METRIC) if config.streams else math.inf,
+            ring=self._ring if config.streams else lambda: None,
             drains=lambda: config.streams and not self._stopped,
             exempt=self._thread.serves,
             lenient=config.lenient,
@@ -227,6 +257,9 @@ class Engine:
             from runqueue.queueing._stream import Stream
 
             store = make_store(self.config, self.uri, self.traffic)
+        self._start_pause = 0.0
+        if self.config.streams:
+            _exit.watch_worker()
         try:
             self._creation = Creation(store, self.config.seconds_per_request())
             self._sender = Sender(
@@ -277,10 +310,27 @@ class Engine:
             self._make_final(report)
         public = public_report(report)
         if warn and public.failures:
-            cause = self._sender.outage.error or public.failures[0].error
-            text = "%d of %d entries were not stored; the first cause: %s"
-            logger.warning(text, report.not_stored, report.total, cause)
+            text, cause = str(FlushError(public.failures, report.total)), self._sender.outage.error
+            logger.warning("%s%s", text, "" if cause is None or str(cause) in text else f"\n  The server: {cause}")
+        self._say_dropped()
         return public
+
+    def _ring(self) -> None:
+        self._thread.nudge(self._hear, self._not_started)
+
+    def _not_started(self, error: BaseException) -> None:
+        """The store could not be made: an outage like any other, which is said once and tried again."""
+        if self._start_pause == 0:
+            text = "%s cannot be used yet (%d entries are queued): %s"
+            logger.warning(text, without_secrets(self.uri), self.unsent(), error)
+        self._start_pause = min(30.0, 2 * self._start_pause + 1)
+        again = threading.Timer(self._start_pause, self._ring)
+        again.daemon = True
+        again.start()
+
+    def _say_dropped(self) -> None:
+        if self.accumulator.intake is not None:
+            self._tell([], self.accumulator.intake.told())
 
     async def _completed(self, flush: Flush, timeout: float | None) -> None:
         import anyio
@@ -328,15 +378,19 @@ class Engine:
         for run, count in dropped.items():
             logger.warning("%d entries of run %s were dropped: max_pending=%d", count, run, int(self.config.bound))
 
-    async def _say_last(self, lanes: list[Lane]) -> None:
+    async def _say_last(self, lanes: list[Lane]) -> int:
         import anyio
 
-        for lane in lanes:
-            lane.keep_only(STATUS)
+        given_up = sum(lane.keep_only(STATUS) for lane in lanes)
         flushes = [self._sender.begin(lane) for lane in lanes]
         with anyio.move_on_after(self.config.exit_timeout):
             for flush in flushes:
                 await self._sender.completion(flush, None)
+        left = [lane for lane, flush in zip(lanes, flushes, strict=True) if lane.done < flush.goals[lane]]
+        if left:  # it counts as no entry
+            text = "the final status of %d runs was not sent, such as that of %s: %s"
+            logger.warning(text, len(left), left[0].run, self._sender.outage.error or left[0].stuck or "no answer")
+        return given_up
 
     def _make_final(self, report: Report) -> None:
         """What the end of a client leaves queued has failed for good."""
@@ -344,6 +398,7 @@ class Engine:
         for failure in left:
             failure.final = True
             self.accumulator.ledger.log.add(failure)
+        self._final = sum(failure.weight for failure in left)
 
     def _warn_of_outage(self, error: StoreError) -> None:
         """Early, as whoever waits for a training wants to mend the server before its end; once, as nobody reads more."""

@@ -2,12 +2,14 @@
 How a process ends while clients stream: at the end of the interpreter, and by SIGTERM.
 
     end of the script, sys.exit, an exception   every streaming client is flushed, within its `exit_timeout`
+    end of a worker of multiprocessing          likewise
     SIGTERM, first                              likewise, its unfinished runs set KILLED; then the default action
     SIGTERM, second                             the default action at once
     SIGINT                                      Python's own KeyboardInterrupt; nothing is installed
 
 The hook is atexit's: it comes after the threads of the program have ended, so what they logged counts too, and
-before daemon threads such as the engine's are cut off.
+before daemon threads such as the engine's are cut off. The workers of multiprocessing that were forked end without it;
+multiprocessing has a hook of its own for them.
 
 Rules of this file: the only state is what the hooks need; the handler is installed from the main thread only, in the
 place of the default action and nobody else's, and goes with the last client that wants it.
@@ -16,23 +18,21 @@ place of the default action and nobody else's, and goes with the last client tha
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 from types import FrameType
 from typing import Any, Final, Protocol
 
-from runqueue import _fork
+from runqueue import _fork, _say
 
 MARGIN: Final = 2.0
 """Seconds beyond its bound after which an engine that says nothing is not waited for any longer."""
-
-logger = logging.getLogger("runqueue")
 
 
 class Ending(Protocol):
@@ -43,6 +43,10 @@ class Ending(Protocol):
 
     def begin_end(self) -> Future[Any] | None:
         """Begin the last flush; None if there is nothing to send."""
+        ...
+
+    def speak(self) -> None:
+        """See to it that what was logged of it is out."""
         ...
 
     def kill_runs(self) -> None:
@@ -62,6 +66,7 @@ class _Hooks:
         self.killed: set[Ending] = set()  # those of them that SIGTERM ends too
         self.registered = False
         self.installed = False
+        self.worker: int | None = None  # the process in which multiprocessing was asked to call us
 
     def after_fork(self) -> None:
         """A child has nothing of its parent's to send, and dies when it is told to."""
@@ -95,6 +100,17 @@ def watch(engine: Ending, *, signals: bool) -> None:
                 _hooks.installed = True
 
 
+def watch_worker() -> None:
+    """Hook into the end of a worker of multiprocessing, if this process is one; from inside of its work."""
+    process = sys.modules.get("multiprocessing.process")
+    if process is None or process.parent_process() is None or _hooks.worker == os.getpid():
+        return
+    _hooks.worker = os.getpid()
+    with _fork.importing():
+        from multiprocessing.util import Finalize
+    Finalize(None, _at_exit, exitpriority=0)
+
+
 def forget(engine: Ending) -> None:
     """It has ended."""
     _hooks.streaming.discard(engine)
@@ -119,12 +135,27 @@ def _on_term(number: int, frame: FrameType | None) -> None:
 
 
 def _end(engines: Iterable[Ending]) -> None:
-    """Flush them side by side; returns when all have, or their time is over."""
+    """Flush them side by side; returns when all have, or their time is over, or when somebody interrupts."""
     begun = time.monotonic()
-    ending = [(engine, future) for engine in list(engines) if (future := engine.begin_end()) is not None]
-    for engine, future in ending:
-        left = begun + engine.exit_timeout + MARGIN - time.monotonic()
-        try:
-            future.result(max(0.0, left))
-        except Exception as error:  # the process ends as it wanted to
-            logger.warning("%d entries were not sent: %s", engine.unsent(), str(error) or type(error).__name__)
+    ending = list(engines)
+    flushes = [_outcome(engine.begin_end) for engine in ending]
+    interrupted = False
+    for engine, flush in zip(ending, flushes, strict=True):
+        failure = flush if isinstance(flush, BaseException) else None
+        if isinstance(flush, Future):
+            left = 0.0 if interrupted else begun + engine.exit_timeout + MARGIN - time.monotonic()
+            outcome = _outcome(lambda flush=flush, left=left: flush.result(max(0.0, left)))  # type: ignore[misc]
+            failure = outcome if isinstance(outcome, BaseException) else None
+        if failure is not None:
+            interrupted = interrupted or isinstance(failure, KeyboardInterrupt)
+            cause = str(failure) or type(failure).__name__
+            _say.warning("%d entries were not sent: %s", engine.unsent(), cause)
+        _outcome(engine.speak)
+
+
+def _outcome(function: Callable[[], Any]) -> Any:
+    """What it returns, or what it raises: the process ends as it wanted to, whatever we meet."""
+    try:
+        return function()
+    except (Exception, KeyboardInterrupt) as error:
+        return error

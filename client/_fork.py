@@ -10,11 +10,12 @@ Rules of this file: the only state is what the hooks need; they never wait for l
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final, Protocol
 
 PATIENCE: Final = 30.0
@@ -29,12 +30,13 @@ class Forked(Protocol):
 
 _importing = threading.RLock()
 _held: list[bool] = []  # by the thread that forks, of which there is one at a time
-_all: weakref.WeakSet[Forked] = weakref.WeakSet()
+_all: weakref.WeakValueDictionary[int, Forked] = weakref.WeakValueDictionary()
+_serials = itertools.count()
 
 
 def register(thing: Forked) -> None:
-    """Call its `after_fork` in every child, as long as it lives."""
-    _all.add(thing)
+    """Call its `after_fork` in every child, as long as it lives; in the order of registration."""
+    _all[next(_serials)] = thing
 
 
 @contextmanager
@@ -57,8 +59,9 @@ def _in_child() -> None:
     global _importing
     _importing = threading.RLock()
     _held.clear()
-    for thing in list(_all):
-        thing.after_fork()
+    for thing in list(_all.values()):
+        with suppress(Exception):  # the others begin anew all the same
+            thing.after_fork()
 
 
 if hasattr(os, "register_at_fork"):

@@ -29,6 +29,7 @@ from runqueue._answer import judge
 from runqueue._config import Config, without_secrets
 from runqueue._credentials import Credentials
 from runqueue._signing import Outgoing, Signer
+from runqueue._spellings import SECRET_NAME, of_header, of_proxies, veil
 from runqueue._store import Endpoint, Traffic
 from runqueue._tls import default_context, verification
 from runqueue._wire import MLFLOW_LIMITS
@@ -81,21 +82,17 @@ class HttpStore:
         self._timeout = config.seconds_per_request()
         self._traffic = traffic
         self._urls: dict[str, httpx.URL] = {}
-        self._headers = {
-            "Content-Type": "application/json",
-            # A server that compresses all the same is understood, but asked not to: see `_Reader`.
-            "Accept-Encoding": "identity",
-            "User-Agent": _user_agent(),
-            **(config.headers or {}),
-        }
-        self._secret_headers = [value for value in (config.headers or {}).values() if len(value) >= 4]
+        self._headers = _merged(config.headers or {})
+        self._given_headers = config.headers or {}
         try:
             self._client, self._send = _opened(config, httpx.URL(self._base))
         except Exception as error:  # of httpx's, of the ssl module's, of the operating system's
             named = sorted(name for name in os.environ if name.upper() in _NETWORK_VARIABLES)
+            # Of a URI that cannot be read, as a proxy's may be, the words of others quote the pieces.
+            words = f": {without_secrets(self._veil(str(error)))}" if isinstance(error, OSError) else ""
             raise ConfigError(
                 f"no HTTP client can be made; a variable of the environment ({', '.join(named)}) may be at fault:"
-                f" {type(error).__name__}: {without_secrets(str(error))}"
+                f" {type(error).__name__}{words}"
             ) from None
 
     @property
@@ -123,6 +120,7 @@ class HttpStore:
                 content_type=answer.headers.get("content-type", ""),
                 retry_after=answer.headers.get("retry-after", ""),
                 now=time.time(),
+                veil=self._veil,
             )
         except StoreError as error:
             failure = self._bare(error)
@@ -132,14 +130,20 @@ class HttpStore:
 
     def _bare(self, error: StoreError) -> StoreError:
         """The error without the frames and causes it came with, and without what a server has echoed of our secrets."""
-        text = str(error)
-        for signer in self._signers:
-            text = signer.veil(text)
-        for value in self._secret_headers:
-            text = text.replace(value, "***")
-        error.args = (text,)
+        error.args = (self._veil(str(error)),)
+        error.code = error.code and self._veil(error.code)
         error.__cause__ = error.__context__ = None
         return error.with_traceback(None)
+
+    def _veil(self, text: str) -> str:
+        """For errors only: it takes its time. What is known as a whole comes first, then what only looks like it."""
+        names, secrets = of_proxies(os.environ.items())
+        for name, value in self._given_headers.items():
+            secrets += of_header(value) if SECRET_NAME.search(name) else (value,)
+        text = veil(text, secrets, names)
+        for signer in self._signers:
+            text = signer.veil(text)
+        return text
 
     async def _exchange(
         self, endpoint: Endpoint, body: bytes, query: Mapping[str, str] | None, *, fresh: bool
@@ -211,6 +215,18 @@ def _place(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
     return type(error).__name__ + where
+
+
+def _merged(given: Mapping[str, str]) -> dict[str, str]:
+    """The headers of every request: the user's before ours, but for those that say what the body is, and may be."""
+    ours = {
+        "Content-Type": "application/json",
+        # A server that compresses all the same is understood, but asked not to: see `_read`.
+        "Accept-Encoding": "identity",
+    }
+    names = {name.lower(): name for name in (*given, *ours)}  # those that differ in capitals only are one
+    found = {"User-Agent": _user_agent()} if "user-agent" not in names else {}
+    return found | {name: value for name, value in {**given, **ours}.items() if names[name.lower()] == name}
 
 
 def _user_agent() -> str:

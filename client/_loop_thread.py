@@ -3,6 +3,7 @@ A daemon thread with an event loop of its own, and the way into it from any thre
 
 Rules of this file: `submit` never waits, not even for the start, as its caller may be another loop; `stop` never waits
 either, as its caller may be a garbage collection in this very thread. Not anyio's BlockingPortal for these two reasons.
+One exception: where the interpreter ends and no thread can be started, `submit` runs its call itself.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from runqueue._blocking import resolve_inline_at_exit
+from runqueue import _say
+from runqueue._blocking import resolve_by
 from runqueue._fork import importing
 from runqueue.queueing import ClosedError
 
@@ -47,6 +49,7 @@ class LoopThread:
         self._backlog: list[_Call] = []  # what was submitted before the loop ran
         self._stopping = False
         self._ended: Future[None] = Future()
+        self._speaker = _say.Speaker()
         self._context: contextvars.Context
         self._stop: anyio.Event
         self._tasks: TaskGroup
@@ -75,26 +78,49 @@ class LoopThread:
         """
         if self.serves():
             raise RuntimeError("runqueue's own thread cannot wait for itself")
-        call = _Call(function, args)
+        call = _Call(function, args, self._speaker)
+        if not self._pass_on(call):
+            self._run_inline(call)
+        return call.future
+
+    def _pass_on(self, call: _Call) -> bool:
+        """Whether there is a thread for it."""
         with self._lock:
             if self._stopping:
                 raise ClosedError("the client was closed meanwhile")
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="runqueue", daemon=True)
-                self._thread.start()
+                try:
+                    self._thread.start()
+                except RuntimeError:  # "can't start new thread", in the words of the Python at hand
+                    self._thread = None
+                    return False
             if self._loop is None:
                 self._backlog.append(call)
             else:
                 # In the loop's context, not the caller's: by that anyio knows which loop it is.
                 self._loop.call_soon_threadsafe(self._spawn, call, context=self._context)
-        return call.future
+        return True
 
-    def nudge(self, function: Callable[[], object]) -> None:
-        """Run a function in the loop, soon; much cheaper than `submit`, and nothing comes back. Nothing after `stop`."""
+    def nudge(self, function: Callable[[], object], failed: Callable[[BaseException], object] = lambda _: None) -> None:
+        """
+        Run a function in the loop, soon; much cheaper than `submit`. Nothing after `stop`.
+
+        Args:
+            function: Its result and errors are nobody's.
+            failed: Told, in any thread, why the loop could not be started.
+        """
         loop = self._loop
         if loop is None:
-            with suppress(ClosedError):
-                self.submit(_called, function)
+            call = _Call(_called, (function,), self._speaker)
+
+            def over(future: Future[Any]) -> None:
+                if not future.cancelled() and (error := future.exception()) is not None:
+                    failed(error)
+
+            call.future.add_done_callback(over)
+            with suppress(ClosedError):  # without a thread, whoever waits for something later runs it
+                self._pass_on(call)
         else:
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(function, context=self._context)
@@ -116,17 +142,23 @@ class LoopThread:
         return self._ended
 
     def join(self, timeout: float) -> None:
-        """Wait for the end of the thread, if there is one."""
+        """Wait for the end of the thread, if there is one, and until its log lines are out."""
         thread = self._thread
         if thread is not None:
             thread.join(timeout)
+        self.speak()
+
+    def speak(self) -> None:
+        """Wait until the log lines of the thread are out; not for long."""
+        if not self.serves():
+            self._speaker.finish()
 
     # -- in the thread -----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        with importing():
-            import anyio
-            import anyio._backends._asyncio  # what `anyio.run` imports later otherwise
+        self._belong()
+        self._preload()
+        import anyio
 
         failure: Exception | None = None
         try:
@@ -145,13 +177,51 @@ class LoopThread:
         for call in waiting:
             call.fail(failure)
 
+    def _belong(self) -> None:
+        """Let this thread, and what works for it, be known as ours."""
+        _say.divert()
+        _within.set(self)
+        _say.speaking_for.set(self._speaker)
+
+    def _preload(self) -> None:
+        """What anyio, the loop and the sockets would import in mid-work, where a fork could take a lock along."""
+        with importing():
+            import concurrent.futures.thread  # noqa: F401
+            import encodings.idna  # noqa: F401
+
+            import anyio._backends._asyncio
+            import anyio.to_thread  # noqa: F401
+
+    def _run_inline(self, call: _Call) -> None:
+        """Run one call in the caller's thread, with a loop of its own, and end everything again."""
+
+        async def once() -> None:
+            import asyncio
+
+            resolve_by(asyncio.get_running_loop())
+            async with self._setup():
+                await call.run()
+
+        def run() -> None:
+            self._belong()
+            self._preload()
+            import anyio
+
+            try:
+                anyio.run(once, backend="asyncio")
+            except Exception as error:
+                call.fail(error)
+            finally:
+                call.fail(None)
+
+        contextvars.copy_context().run(run)
+
     async def _main(self) -> None:
         import asyncio
 
         import anyio
 
-        _within.set(self)
-        resolve_inline_at_exit(asyncio.get_running_loop())
+        resolve_by(asyncio.get_running_loop())
         async with self._setup(), anyio.create_task_group() as self._tasks:
             self._stop = anyio.Event()
             with self._lock:
@@ -178,11 +248,12 @@ async def _called(function: Callable[[], object]) -> None:
 class _Call:
     """One coroutine function to run, and where its result goes."""
 
-    __slots__ = ("args", "function", "future")
+    __slots__ = ("args", "function", "future", "speaker")
 
-    def __init__(self, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> None:
+    def __init__(self, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...], speaker: _say.Speaker) -> None:
         self.function = function
         self.args = args
+        self.speaker = speaker
         self.future: Future[Any] = Future()
 
     async def run(self) -> None:
@@ -207,10 +278,33 @@ class _Call:
                 self.future.cancel()  # the thread ends
                 raise
             else:
-                with suppress(InvalidStateError):  # cancelled meanwhile
-                    self.future.set_result(result)
+                try:
+                    await self._heard()
+                finally:
+                    with suppress(InvalidStateError):  # cancelled meanwhile
+                        self.future.set_result(result)
+
+    async def _heard(self) -> None:
+        """Until what was said meanwhile is out, or a handler has had its time: it may wait for this very call."""
+        import asyncio
+
+        import anyio
+
+        done = self.speaker.under_way()
+        if done is None:
+            return
+        loop, context, event = asyncio.get_running_loop(), contextvars.copy_context(), anyio.Event()
+
+        def wake(_: Future[None]) -> None:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(event.set, context=context)
+
+        done.add_done_callback(wake)
+        with anyio.move_on_after(_say.HEARD_WITHIN):
+            await event.wait()
 
     def fail(self, error: Exception | None) -> None:
+        """End it, unless it has ended. None: cancelled."""
         if error is None:
             self.future.cancel()
         else:

@@ -26,10 +26,10 @@ from typing import Any, Final, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 import anyio
-import anyio.to_thread
 import orjson
 
 from runqueue._answer import REPEATS, error_of
+from runqueue._blocking import in_thread
 from runqueue._config import _SECRET_ITEM, without_secrets
 from runqueue._file_lock import locked
 from runqueue._store import (
@@ -115,10 +115,8 @@ class MlflowStore:
         """See `Store.call`."""
         self._traffic.count(body)
         data = orjson.loads(body) if body else dict(query or {})
-        # Abandoned on cancel: that only ends the waiting. The engine never sends for this lane again before then.
-        return await anyio.to_thread.run_sync(
-            self._perform, _CALLS[endpoint], data, abandon_on_cancel=True, limiter=self._threads
-        )
+        # Cancelling ends the waiting. The engine never sends for this lane again before then.
+        return await in_thread(self._perform, _CALLS[endpoint], data, limiter=self._threads)
 
     def _perform(self, call: Callable[[Any, dict[str, Any]], dict[str, Any]], data: dict[str, Any]) -> dict[str, Any]:
         failure: StoreError

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any
 
+from runqueue import _fork
 from runqueue._bridge import wait_for
 from runqueue._entities import FlushReport
 from runqueue.errors import ClosedError, FlushError
@@ -21,6 +23,14 @@ class RunOperations:
         self._future = future
         self._lenient = lenient  # the engine logs what was not stored, and nothing is raised for it
         self._client = client  # kept: the end of a client that nobody holds ends its flushes
+        _fork.register(self)
+
+    def after_fork(self) -> None:
+        """In a child: nobody will end there what its parent's thread has begun."""
+        self._future._condition = threading.Condition()  # another thread may have held it
+        if not self._future.done():
+            self._future = Future()
+            self._future.set_exception(ClosedError("the flush is that of the process which this one was forked from"))
 
     @property
     def done(self) -> bool:

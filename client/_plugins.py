@@ -27,8 +27,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from runqueue import _environment as environment
+from runqueue._blocking import in_thread
 from runqueue._config import Config, current_workspace, fits_header, names_header
 from runqueue._signing import Outgoing, Signer
+from runqueue._spellings import SECRET_NAME, SHORTEST, of_header, veil
 from runqueue.errors import AuthError, ConfigError
 
 if TYPE_CHECKING:
@@ -50,10 +52,7 @@ _FRAMING: Final = frozenset(("content-length", "transfer-encoding", "content-enc
 """What says where a body ends is for whoever sends it."""
 _AS_THEY_ARE: Final = "/?:@!$'()*,"
 """Characters of a query that aiohttp sends so in any case; a signature may be made of the URL, letter by letter."""
-_SECRET_NAME: Final = re.compile(r"(?i)auth|token|key|secret|cookie|sign|cred|pass|jwt|session")
 _PUBLIC: Final = frozenset(("host", "date", "x-amz-date", "x-amz-content-sha256", WORKSPACE_HEADER.lower()))
-_SHORTEST: Final = 4
-"""Characters of a secret that is veiled; one of a letter would leave no message readable."""
 _KEPT: Final = 256
 """Secrets that are remembered to be veiled: more than those of all requests under way."""
 
@@ -161,17 +160,14 @@ class _Asked:
 
     def veil(self, text: str) -> str:
         """See `Signer.veil`."""
-        for secret in sorted(self._secrets, key=len, reverse=True):
-            text = text.replace(secret, "***")
-        return text
+        return veil(text, self._secrets)
 
     async def _ask(self, function: Callable[..., T], *args: object) -> T:
-        import anyio.to_thread
+        import anyio
 
         if self._threads is None:
             self._threads = anyio.CapacityLimiter(self._workers)
-        asked = partial(self._guarded, function, *args)
-        return await anyio.to_thread.run_sync(asked, abandon_on_cancel=True, limiter=self._threads)
+        return await in_thread(partial(self._guarded, function, *args), limiter=self._threads)
 
     def _guarded(self, function: Callable[..., T], *args: object) -> T:
         failed = None
@@ -184,9 +180,9 @@ class _Asked:
         raise AuthError(failed)
 
     def _keep(self, value: str) -> None:
-        """To be veiled, whole and without the word that says what it is."""
-        for secret in (value, value.partition(" ")[2]):
-            if len(secret) >= _SHORTEST and secret not in self._secrets:
+        """To be veiled, whole and in its parts."""
+        for secret in of_header(value):
+            if len(secret) >= SHORTEST and secret not in self._secrets:
                 self._secrets.append(secret)
 
     def _warn_once(self, message: str, *args: object) -> None:
@@ -223,8 +219,8 @@ class RequestHeaders(_Asked):
                 if more and not self._agent_is_given:
                     request.headers["User-Agent"] += f" {more}"
             elif name.lower() not in taken and mlflows.get(name) != value:
-                _put(request.headers, name, text)
-                if _SECRET_NAME.search(name):
+                put(request.headers, name, text)
+                if SECRET_NAME.search(name):
                     self._keep(text)
 
 
@@ -282,7 +278,7 @@ class RequestAuth(_Asked):
         request.url, changed, gone = await self._ask(self._signed, copy)
         _drop(request.headers, gone)
         for name, value in changed.items():
-            _put(request.headers, name, value)
+            put(request.headers, name, value)
             if name.lower() not in _PUBLIC:
                 self._keep(value)
 
@@ -328,7 +324,7 @@ def _text(name: Any, value: Any) -> str | None:
     return value.strip() if names_header(name) and name.lower() not in _FRAMING and fits_header(value) else None
 
 
-def _put(headers: dict[str, str], name: str, value: str) -> None:
+def put(headers: dict[str, str], name: str, value: str) -> None:
     """Names that differ in capitals only are one."""
     if name not in headers:
         _drop(headers, (name,))

@@ -1,16 +1,19 @@
 """
 Shows how far a flush is that lasts: a bar on a terminal or in a notebook, a line in the log elsewhere.
 
-Rules of this file: a flush that ends soon shows nothing; the bar is gone when the flush is over.
+Rules of this file: a flush that ends soon shows nothing; the bar is gone when the flush is over; a terminal that cannot
+be written to stops no flush.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
 from runqueue._fork import importing
@@ -40,6 +43,13 @@ async def show(total: int, settled: Callable[[], int]) -> None:
         while True:
             await anyio.sleep(LINE_EVERY - (time.monotonic() - begun) % LINE_EVERY)
             logger.warning("still flushing after %.0f s: %d of %d entries", time.monotonic() - begun, settled(), total)
+    with suppress(Exception):  # tqdm's, or the terminal's
+        await _draw(total, settled)
+
+
+async def _draw(total: int, settled: Callable[[], int]) -> None:
+    import anyio
+
     bar = _bar(total)
     try:
         while True:
@@ -53,11 +63,21 @@ async def show(total: int, settled: Callable[[], int]) -> None:
 def _draws() -> bool:
     if "ipykernel" in sys.modules:
         return True
-    return sys.stderr is not None and sys.stderr.isatty()
+    try:
+        return sys.stderr.isatty()
+    except (AttributeError, ValueError):  # None, or closed
+        return False
 
 
 def _bar(total: int) -> Any:
     with importing(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tqdm's own, of a notebook without widgets: it draws text there
         from tqdm.auto import tqdm
-    return tqdm(total=total, desc="runqueue: flushing", unit=" entries", leave=False, dynamic_ncols=True)
+
+    class Bar(tqdm):  # type: ignore[misc]
+        """Has no thread that watches it, as none can be started at exit, and a lock that no fork has left locked."""
+
+        monitor_interval = 0
+
+    Bar.set_lock(threading.RLock())
+    return Bar(total=total, desc="runqueue: flushing", unit=" entries", leave=False, dynamic_ncols=True)

@@ -7,7 +7,6 @@ What a call costs its caller is a copy of a dict, a look at its values' types, a
 
 from __future__ import annotations
 
-import logging
 import re
 import weakref
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,7 @@ from time import time_ns
 from typing import Any, ClassVar, Final
 
 from runqueue import _conversion as convert
+from runqueue import _say
 from runqueue._config import (
     Config,
     OnFailure,
@@ -43,8 +43,6 @@ _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]{0,255}")
 """Source: `mlflow.utils.validation._RUN_ID_REGEX`."""
 
 _PLAIN: Final = frozenset((float, int, bool))
-
-logger = logging.getLogger("runqueue")
 
 
 class Recorder(RunMaker):
@@ -74,8 +72,9 @@ class Recorder(RunMaker):
         progress: bool = True,
         proxies: bool = True,
     ) -> None:
-        config = Config(
-            tracking_uri=as_uri(tracking_uri),
+        made = _engine_of(
+            self._waits,
+            tracking_uri=tracking_uri,
             max_workers=max_workers,
             limits=limits,
             request_timeout=request_timeout,
@@ -93,13 +92,14 @@ class Recorder(RunMaker):
             progress=progress,
             proxies=proxies,
         )
-        uri = resolve_tracking_uri(config.tracking_uri)
-        check_uri(uri)
-        self._engine = Engine(config, uri, waits=self._waits)
+        del tracking_uri, token, headers  # what catches errors may show the locals of this frame
+        if isinstance(made, Exception):
+            raise made
+        self._engine = made
         self._lanes = self._engine.accumulator.lanes
         self._closed = False
         self._finalizer = weakref.finalize(self, self._engine.finalize)
-        self._finalizer.atexit = not config.streams  # those are flushed then, see `_exit`
+        self._finalizer.atexit = not made.config.streams  # those are flushed then, see `_exit`
 
     @property
     def tracking_uri(self) -> str:
@@ -118,6 +118,8 @@ class Recorder(RunMaker):
     def __repr__(self) -> str:
         counts = self._engine.accumulator.counts()
         state = "closed" if self._closed else "open"
+        if self._engine.config.streams:
+            state += " streaming"
         shown = " ".join(f"{name}={counts[name]}" for name in ("pending", "in_flight", "stored", "failed", "dropped"))
         return f"<{type(self).__name__} {self.tracking_uri} {state} {shown}>"
 
@@ -215,7 +217,7 @@ class Recorder(RunMaker):
         try:
             self.set_terminated(run_id, status)
         except RunqueueError as error:  # the client was closed inside of the block, say
-            logger.warning("the final status %s of run %s was not queued: %s", status, run_id, error)
+            _say.warning("the final status %s of run %s was not queued: %s", status, run_id, error)
         else:
             if raised:
                 self._engine.last_words.append(self._lane(run_id))
@@ -324,9 +326,8 @@ class Recorder(RunMaker):
         if not entries:
             return
         riding, others = convert.riding(entries)
-        if riding:
-            lane.append((TAG, riding, True))
-        if others:
+        dropped = lane.append((TAG, riding, True)) if riding else False
+        if others and not dropped:
             (lane.push if riding else lane.append)((TAG, others, False))
 
     def set_tag(self, run_id: RunId, key: str, value: Any) -> None:
@@ -411,6 +412,19 @@ class Recorder(RunMaker):
         self._closed = True
         self._lanes = {}  # so that the calls' fast way ends in `_lane` too
         return True
+
+
+def _engine_of(waits: bool, **settings: Any) -> Engine | Exception:
+    """The engine; or the error without its frames, which hold the URI, the token and the headers."""
+    try:
+        settings["tracking_uri"] = as_uri(settings["tracking_uri"])
+        config = Config(**settings)
+        uri = resolve_tracking_uri(config.tracking_uri)
+        check_uri(uri)
+        return Engine(config, uri, waits=waits)
+    except Exception as error:  # noqa: BLE001  raised by the caller
+        error.__cause__ = error.__context__ = None
+        return error.with_traceback(None)
 
 
 def _restored(face: type[Recorder], settings: dict[str, Any]) -> Recorder:

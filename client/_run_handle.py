@@ -1,8 +1,8 @@
 """
 A run with its log calls, and a block that ends it.
 
-Rules of this file: nothing is kept here but the run's id; every call goes to the client. The status that a block ends
-with is told by its exception alone.
+Rules of this file: nothing is kept here but the run's id, and who ends it; every call goes to the client. The status that
+a block ends with is told by its exception alone. A run is ended by the process that has made it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from runqueue import _environment as environment
+from runqueue import _fork
 from runqueue._run import PendingRunId, RunId
 from runqueue.errors import ConfigError
 
@@ -73,6 +74,16 @@ class Run:
         self._run_id = run_id
         self._experiment = experiment
         self._ends = ends
+        if ends:
+            _fork.register(self)
+
+    def after_fork(self) -> None:
+        """In a child: the end of the block there is not the end of the run."""
+        self._ends = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickled handle is one that was attached to the same run, by a client with the same settings."""
+        return (_attached, (self._client, self._run_id, self._experiment))
 
     @property
     def id(self) -> RunId:
@@ -163,6 +174,10 @@ class Run:
 
     def __repr__(self) -> str:
         return f"<Run {self._run_id if isinstance(self._run_id, str) else repr(self._run_id)}>"
+
+
+def _attached(client: Logs, run_id: RunId, experiment: tuple[str | None, str | None]) -> Run:
+    return Run(client, run_id, experiment=experiment, ends=False)
 
 
 class RunMaker:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import re
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -23,6 +24,8 @@ DELEGATED: Final = frozenset(("", "file", "sqlite", "postgresql", "mysql", "mssq
 """Schemes that MLflow's own stores take; `postgresql+psycopg` and the like count as what stands before the plus."""
 DATABRICKS: Final = frozenset(("databricks", "databricks-uc"))
 """Schemes of a workspace; each is a whole URI too."""
+_LIKE_A_SERVER: Final = re.compile(r"(?:.*@)?[A-Za-z0-9.-]+:\d+(?:/.*)?|https?:.*", re.DOTALL | re.IGNORECASE)
+"""What is a path by its form, and never by its writer's mind."""
 
 
 def check_uri(uri: str) -> None:
@@ -36,11 +39,18 @@ def check_uri(uri: str) -> None:
         scheme = _scheme(uri)
         parts = urlsplit(uri)
         host, _ = parts.hostname, None if scheme in DATABRICKS else parts.port
-    except ValueError as error:
-        raise ConfigError(f"the tracking URI {without_secrets(uri)!r} is none: {error}") from None
+    except ValueError:  # its words quote what may be a password's part
+        raise ConfigError(
+            f"the tracking URI {without_secrets(uri)!r} is none: its host or port cannot be read"
+        ) from None
     if scheme in ("http", "https"):
         if not host:
             raise ConfigError(f"the tracking URI {without_secrets(uri)!r} has no host")
+        if "@" in parts.path + parts.query + parts.fragment:  # else a part of the password would be where it leads
+            raise ConfigError(
+                "the tracking URI (not shown) has an @ behind its host: in a user or password, write / as %2F, ? as %3F"
+                " and # as %23; in a path, @ as %40"
+            )
         if scheme == "https":
             _tls.check()
         _plugins.check()
@@ -52,6 +62,11 @@ def check_uri(uri: str) -> None:
         raise ConfigError(
             f"no store is known for the tracking URI {without_secrets(uri)!r}: its scheme is neither http(s), one of"
             " MLflow's databases, a path, nor that of an installed mlflow plugin"
+        )
+    if not scheme and _LIKE_A_SERVER.fullmatch(uri) and not os.path.exists(uri):
+        raise ConfigError(
+            f"the tracking URI {without_secrets(uri)!r} counts as a path; the URI of a server begins with http:// or"
+            " https://"
         )
     missing = [name for name in ("mlflow", "sqlalchemy") if importlib.util.find_spec(name) is None]
     if missing:
@@ -68,7 +83,22 @@ def check_uri(uri: str) -> None:
 
 
 def make_store(config: Config, uri: str, traffic: Traffic) -> Store:
-    """The store of a URI that `check_uri` let pass. In the engine's thread: it imports what the store needs."""
+    """
+    The store of a URI that `check_uri` let pass. In the engine's thread: it imports what the store needs.
+
+    Raises:
+        ConfigError: Only now it shows that there can be none; without the frames it came through, which hold the URI.
+    """
+    try:
+        return _made(config, uri, traffic)
+    except ConfigError as error:
+        failure = error.with_traceback(None)
+    failure.__cause__ = failure.__context__ = None
+    del uri
+    raise failure
+
+
+def _made(config: Config, uri: str, traffic: Traffic) -> Store:
     if _scheme(uri) in ("http", "https"):
         from runqueue._http_store import HttpStore
 

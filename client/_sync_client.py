@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from runqueue import _say
 from runqueue._config import seconds
 from runqueue._operations import RunOperations
 from runqueue._recorder import Recorder
@@ -15,8 +15,6 @@ from runqueue._run import RunId
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-logger = logging.getLogger("runqueue")
 
 
 class Client(Recorder):
@@ -98,19 +96,22 @@ class Client(Recorder):
             operations = self._begin_end(timeout)
             operations.await_completion()
         finally:
-            lost = self._engine.stop(failed=True)
-            if lost and (operations is None or operations.report is None):
-                logger.warning("the client was closed before its last flush ended: %d entries were not sent", lost)
+            self._engine.say_lost(self._engine.stop(failed=True), operations)
 
     def _discard(self) -> None:
         """End without sending, but for the final status of runs whose block has just ended; say what is lost."""
-        if self._shut():
-            if self._engine.last_words:
+        if not self._shut():
+            return
+        lost = 0
+        try:
+            last = self._engine.say_last()
+            if last is not None:
                 with suppress(CancelledError):
-                    self._engine.say_last().result()
-            lost = self._engine.stop(failed=False)
+                    lost = last.result()
+        finally:
+            lost += self._engine.stop(failed=False)
             if lost:
-                logger.warning("the block ended by an exception: %d queued entries were not sent", lost)
+                _say.warning("the block ended by an exception: %d queued entries were not sent", lost)
 
     def __enter__(self) -> Self:
         return self
@@ -126,7 +127,7 @@ class Client(Recorder):
             try:
                 self.close(None if clean_exit(exc) else self._engine.config.exit_timeout)
             except Exception as error:  # the script ends as it wanted to
-                logger.error("%s", error)
+                _say.error("%s", error)
 
 
 def clean_exit(exc: BaseException) -> bool:

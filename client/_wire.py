@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Final
 
@@ -26,8 +26,9 @@ import attrs
 import orjson
 
 from runqueue._entities import Entry, EntryKind
+from runqueue._points import INT64, NOT_FINITE, PLAIN_TAIL, Points, is_numeric
 from runqueue._run import RunId
-from runqueue.queueing import Batch, Fragments, Joined, Limits, Record, RejectedError
+from runqueue.queueing import Batch, Encoding, Fragments, Joined, Limits, Record, RejectedError
 from runqueue.queueing._batch import DATASET, METRIC, PARAM, RUN, STATUS, TAG
 
 MLFLOW_LIMITS: Final = Limits(metrics=1_000, params=100, tags=100, entities=1_000, datasets=1_000, bytes=1_000_000)
@@ -70,14 +71,6 @@ _ENTRY_KINDS: Final[dict[int, EntryKind]] = {
     DATASET: "dataset",
     STATUS: "run",
 }
-
-_PLAIN: Final = frozenset((float, int, bool))
-_INT64: Final = 2**63
-_NOT_FINITE: Final = {"nan": b'"NaN"', "inf": b'"Infinity"', "-inf": b'"-Infinity"'}
-_CACHE_BYTES: Final = 8_000_000
-"""About what templates may take; keys that are new in every call would fill the memory."""
-_TAIL: Final = b"\0"
-"""Stands in a template for what all metrics of a record end with; JSON never holds this byte."""
 
 _SAFE_TAG: Final = re.compile(r"[A-Za-z0-9_.\-: ]+(/[A-Za-z0-9_.\-: ]+)*")
 
@@ -126,17 +119,16 @@ class Encoder:
     """
     Turns records into fragments.
 
-    `cut` counts the keys and values that were shortened. The only other state is a cache of templates: training loops
-    log the same keys at every step.
+    `cut` counts the keys and values that were shortened. The only other state is a cache, see `_points`.
     """
 
     def __init__(self) -> None:
         self.cut = 0
-        self._templates: dict[tuple[str, ...], bytes] = {}
-        self._cached = 0
-
-    def encode(self, record: Record, memory: dict[Any, Any]) -> Fragments:
+        self._points = Points(_safe_metric_head, _metric_tail)
+        self.encode = Encoding(self._one, self._many)
         """See `runqueue.queueing.Encode`; `memory` keeps which keys were cut to what."""
+
+    def _one(self, record: Record, memory: dict[Any, Any]) -> Fragments:
         kind = record[0]
         if kind == METRIC:
             return self._metrics(record, memory)
@@ -151,59 +143,36 @@ class Encoder:
     # -- metrics -----------------------------------------------------------------------------------------------------
 
     def _metrics(self, record: Record, memory: dict[Any, Any]) -> Fragments:
+        made = self._many((record,), memory)
+        if made is not None:
+            joined, (tail,) = made
+            return Joined(joined, len(record[1]), tail), None
         _, entries, timestamp, step, model_id, dataset = record
         try:
             tail = _metric_tail(timestamp, step, model_id, dataset)
         except RejectedError as error:
             return [b""] * len(entries), dict.fromkeys(range(len(entries)), error)
-        if not memory:
-            try:
-                return self._metrics_at_once(entries, tail), None
-            except (KeyError, TypeError, OverflowError):
-                pass  # a key that is new, or a value that wants a closer look
         return self._metrics_one_by_one(entries, tail, memory)
 
-    def _metrics_at_once(self, entries: dict[str, Any], tail: bytes) -> Joined:
-        """
-        Raises:
-            KeyError: These keys were not seen together yet.
-            TypeError: A value is no plain number, or not finite.
-            OverflowError: An int is too large for a float.
-        """
-        values = entries.values()
-        template = self._templates[tuple(entries)]
-        if not _PLAIN.issuperset(map(type, values)):
-            raise TypeError
-        # One call formats all values, one sets them in; no other way from floats to JSON is nearly as fast.
-        numbers = orjson.dumps([*map(float, values)])
-        if b"n" in numbers:  # null, for what is not finite
-            raise TypeError
-        filled = template % tuple(numbers[1:-1].split(b","))
-        return Joined(filled.replace(_TAIL, tail), len(entries), tail)
+    def _many(self, records: Sequence[Record], memory: dict[Any, Any]) -> tuple[bytes, list[bytes]] | None:
+        if memory:  # a key that was cut may be meant
+            return None
+        try:
+            return self._points.encode(records)
+        except Exception:  # RejectedError, and whatever a foreign __float__ raises
+            return None
 
     def _metrics_one_by_one(self, entries: dict[Any, Any], tail: bytes, memory: dict[Any, Any]) -> Fragments:
-        """The same with a closer look at each entry, and a template for the next time."""
-        prefixes: list[bytes] = []
+        """The same with a closer look at each entry."""
         pieces: list[bytes] = []
         faults: dict[int, Exception] = {}
         for at, (key, value) in enumerate(entries.items()):
             try:
-                prefixes.append(b'{"key":' + _json_text(self._key(METRIC, key, memory), "key") + b',"value":')
-                pieces.append(prefixes[-1] + _number(value) + tail)
+                pieces.append(_metric_head(self._key(METRIC, key, memory)) + _number(value) + tail)
             except RejectedError as error:
                 pieces.append(b"")
                 faults[at] = error
-        if not faults and not memory:  # no key was cut
-            self._keep_template(tuple(entries), prefixes)
         return pieces, faults or None
-
-    def _keep_template(self, keys: tuple[str, ...], prefixes: list[bytes]) -> None:
-        template = b",".join(each.replace(b"%", b"%%") + b"%b" + _TAIL for each in prefixes)
-        self._cached += 3 * len(template) + 100  # with the keys as text, and Python's own overhead
-        if self._cached > _CACHE_BYTES:
-            self._templates.clear()
-            self._cached = 3 * len(template) + 100
-        self._templates[keys] = template
 
     # -- params, tags ------------------------------------------------------------------------------------------------
 
@@ -228,11 +197,11 @@ class Encoder:
         """
         if not isinstance(key, str):
             raise RejectedError(f"a key is text, not {type(key).__name__}")
-        cuttable = len(key) == MAX_KEY and key.endswith("...")  # it may be what another key is cut to
-        if len(key) <= MAX_KEY and not memory and not cuttable:
+        doubtful = _cuttable(key)
+        if not doubtful and not memory:
             return key
         short = self._shortened(key, MAX_KEY, f"the key {key[:40]!r}...")
-        if (short is not key or cuttable or (kind, short) in memory) and memory.setdefault((kind, short), key) != key:
+        if (short is not key or doubtful or (kind, short) in memory) and memory.setdefault((kind, short), key) != key:
             raise RejectedError(f"the key has {len(key)} characters, and is the same as another when cut to {MAX_KEY}")
         return short
 
@@ -265,17 +234,30 @@ class Encoder:
 
 def is_number(value: object) -> bool:
     """Whether `float()` would convert the value, and not read it as text: it also reads whatever has a buffer."""
-    kind = type(value)
-    if issubclass(kind, (str, bytes)):  # numpy's have __float__ too
-        return False
-    return hasattr(kind, "__float__") or hasattr(kind, "__index__")
+    return is_numeric(type(value))
+
+
+def _metric_head(key: str) -> bytes:
+    return b'{"key":' + _json_text(key, "key") + b',"value":'
+
+
+def _cuttable(key: str) -> bool:
+    """Whether the key is cut, or may be what another key is cut to."""
+    return len(key) > MAX_KEY or (len(key) == MAX_KEY and key.endswith("..."))
+
+
+def _safe_metric_head(key: Any) -> bytes:
+    """Of a key that can be sent as it is, whatever other keys there are."""
+    if not isinstance(key, str) or _cuttable(key):
+        raise RejectedError("the key wants a closer look")
+    return _metric_head(key)
 
 
 def _metric_tail(timestamp: Any, step: Any, model_id: str | None, dataset: tuple[str, str] | None) -> bytes:
-    if not (timestamp.__class__ is step.__class__ is int and 0 <= timestamp < _INT64 and -_INT64 <= step < _INT64):
+    if not (timestamp.__class__ is step.__class__ is int and 0 <= timestamp < INT64 and -INT64 <= step < INT64):
         timestamp, step = _whole(timestamp, "timestamp", 0), _whole(step, "step")
     if model_id is None and dataset is None:
-        return b',"timestamp":%d,"step":%d}' % (timestamp, step)
+        return PLAIN_TAIL % (timestamp, step)
     more = b',"timestamp":%d,"step":%d' % (timestamp, step)
     if model_id is not None:
         more += b',"model_id":' + _json_text(model_id, "model_id")
@@ -288,7 +270,7 @@ def _metric_tail(timestamp: Any, step: Any, model_id: str | None, dataset: tuple
 def _whole(value: Any, name: str, least: int = -(2**63)) -> int:
     if isinstance(value, Unfit):
         raise RejectedError(value.reason)
-    if not -_INT64 <= value < _INT64:
+    if not -INT64 <= value < INT64:
         raise RejectedError(f"{name} {_shown(value)} does not fit into 64 bits")
     if value < least:
         raise RejectedError(f"{name} {value} is negative")
@@ -307,7 +289,7 @@ def _number(value: Any) -> bytes:
         number = float(value)
     except Exception as error:  # whatever a foreign __float__ raises concerns this entry alone
         raise RejectedError(f"{_shown(value)} cannot be converted to a float: {error}") from None
-    return _NOT_FINITE.get(repr(number)) or orjson.dumps(number)
+    return NOT_FINITE.get(repr(number)) or orjson.dumps(number)
 
 
 def _text(value: Any) -> str:
@@ -365,9 +347,11 @@ def log_inputs_body(run_id: str, batch: Batch) -> bytes:
 
 
 def _body(run_id: str, names: Iterable[tuple[bytes, int]], batch: Batch) -> bytes:
-    parts = [b'{"run_id":' + orjson.dumps(run_id)]
-    parts += [b',"' + name + b'":[' + batch.joined(kind) + b"]" for name, kind in names if kind in batch.groups]
-    return b"".join(parts) + b"}"
+    parts = [b'{"run_id":', orjson.dumps(run_id)]
+    for name, kind in names:
+        if kind in batch.groups:
+            parts += (b',"', name, b'":[', batch.joined(kind), b"]")
+    return b"".join([*parts, b"}"])  # one copy of what may be a megabyte
 
 
 def status_body(run_id: str, record: Record) -> bytes:

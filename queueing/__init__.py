@@ -10,10 +10,7 @@ a record into fragments, and `deliver`, which stores a batch. It runs on asyncio
 from runqueue.queueing._accumulator import Accumulator as Accumulator
 from runqueue.queueing._batch import Batch as Batch
 from runqueue.queueing._batch import Bounds as Bounds
-from runqueue.queueing._batch import Joined as Joined
 from runqueue.queueing._batch import Limits as Limits
-from runqueue.queueing._batch import Record as Record
-from runqueue.queueing._batch import Slice as Slice
 from runqueue.queueing._errors import ClosedError as ClosedError
 from runqueue.queueing._errors import ConfigError as ConfigError
 from runqueue.queueing._errors import QueueFullError as QueueFullError
@@ -22,8 +19,12 @@ from runqueue.queueing._errors import RunqueueError as RunqueueError
 from runqueue.queueing._errors import Scope as Scope
 from runqueue.queueing._errors import StoreError as StoreError
 from runqueue.queueing._gate import Encode as Encode
+from runqueue.queueing._gate import Encoding as Encoding
 from runqueue.queueing._gate import Fragments as Fragments
 from runqueue.queueing._lane import Lane as Lane
+from runqueue.queueing._part import Joined as Joined
+from runqueue.queueing._part import Record as Record
+from runqueue.queueing._part import Slice as Slice
 from runqueue.queueing._report import Failure as Failure
 from runqueue.queueing._report import Ledger as Ledger
 from runqueue.queueing._report import Report as Report

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from runqueue.queueing._batch import Slice
+from runqueue.queueing._part import Part
 from runqueue.queueing._report import Failure, Ledger
 
 
@@ -51,13 +51,14 @@ class Account:
         self.ledger.stored += count
         self.settled += count
 
-    def fail(self, part: Slice, error: Exception, serial: int) -> None:
+    def fail(self, part: Part, error: Exception, serial: int) -> None:
         """These entries, of the window `serial`, have failed for good."""
         error.__traceback__ = None  # its frames hold the request, and reports are kept
-        failure = Failure(self.run, part.record, part.start, part.stop, error, final=True, serial=serial)
-        self._failures.append(failure)
+        for record, start, stop in part.stretches():
+            failure = Failure(self.run, record, start, stop, error, final=True, serial=serial)
+            self._failures.append(failure)
+            self.ledger.log.add(failure)
         self.ledger.failed += part.weight
-        self.ledger.log.add(failure)
         self.settled += part.weight
 
     def drop(self, count: int) -> None:

@@ -12,22 +12,21 @@ A **record** is one queued call, a plain tuple whose first two items are the eng
     DATASET  (value, ...)
     STATUS   ()                  ends the run; has one fragment and counts as no entry
 
-A **fragment** is the encoded bytes of one entry. A [Slice][] is a stretch of one record with its fragments; a
-[Batch][] is made of slices. Nothing is kept per entry but its fragment.
+A [Batch][] is made of the parts of `_part`: slices, and packs of whole records.
 
-Rules of this file: no clock, no socket, no thread, no await. Sizes count one byte more than each fragment, for the
-comma that parts it from the next.
+Rules of this file: no clock, no socket, no thread, no await.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from typing import Any, Final, TypeAlias
 
 import attrs
 
-from runqueue.queueing._errors import ConfigError, RunqueueError
+from runqueue.queueing import _part
+from runqueue.queueing._errors import ConfigError
+from runqueue.queueing._part import Pack, Part, Slice
 
 RUN: Final = 0
 PARAM: Final = 1
@@ -37,7 +36,7 @@ DATASET: Final = 4
 STATUS: Final = 5
 KINDS: Final = 6
 
-Record: TypeAlias = tuple[Any, ...]
+Record: TypeAlias = _part.Record
 
 STAGES: Final = ((RUN,), (PARAM, TAG, METRIC), (DATASET,), (STATUS,))
 """The order inside one window; the kinds of one stage share a batch."""
@@ -158,116 +157,9 @@ def must_take(queued: Sequence[int], caps: Sequence[int], entities: int) -> list
     return [max(0, have - (n - 1) * cap) for have, cap in zip(queued, caps, strict=True)]
 
 
-class JoinError(RunqueueError):
-    """Raised where fragments that an encoder has joined do not come apart: a defect of the encoder."""
-
-
-class Joined:
-    """
-    Fragments of one record that were made in one go, joined by commas already. They are cut apart only where a batch
-    ends in the middle of the record, or is halved; most never are.
-
-    Args:
-        joined: The fragments.
-        count: How many.
-        tail: What each of them ends with, and nothing else in them holds.
-    """
-
-    __slots__ = ("count", "joined", "tail")
-
-    def __init__(self, joined: bytes, count: int, tail: bytes) -> None:
-        self.joined = joined
-        self.count = count
-        self.tail = tail
-
-    def cut(self) -> list[bytes]:
-        """
-        One piece an entry.
-
-        Raises:
-            JoinError: The tail stands elsewhere too.
-        """
-        tail = self.tail
-        pieces = [piece + tail for piece in self.joined.split(tail + b",")]
-        pieces[-1] = pieces[-1].removesuffix(tail)
-        if len(pieces) != self.count:
-            raise JoinError(f"{self.count} fragments that came joined come apart as {len(pieces)}")
-        return pieces
-
-
-class Slice:
-    """A stretch of one record, with the fragments of its entries."""
-
-    __slots__ = ("_pieces", "count", "joined", "record", "size", "start")
-
-    def __init__(self, record: Record, start: int, pieces: list[bytes] | Joined) -> None:
-        self.record = record
-        self.start = start
-        self._pieces = pieces
-        if isinstance(pieces, Joined):
-            self.count = pieces.count
-            self.joined = pieces.joined
-        else:
-            self.count = len(pieces)
-            self.joined = b",".join(pieces)
-        self.size = len(self.joined) + 1
-
-    @property
-    def pieces(self) -> list[bytes]:
-        if isinstance(self._pieces, Joined):
-            self._pieces = self._pieces.cut()
-        return self._pieces
-
-    @property
-    def kind(self) -> int:
-        return int(self.record[0])
-
-    @property
-    def stop(self) -> int:
-        return self.start + self.count
-
-    @property
-    def weight(self) -> int:
-        return 0 if self.record[0] == STATUS else self.count
-
-    def split(self, count: int) -> tuple[Slice, Slice]:
-        """The first `count` entries, and the others."""
-        return self.stretch(0, count), self.stretch(count, self.count)
-
-    def fitting(self, count: int, size: int) -> int:
-        """How many of the first entries fit into a room of `count` entries and `size` bytes."""
-        if self.count <= count and self.size <= size:
-            return self.count
-        if not count or size <= 0:
-            return 0
-        fits = 0
-        for piece in self.pieces[:count]:
-            size -= len(piece) + 1
-            if size < 0:
-                break
-            fits += 1
-        return fits
-
-    def keys(self) -> list[Any]:
-        """The key of each entry."""
-        return list(islice(self.record[1], self.start, self.stop))
-
-    def stretch(self, start: int, stop: int) -> Slice:
-        """The entries from `start` to before `stop`, counted within this slice."""
-        return Slice(self.record, self.start + start, self.pieces[start:stop])
-
-    def keyed(self) -> Iterator[tuple[Any, Slice]]:
-        """Each entry's key with the slice that holds this entry alone."""
-        for at, key in enumerate(self.keys()):
-            yield key, self.stretch(at, at + 1)
-
-    def __repr__(self) -> str:
-        return f"<Slice kind={self.kind} {self.start}:{self.stop} bytes={self.size}>"
-
-
 class Batch:
     """
-    What goes into one request: slices of one stage, by kind.
+    What goes into one request: parts of one stage, by kind.
 
     The other fields serve the search for bad entries (`_returned`): `rejections` counts the answers that will pass for a rejection
     when there are more of them; `sibling` is the other half of what was rejected, to be tried after this one; `suspect`
@@ -283,26 +175,26 @@ class Batch:
         self.sibling: Batch | None = None
         self.suspect = False
         self.regroup = True
-        self.groups: dict[int, list[Slice]] = {}
+        self.groups: dict[int, list[Part]] = {}
         self.count = 0
         self.size = 0
         self.weight = 0
 
     @classmethod
-    def of(cls, serial: int, slices: Iterable[Slice]) -> Batch:
+    def of(cls, serial: int, parts: Iterable[Part]) -> Batch:
         batch = cls(serial)
-        for part in slices:
+        for part in parts:
             batch.add(part)
         return batch
 
-    def with_slices(self, slices: Iterable[Slice]) -> Batch:
+    def with_parts(self, parts: Iterable[Part]) -> Batch:
         """Another content in the same place of the search."""
-        batch = Batch.of(self.serial, slices)
+        batch = Batch.of(self.serial, parts)
         batch.rejections, batch.sibling = self.rejections, self.sibling
         batch.suspect, batch.regroup = self.suspect, self.regroup
         return batch
 
-    def add(self, part: Slice) -> None:
+    def add(self, part: Part) -> None:
         kind = part.record[0]
         group = self.groups.get(kind)
         if group is None:
@@ -319,13 +211,30 @@ class Batch:
         """Whether this batch creates the run."""
         return RUN in self.groups
 
-    def slices(self) -> Iterator[Slice]:
+    def parts(self) -> Iterator[Part]:
         for kind in sorted(self.groups):
             yield from self.groups[kind]
 
+    def slices(self) -> Iterator[Slice]:
+        """
+        The parts, with packs taken apart.
+
+        Raises:
+            JoinError: One does not come apart.
+        """
+        for kind in sorted(self.groups):
+            yield from self.slices_of(kind)
+
+    def slices_of(self, kind: int) -> Iterator[Slice]:
+        for part in self.groups.get(kind, ()):
+            if isinstance(part, Pack):
+                yield from part.slices()
+            else:
+                yield part
+
     def pieces(self, kind: int) -> Iterator[bytes]:
         """The fragments of one kind, in order, one by one."""
-        for part in self.groups.get(kind, ()):
+        for part in self.slices_of(kind):
             yield from part.pieces
 
     def joined(self, kind: int) -> bytes:
@@ -334,21 +243,32 @@ class Batch:
 
     def records(self, kind: int) -> Iterator[Record]:
         """The records that this batch holds entries of."""
-        return (part.record for part in self.groups.get(kind, ()))
+        return (record for part in self.groups.get(kind, ()) for record, _, _ in part.stretches())
 
     def halves(self) -> tuple[Batch, Batch]:
-        """The batch in two, its order kept; both hold at least one entry where it has two."""
-        first, second, left = Batch(self.serial), Batch(self.serial), self.count // 2
-        for part in self.slices():
-            if left >= part.count:
-                first.add(part)
-            elif left > 0:
-                head, tail = part.split(left)
-                first.add(head)
-                second.add(tail)
-            else:
-                second.add(part)
-            left = max(0, left - part.count)
+        """
+        The batch in two, its order kept; both hold at least one entry where it has two.
+
+        Raises:
+            JoinError: It does not come apart.
+        """
+        first, second = Batch(self.serial), Batch(self.serial)
+
+        def share(parts: Iterable[Part], left: int) -> None:
+            for part in parts:
+                if left >= part.count:
+                    first.add(part)
+                elif left <= 0:
+                    second.add(part)
+                elif isinstance(part, Pack):
+                    share(part.slices(), left)
+                else:
+                    head, tail = part.split(left)
+                    first.add(head)
+                    second.add(tail)
+                left -= part.count
+
+        share(self.parts(), self.count // 2)
         first.sibling = second
         first.regroup = second.regroup = self.regroup
         return first, second

@@ -6,7 +6,8 @@ The way of a record into its lane where a client streams or bounds what is pendi
 
 Rules of this file: the usual call reads and adds two numbers and appends; no lock, no object. The engine's thread alone
 moves the marks. `taken` is added to by any thread without a lock: CPython switches threads between calls and at
-backward jumps, never between the reading and the writing of one such statement.
+backward jumps, never between the reading and the writing of one such statement, nor between a comparison and the
+statement after it. A bell is rung after its record is in the inbox, never before.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import attrs
 
 from runqueue.queueing._batch import RUN, Record, weight
-from runqueue.queueing._errors import QueueFullError
+from runqueue.queueing._errors import ClosedError, QueueFullError
 from runqueue.queueing._report import Ledger
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class Intake:
     """`taken` up to which a call has nothing to think about; below 0 at first, so that the first call rings."""
     bells: list[Lane] = attrs.field(factory=list)
     """Lanes that have as much as fills a batch."""
+    crowded: bool = False
+    """Whether a call found no room; until the engine has seen to it."""
     dropped: dict[object, int] = attrs.field(factory=dict)
     """Entries that were not taken, by run, until somebody has said so."""
     _rung: bool = False
@@ -72,22 +75,28 @@ class Intake:
         """Stand before this lane's inbox."""
         append = lane.inbox.append
 
-        def take(record: Record) -> None:
+        def take(record: Record) -> bool:
             count = len(record[1])
-            if self.taken + count > self.mark and not self.admit(lane, record):
-                return
-            self.taken += count
+            rings = self.taken + count > self.mark
+            if not rings:
+                self.taken += count
+            elif not self.admit(lane, record):
+                return True
             lane.fresh += count
             append(record)
             if lane.fresh >= self.full and not lane.rung:
-                lane.rung = True
+                rings = lane.rung = True
                 self.bells.append(lane)
+            if rings:
                 self._call()
+            return False
 
         def push(record: Record) -> None:
             self.taken += len(record[1])
             lane.fresh += len(record[1])
             append(record)
+            if self.taken > self.mark:
+                self._call()
 
         lane.append, lane.push = take, push
 
@@ -95,30 +104,38 @@ class Intake:
 
     def admit(self, lane: Lane, record: Record) -> bool:
         """
-        Whether the record may be appended, now or after a wait.
+        Whether the record may be appended, now or after a wait; it is counted in then.
 
         Raises:
             QueueFullError: It may not, and `on_full` says to raise.
+            ClosedError: The client was closed while the call waited.
         """
         count = weight(record)
-        if self._fits(count):
-            self._call()
+        if self._enter(count):
             return True
-        if not count or self.exempt():
-            return True  # a final status counts nothing; the engine's own thread would wait for itself
-        self._call()
-        if self.on_full == "drop" and record[0] == RUN:
-            return True  # without it, nothing of its run could ever be stored
-        if self.on_full == "block" and self.drains() and self._wait(count):
-            return True
-        if self.on_full == "drop" or (self.on_full == "block" and self.lenient and self.drains()):
-            self._drop(lane, count)
-            return False
-        raise QueueFullError(self._words(count))
+        if count and not self.exempt():  # a final status counts nothing; the engine's own thread would wait for itself
+            self._complain()
+            drops = self.on_full == "drop"
+            if self.on_full == "block" and self.drains():
+                if self._wait(count):
+                    return True
+                drops = self.lenient
+            if not drops:
+                raise QueueFullError(self._words(count))
+            if record[0] != RUN:  # without it, nothing of its run could ever be stored
+                self._drop(lane, count)
+                return False
+        self.taken += count
+        return True
 
-    def _fits(self, count: int) -> bool:
-        # A record larger than the bound would never fit; it may pass when nothing else is there.
-        return self.pending + count <= self.max_pending or self.pending <= 0
+    def _enter(self, count: int) -> bool:
+        """Count the entries in if there is room. One larger than the bound may pass when nothing else is there."""
+        released = self.ledger.released
+        # No call from here on, so that no other thread gets in between the look and the addition.
+        if self.taken + count <= released + self.max_pending or self.taken <= released:
+            self.taken += count
+            return True
+        return False
 
     @property
     def pending(self) -> int:
@@ -129,15 +146,24 @@ class Intake:
         """Whether there was room in time."""
         begin = time.monotonic()
         with self._room:
-            while not self._fits(count):
+            while True:
+                if not self.drains():  # first: its end makes room, and nobody would send what came in by that
+                    raise ClosedError("the client was closed while this call waited for room")
+                if self._enter(count):
+                    return True
                 if self._since is None:
                     self._since = time.monotonic()
                 left = min(self._since, begin) + self.block_timeout - time.monotonic()
-                if self._spent or left <= 0 or not self.drains():
+                if self._spent or left <= 0:
                     self._spent = True  # one budget for each time it is full: the next calls do not wait either
                     return False
+                self._complain()
                 self._room.wait(min(left, _LOOK))
-            return True
+
+    def _complain(self) -> None:
+        """Tell the engine that somebody finds no room."""
+        self.crowded = True
+        self._call()
 
     def _drop(self, lane: Lane, count: int) -> None:
         with self._room:
@@ -164,12 +190,20 @@ class Intake:
     # -- the engine's thread -------------------------------------------------------------------------------------------
 
     def answer(self) -> list[Lane]:
-        """The bell was heard: the lanes it was rung for. From now on it can be rung again."""
+        """The bell was heard: the lanes it was rung for. From now on others can ring again; these after `rearm`."""
         self._rung = self._resting = False
         lanes, self.bells = self.bells, []
-        for lane in lanes:
-            lane.rung = False
         return lanes
+
+    def rearm(self, lanes: list[Lane]) -> list[Lane]:
+        """Let lanes ring again; those that hold a full batch still are given back, and do not ring."""
+        full: list[Lane] = []
+        for lane in lanes:
+            lane.rung = False  # before the look: whoever adds a record after it finds that it may ring
+            if lane.fresh >= self.full:
+                lane.rung = True
+                full.append(lane)
+        return full
 
     def settle(self) -> None:
         """Entries may have been settled: move the bound, and wake who waits for room."""

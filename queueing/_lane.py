@@ -19,9 +19,10 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 
 from runqueue.queueing._account import Account
-from runqueue.queueing._batch import TAG, Batch, Bounds, JoinError, Record, Slice, weight
+from runqueue.queueing._batch import TAG, Batch, Bounds, Record, weight
 from runqueue.queueing._errors import Scope, StoreError
 from runqueue.queueing._gate import Encode, Gate
+from runqueue.queueing._part import JoinError, Slice
 from runqueue.queueing._report import Failure, Ledger
 from runqueue.queueing._returned import Returned
 from runqueue.queueing._window import Window
@@ -44,8 +45,8 @@ class Lane:
     ) -> None:
         self.run = run
         self.inbox: deque[Record] = deque()
-        self.append: Callable[[Record], None] = self.inbox.append
-        """How a record gets into the inbox; where the client is bounded, it may wait, raise, or drop the record."""
+        self.append: Callable[[Record], bool | None] = self.inbox.append
+        """How a record gets into the inbox; where the client is bounded, it may wait, raise, or drop it: then True."""
         self.push: Callable[[Record], None] = self.inbox.append
         """The same for what belongs to a record that was let in: it is let in too."""
         self.ended = False  # whether a final status was asked for
@@ -98,7 +99,9 @@ class Lane:
                 entries = sum(window.put(self.inbox.popleft()) for _ in range(count))
                 self._account.deal(entries)
             self.fresh -= entries
-        self._open = tick
+            self._open = tick
+        else:
+            self._open = self._open and tick  # what a flush has closed stays so
 
     def deal_batches(self, size: int) -> None:
         """Deal, for a tick, no more than what fills batches of so many entries; the rest waits for company."""
@@ -260,11 +263,11 @@ class Lane:
         """Whether nothing of this run can be sent unless somebody flushes: it, or a run above it, was refused."""
         return self.refused or (not self.opened and self.parent is not None and self.parent.doomed)
 
-    def keep_only(self, kind: int) -> int:
-        """Give up what is queued, in no request, and not of this kind; the number of entries."""
+    def keep_only(self, *kinds: int) -> int:
+        """Give up what is queued, in no request, and not of these kinds; the number of entries."""
         self.deal(tick=True)
-        kept = [item for window in self._windows for item in window.queues[kind]]
-        if not any(kind in batch.groups for batch in self._returned):
+        kept = [item for window in self._windows for kind in kinds for item in window.queues[kind]]
+        if not any(kind in batch.groups for batch in self._returned for kind in kinds):
             self._returned.clear()
         self._windows.clear()
         self._windows.append(Window(self.dealt))

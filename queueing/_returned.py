@@ -71,7 +71,7 @@ class Returned:
     def isolated(self, batch: Batch) -> None:
         """The batch of one entry was rejected: the entry stands alone."""
         if batch.regroup and len(self._stack) > 1:
-            joined = Batch.of(batch.serial, (part for untried in self for part in untried.slices()))
+            joined = Batch.of(batch.serial, (part for untried in self for part in untried.parts()))
             joined.regroup = False
             self._stack = [joined]
 

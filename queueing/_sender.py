@@ -34,7 +34,7 @@ import attrs
 from anyio.abc import TaskGroup
 
 from runqueue.queueing._accumulator import Accumulator
-from runqueue.queueing._batch import Batch, Bounds, Record
+from runqueue.queueing._batch import METRIC, Batch, Bounds, Record
 from runqueue.queueing._errors import Scope, StoreError
 from runqueue.queueing._flush import Flush, HaltedError
 from runqueue.queueing._lane import Lane
@@ -218,25 +218,39 @@ class Sender:
         if not self.outage.may_probe(anyio.current_time()):
             return
         for lane in self.accumulator.busy() if full is None else full:
-            if lane.refused:
+            if lane.doomed:
                 continue
             for parent in _unopened_parents(lane):
-                parent.deal(most=1, tick=True)
+                if not parent.dealt:  # what comes first is its creation, and nothing else of it is wanted here
+                    parent.deal(most=1, tick=True)
                 self._go_on(parent)
             if full is None:
                 lane.deal(tick=True)
             else:
-                lane.deal_batches(self.bounds.entities)
+                lane.deal_batches(self.bounds.room(METRIC))
             self._go_on(lane)
 
+    @property
+    def busy(self) -> bool:
+        """Whether anything is being sent, or waits to be sent again."""
+        return bool(self._pumps)
+
+    def moved(self) -> None:
+        """Entries may have been settled: tell whoever waits for that."""
+        if self.accumulator.intake is not None:
+            self.accumulator.intake.settle()
+        if self._moved is not None:
+            self._moved.set()
+            self._moved = None
+
     async def progress(self) -> None:
-        """Wait until some request has ended."""
+        """Wait until some entry may have been settled."""
         if self._moved is None:
             self._moved = anyio.Event()
         await self._moved.wait()
 
     def _go_on(self, lane: Lane) -> None:
-        if not lane.idle and not lane.refused:
+        if not lane.idle:
             self._start(lane)
 
     # -- pumps -------------------------------------------------------------------------------------------------------
@@ -395,11 +409,7 @@ class Sender:
             pump.wake()
 
     def _progress(self, lane: Lane, *, ended: bool) -> None:
-        if self.accumulator.intake is not None:
-            self.accumulator.intake.settle()
-        if self._moved is not None:
-            self._moved.set()
-            self._moved = None
+        self.moved()
         for flush in self._flushes:
             if lane in flush.open:
                 flush.progress(lane, ended=ended)

@@ -3,6 +3,7 @@ The ticks of a client that streams: everything that waits is sent once an interv
 
     nothing queued  ->  asleep, until the first record rings
     something is    ->  a tick at the end of each interval; in between, a lane that has filled a batch rings for itself
+    no room         ->  a tick at once if nothing is being sent; what nobody will ever send is given up
 
 Rules of this file: it decides when, `Sender.tick` does the rest. Whatever is worth a word is handed to `tell` here, in
 the engine's thread, never by a log call.
@@ -10,15 +11,16 @@ the engine's thread, never by a log call.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import anyio
 
 from runqueue.queueing._accumulator import Accumulator
-from runqueue.queueing._batch import RUN
+from runqueue.queueing._batch import RUN, STATUS
 from runqueue.queueing._intake import Intake
-from runqueue.queueing._report import Failure
+from runqueue.queueing._lane import Lane
+from runqueue.queueing._report import KEPT_IN_FULL, MOST_CAUSES, Failure
 from runqueue.queueing._sender import Sender
 
 
@@ -29,7 +31,7 @@ class Stream:
         sender: Of the same accumulator.
         interval: Seconds.
         tell: Is given the first failure of each cause, and entries that were dropped, by run.
-        claims: Whether nobody else is to hear of failures: they are let go once they are told.
+        claims: Whether failures may be let go once they are told, when there are too many of them to keep for a flush.
     """
 
     def __init__(
@@ -48,7 +50,11 @@ class Stream:
         self._interval = interval
         self._tell = tell
         self._claims = claims
+        self._claimed = 0  # failed entries, when failures were let go last
+        self._refusals: set[str] = set()  # causes for which runs were not created, that were told
+        self._full: list[Lane] = []  # that hold a full batch, which cannot be sent now; they do not ring
         self._bell = anyio.Event()
+        self._due = 0.0
 
     def hear(self) -> None:
         """The bell. In the engine's thread."""
@@ -56,36 +62,59 @@ class Stream:
 
     async def run(self) -> None:
         """Until cancelled."""
+        try:
+            await self._run()
+        finally:  # should another one follow, the next call is to ring for it
+            self._intake.answer()
+            self._intake.rest()
+
+    async def _run(self) -> None:
         resting = False
-        due = anyio.current_time() + self._interval
+        self._postpone()
         while True:
             if self._is_idle():
+                # A record may be on its way still that has seen the mark before it was lowered; it has arrived by the
+                # end of another interval. The mark stays down meanwhile.
                 asleep, resting = resting, True
                 self._intake.rest()
-                # A record may be on its way still that has seen the mark before it was lowered; it has arrived by the
-                # end of another interval.
-                due = anyio.current_time() + self._interval
-                with anyio.move_on_after(None if asleep else self._interval):
-                    await self._bell.wait()
+                await self._listen(None if asleep else self._interval)
+                if not self._bell.is_set():
+                    continue
+                self._postpone()
             else:
-                resting = False
-                with anyio.move_on_after(max(0.0, due - anyio.current_time())):
-                    await self._bell.wait()
+                await self._listen(max(0.0, self._due - anyio.current_time()))
+            resting = False
             if self._bell.is_set():
                 self._bell = anyio.Event()
-                if resting:
-                    due = anyio.current_time() + self._interval
-                resting = False
-            full = self._intake.answer()
-            if anyio.current_time() >= due:
-                self._sender.tick()
-                due = anyio.current_time() + self._interval
-            elif full:
-                self._sender.tick(full)
-            self._intake.settle()
-            if self._intake.pending >= self._intake.max_pending:
-                self._shed()
-            self._say()
+            self._turn()
+
+    async def _listen(self, seconds: float | None) -> None:
+        with anyio.move_on_after(seconds):
+            await self._bell.wait()
+
+    def _postpone(self) -> None:
+        self._due = anyio.current_time() + self._interval
+
+    def _turn(self) -> None:
+        full = self._intake.answer()
+        crowded, self._intake.crowded = self._intake.crowded, False
+        if anyio.current_time() >= self._due or (crowded and not self._sender.busy):
+            self._sender.tick()
+            self._postpone()
+            full += self._full
+            self._full = []
+        elif full:
+            self._sender.tick(full)
+        for lane in self._intake.rearm(full):
+            if self._sender.outage.spent or lane.doomed:
+                self._full.append(lane)
+            else:  # it was filled anew meanwhile
+                self._intake.bells.append(lane)
+                self._bell.set()
+        self._intake.settle()
+        if crowded or self._intake.pending >= self._intake.max_pending:
+            self._shed()
+        self._say()
 
     def _is_idle(self) -> bool:
         return not any(lane.inbox or not lane.idle for lane in self._accumulator.all())
@@ -93,14 +122,25 @@ class Stream:
     def _shed(self) -> None:
         """Make room: nothing of a run that was refused will ever be sent without somebody's doing."""
         for lane in self._accumulator.busy():
-            if lane.doomed:
-                self._intake.note(lane, lane.keep_only(RUN))
-        self._intake.settle()
+            if lane.doomed and (count := lane.keep_only(RUN, STATUS)):
+                self._intake.note(lane, count)
+        self._sender.moved()
 
     def _say(self) -> None:
-        if self._claims:
+        log, failed = self._accumulator.ledger.log, self._accumulator.ledger.failed
+        if self._claims and failed - self._claimed > KEPT_IN_FULL:
+            self._claimed = failed
             for lane in self._accumulator.busy():
                 lane.claim(lane.dealt)
-        news, dropped = self._accumulator.ledger.log.news(), self._intake.told()
+        news, dropped = [*self._refused(), *log.news()], self._intake.told()
         if news or dropped:
             self._tell(news, dropped)
+
+    def _refused(self) -> Iterator[Failure]:
+        """The first run for each cause that the store will not create; it stays queued, so no log of failures has it."""
+        for lane in self._accumulator.busy():
+            stuck, text = lane.stuck, str(lane.stuck)
+            if stuck is None or not lane.refused or text in self._refusals or len(self._refusals) >= MOST_CAUSES:
+                continue
+            self._refusals.add(text)
+            yield from (each for each in lane.outstanding(lane.dealt, stuck) if each.kind == RUN)

@@ -7,12 +7,16 @@ each queue, so that the next batch knows what it must take (see `must_take`); it
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
+from itertools import accumulate, islice
+from operator import itemgetter
 from typing import Any, Final
 
 from runqueue.queueing._batch import (
     KINDS,
     MERGED,
+    METRIC,
     PARAM,
     RUN,
     STAGES,
@@ -20,18 +24,20 @@ from runqueue.queueing._batch import (
     TAG,
     Batch,
     Bounds,
-    JoinError,
-    Record,
-    Slice,
     must_take,
     weight,
 )
 from runqueue.queueing._gate import Gate
+from runqueue.queueing._part import JoinError, Pack, Record, Slice
 
 CARRIED: Final = 2
 """Item of a RUN record: the keys of the tags it brings along."""
 RIDES: Final = 2
 """Item of a TAG record: whether its tags may travel inside the request that creates the run."""
+PACKED: Final = 1_000
+"""Entries in one pack at most. More of them gain nothing, and what does not fit into a batch was encoded in vain."""
+
+_entries = itemgetter(1)
 
 
 class _Repeats:
@@ -50,13 +56,14 @@ class Window:
         serial: 1 for a lane's first window, and so on.
     """
 
-    __slots__ = ("_at_hand", "left", "queues", "serial")
+    __slots__ = ("_at_hand", "_mean", "left", "queues", "serial")
 
     def __init__(self, serial: int) -> None:
         self.serial = serial
         self.queues: list[deque[Record | Slice]] = [deque() for _ in range(KINDS)]
         self.left = [0] * KINDS
         self._at_hand: Slice | None = None  # off its queue, and not in the batch yet
+        self._mean = 0.0  # bytes an entry in the last pack
 
     def __bool__(self) -> bool:
         return any(self.queues)
@@ -117,7 +124,19 @@ class Window:
         self, batch: Batch, kind: int, count: int, body: int, gate: Gate, repeats: _Repeats | None = None
     ) -> None:
         """Move up to `count` entries of one kind into the batch, in order."""
-        while count > 0 and (part := self._head(kind, body, gate)) is not None:
+        packs = kind == METRIC and gate.packs
+        singly = 0
+        while count > 0:
+            if packs and singly <= 0:
+                pack, singly = self._pack(count, body - batch.size, gate)
+                if pack is not None:
+                    batch.add(pack)
+                    count -= pack.count
+                    continue
+            singly -= 1
+            part = self._head(kind, body, gate)
+            if part is None:
+                return
             if kind == PARAM and repeats is not None:
                 taken, rest = self._draw_params(batch, part, count, body, gate, repeats)
             else:
@@ -130,6 +149,47 @@ class Window:
                 self.put_back(rest)
                 return
 
+    def _pack(self, count: int, room: int, gate: Gate) -> tuple[Pack | None, int]:
+        """
+        Take whole records of metrics off their queue in one go.
+
+        Args:
+            count: Entries that there is room for.
+            room: Bytes that there is room for.
+
+        Returns:
+            The pack. If there is none, how many of the next records have to go one by one.
+        """
+        queue = self.queues[METRIC]
+        most = min(count, PACKED)
+        if most * self._mean > room:
+            most = _fewer(room, self._mean)
+        while records := self._records(most):
+            entries = sum(map(len, map(_entries, records)))
+            pack = gate.pack(records, entries)
+            if pack is None:
+                return None, len(records)
+            self._mean = pack.size / entries
+            if pack.size <= room:
+                for _ in records:
+                    queue.popleft()
+                self.left[METRIC] -= entries
+                return pack, 0
+            most = _fewer(room, self._mean)
+        return None, 1
+
+    def _records(self, most: int) -> list[Record]:
+        """The next records of metrics, as far as they are whole and have no more than so many entries together."""
+        queue = self.queues[METRIC]
+        if not queue or isinstance(queue[0], Slice) or not 0 < (first := weight(queue[0])) <= most:
+            return []
+        records: list[Any] = list(islice(queue, most // first))
+        try:
+            totals = list(accumulate(map(len, map(_entries, records))))
+        except TypeError:  # a slice is among them: records were put back before it
+            return []
+        return records if totals[-1] <= most else records[: bisect_right(totals, most)]
+
     def _draw_params(
         self, batch: Batch, part: Slice, count: int, body: int, gate: Gate, repeats: _Repeats
     ) -> tuple[int, Slice | None]:
@@ -137,7 +197,7 @@ class Window:
         taken = begun = at = 0
         room = body - batch.size
         rest: Slice | None = None
-        for at, (key, piece) in enumerate(zip(part.keys(), part.pieces, strict=True)):
+        for at, (key, piece) in enumerate(part.items()):
             fits = taken < count and len(piece) < room
             settled = gate.is_settled(key, part, at, self.serial)
             if not settled and key not in repeats.inside and fits:
@@ -190,6 +250,11 @@ class Window:
                 self._at_hand = parts[0]
                 return parts[0]
         return None
+
+
+def _fewer(room: int, mean: float) -> int:
+    """How many entries to try next: rather too few, as they can be followed by more, than too many once more."""
+    return int(max(0, room) / mean * 0.95)
 
 
 def _escaped(piece: bytes) -> int:

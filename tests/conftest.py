@@ -16,9 +16,12 @@ from support.readback import Readback
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_environment() -> Iterator[None]:
-    """Keep the user's settings, credentials and HTTP proxies away from every test."""
+def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the user's settings, credentials, certificates and HTTP proxies away from every test: its home is empty."""
     with pytest.MonkeyPatch.context() as patch:
+        home = str(tmp_path_factory.mktemp("home"))
+        for variable in ("HOME", "USERPROFILE"):  # the latter on Windows
+            patch.setenv(variable, home)
         for variable in filter(is_foreign, tuple(os.environ)):
             patch.delenv(variable)
         for variable, value in OWN_ENVIRONMENT.items():

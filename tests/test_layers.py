@@ -45,13 +45,13 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "runqueue.queueing._stream",
         "runqueue.queueing",
         # config, entities, errors; the placeholder of a run is a value like them, and the wire format reads it
-        "runqueue._fork runqueue._blocking",
+        "runqueue._fork runqueue._blocking runqueue._say runqueue._spellings",
         "runqueue._entities runqueue._run runqueue._bridge runqueue._file_lock runqueue._loop_thread",
         "runqueue.errors",
         "runqueue._environment",
         "runqueue._config runqueue._tls",
         # the wire format, and what needs nothing else
-        "runqueue._signing",
+        "runqueue._signing runqueue._points",
         "runqueue._wire runqueue._answer runqueue._credentials runqueue._operations runqueue._store",
         "runqueue._conversion runqueue._reports runqueue._plugins",
         # http and mlflow stores, and which of them a URI means
@@ -69,6 +69,8 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "runqueue._async_client",
         "runqueue",
         # the command line
+        "runqueue._veil runqueue._tables",
+        "runqueue._findings",
         "runqueue._doctor",
         "runqueue._commands",
         "runqueue._cli",
@@ -84,9 +86,11 @@ NEEDED_BY = {
     "databricks": {"runqueue._databricks"},
     "httpx": {"runqueue._http_store", "runqueue._tls"},
     "httpx_aiohttp": {"runqueue._http_store"},
-    "mlflow": {"runqueue._mlflow_store", "runqueue._plugins"},
+    "mlflow": {"runqueue._mlflow_store", "runqueue._plugins", "runqueue._tables"},
     "requests": {"runqueue._plugins"},
     "requests_auth_aws_sigv4": {"runqueue._plugins"},
+    "tqdm": {"runqueue._progress"},
+    "sqlalchemy": {"runqueue._tables"},
     "trio": {"runqueue._bridge"},
 }
 """What only the named modules may import."""

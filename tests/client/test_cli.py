@@ -16,7 +16,7 @@ import attrs
 import pytest
 
 from runqueue._cli import main
-from runqueue._doctor import source_of
+from runqueue._findings import source_of
 from support.answers import error, login_page
 from support.mlflow_server import HOST, clean_environment, free_port
 from support.proxy import Fault, ScriptedServer, reply

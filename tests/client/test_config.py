@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 import runqueue
 from runqueue import CallTypeError, ConfigError, Limits
 from runqueue._config import Config, without_secrets
+from runqueue._stores import check_uri
 from support.mlflow_server import clean_environment
 
 URI = "http://127.0.0.1:1"
@@ -151,6 +154,64 @@ def test_a_request_timeout_of_the_environment_is_taken(
 def test_a_uri_is_shown_without_its_secrets(uri: str, shown: str) -> None:
     """User info is replaced, and nothing else."""
     assert without_secrets(uri) == shown
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("u:s3cret@host:5000", "***@host:5000"),
+        ("http:/u:s3cret@host", "***@host"),
+        ("http:u:s3cret@host", "***@host"),
+        ("http:/u:s3cret//more@host", "***@host"),
+        ("u:s3cret//more@host", "***@host"),
+        ("//u:s3cret@host", "//***@host"),
+        ("some/folder@home", "some/folder@home"),
+        ("sqlite:///a:b@c.db", "sqlite:///a:b@c.db"),
+    ],
+)
+def test_user_info_is_not_shown_where_the_slashes_are_wrong(uri: str, shown: str) -> None:
+    """What was meant as a password stands there all the same."""
+    assert without_secrets(uri) == shown
+
+
+@pytest.mark.parametrize("uri", ["u:1234/s3cret@host", "u:1234?s3cret@host:80", "u:1234#s3cret@host", "host/s3cret@x"])
+def test_an_at_behind_the_host_is_refused_and_not_shown(uri: str) -> None:
+    """A password that is not quoted would end the host before it, and be sent to another one."""
+    for scheme in ("http", "https"):
+        with pytest.raises(ConfigError, match="%2F") as caught:
+            check_uri(f"{scheme}://{uri}")
+        assert "s3cret" not in str(caught.value) and "1234" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "uri", ["localhost:5000", "localhost:5000/base", "u:s3cret@host:5000", "http:/host", "HTTPS:host"]
+)
+def test_a_server_without_its_slashes_is_not_taken_for_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    """Unless there is such a folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    with pytest.raises(ConfigError, match="counts as a path; the URI of a server begins with http://") as caught:
+        check_uri(uri)
+    assert "s3cret" not in str(caught.value)
+    Path(uri).mkdir(parents=True)
+    check_uri(uri)
+
+
+def test_a_config_is_not_pickled() -> None:
+    """Its token, headers and URI would be there for whoever finds the file."""
+    for dump in (pickle.dumps, copy.copy):
+        with pytest.raises(TypeError, match="secrets"):
+            dump(Config(token="s3cret"))
+
+
+@pytest.mark.parametrize("headers", [{"Authorization: Bearer s3cret": ""}, {"s3cret ": "x"}, {b"s3cret": "x"}])
+def test_what_is_no_name_of_a_header_is_not_shown(headers: Any) -> None:
+    """It may be the whole header."""
+    with pytest.raises(ConfigError, match="headers=") as caught:
+        Config(headers=headers)
+    assert "s3cret" not in str(caught.value)
 
 
 def test_a_password_in_the_query_of_a_uri_is_not_shown() -> None:

@@ -23,6 +23,7 @@ import runqueue
 from runqueue._config import Config
 from runqueue._credentials import Credentials
 from runqueue._http_store import HttpStore
+from runqueue._signing import Outgoing
 from runqueue._store import LOG_BATCH, Traffic
 from runqueue.errors import AuthError, StoreError
 from support.mlflow_server import HOST, free_port
@@ -440,6 +441,85 @@ def test_a_token_that_never_comes_is_said_to_be_what_is_missing(server: Scripted
         go_on.set()
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_token_that_takes_its_time_is_asked_for_once(backend: str) -> None:
+    """Whoever comes meanwhile waits for the call that is under way, also when nobody else does any longer."""
+    asked: list[int] = []
+    go_on = threading.Event()
+
+    def token() -> str:
+        asked.append(1)
+        go_on.wait(20)
+        return f"token {len(asked)}"
+
+    async def main() -> None:
+        credentials = Credentials("http://host", token)
+        signed: list[str] = []
+
+        async def sign() -> None:
+            request = Outgoing("POST", "http://host", b"", {})
+            await credentials.sign(request, fresh=True)
+            signed.append(request.headers["Authorization"])
+
+        for _ in range(3):
+            with anyio.move_on_after(0.05):
+                await sign()
+        assert (len(asked), signed) == (1, [])
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(sign)
+            await anyio.wait_all_tasks_blocked()
+            go_on.set()
+        assert (len(asked), signed) == (1, ["Bearer token 1"] * 3)
+        await sign()
+        assert (len(asked), signed[-1]) == (2, "Bearer token 2")
+
+    try:
+        anyio.run(main, backend=backend)
+    finally:
+        go_on.set()
+
+
+def test_a_call_that_never_returns_is_given_up_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it gives after all is not taken for the latest token."""
+    answers = iter(["old", "new"])
+    begun, go_on, over = threading.Event(), threading.Event(), threading.Event()
+
+    def token() -> str:
+        answer = next(answers)
+        begun.set()
+        if answer == "old":
+            go_on.wait(20)
+            over.set()
+        return answer
+
+    async def main() -> None:
+        credentials = Credentials("http://host", token)
+        with anyio.move_on_after(0.05):
+            await credentials.sign(Outgoing("POST", "http://host", b"", {}), fresh=False)
+        assert begun.is_set() and credentials.header() is None
+        monkeypatch.setattr("runqueue._credentials._GIVEN_UP", 0.0)
+        await credentials.sign(Outgoing("POST", "http://host", b"", {}), fresh=False)
+        call = credentials._call
+        go_on.set()
+        over.wait(20)
+        assert call is not None and call.done() and credentials.header() == "Bearer new"
+
+    try:
+        anyio.run(main)
+    finally:
+        go_on.set()
+
+
+@pytest.mark.parametrize("given", [b"s3cret", ["s3cret"], 5])
+def test_a_callable_that_gives_no_text_is_said(server: ScriptedServer, given: Any) -> None:
+    """By its type; nothing is sent."""
+    error = failure(server.uri, token=lambda: given)
+    assert f"gave {type(given).__name__}" in str(error)
+    assert_veiled(error)
+    assert server.count() == 0
+
+
 @pytest.mark.parametrize("raised", [SystemExit(SECRET), KeyboardInterrupt(SECRET), ValueError(SECRET)], ids=repr)
 def test_whatever_a_token_raises_ends_the_request_only(server: ScriptedServer, raised: BaseException) -> None:
     """And says no more than its kind."""
@@ -459,7 +539,7 @@ def test_a_defect_on_the_way_shows_no_secret(server: ScriptedServer, monkeypatch
     async def broken(*_: object, **__: object) -> None:
         raise LookupError(f"Bearer {SECRET}{SECRET}")
 
-    monkeypatch.setattr("httpx.AsyncClient.send", broken)
+    monkeypatch.setattr("httpx.AsyncHTTPTransport.handle_async_request", broken)
     error = failure(server.uri, token=SECRET * 2, transport="httpx")
     assert "LookupError at test_credentials.py:" in str(error)
     assert_veiled(error)

@@ -103,6 +103,17 @@ def raw_server(answer: Callable[[socket.socket], None]) -> Iterator[str]:
 # -- a good call -----------------------------------------------------------------------------------------------------
 
 
+def test_a_header_of_the_users_takes_the_place_of_ours_in_any_capitals(
+    server: ScriptedServer, transport: Transport
+) -> None:
+    """But not what says how the body is written; of two names that differ in capitals only, the last counts."""
+    given = {"user-agent": "mine", "content-type": "x/y", "ACCEPT-ENCODING": "gzip", "X-Team": "a", "x-team": "b"}
+    call(server.uri, transport=transport, headers=given)
+    (request,) = server.requests
+    sent = [(name, request.headers[name]) for name in ("user-agent", "content-type", "accept-encoding", "x-team")]
+    assert [value for _, value in sent] == ["mine", "application/json", "identity", "b"]
+
+
 def test_a_call_is_one_post_with_its_headers(server: ScriptedServer, transport: Transport) -> None:
     """Path, body, length, content type, agent; no credentials where there are none."""
     assert call(f"{server.uri}/base/", transport=transport, headers={"X-Team": "vision"}) == {}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import quote
@@ -90,6 +92,75 @@ def test_a_folder_that_mlflow_refuses_is_said(tmp_path: Path, path: str) -> None
     assert (allowed.returncode, allowed.stderr) == (0, "")
     assert rows(allowed)["reachable"] == "not yet: the first run will make mlruns"
     assert not (tmp_path / "mlruns").exists()
+
+
+def test_a_folder_that_mlflow_has_not_used_is_left_as_it_is(tmp_path: Path) -> None:
+    """MLflow's store would make a folder in it at a look; one that it has used is asked."""
+    (tmp_path / "runs").mkdir()
+    allowed = {"MLFLOW_ALLOW_FILE_STORE": "true"}
+    found = rows(doctor(tmp_path, "--tracking-uri", "runs", **allowed))
+    assert found["reachable"] == "not yet: the first run will make MLflow's folders in runs"
+    assert list((tmp_path / "runs").iterdir()) == []
+    first = f"import sys, mlflow.store.tracking.file_store as f; f.FileStore({str(tmp_path / 'used')!r})"
+    made = subprocess.run([sys.executable, "-c", first], check=True, env=clean_environment() | allowed, timeout=60)
+    assert made.returncode == 0
+    found = rows(doctor(tmp_path, "--tracking-uri", "used", **allowed))
+    assert (found["reachable"], found["authentication"]) == ("yes", "not asked for")
+
+
+def schema(path: Path) -> list[tuple[str, ...]]:
+    """All that there is in the database, but for its rows."""
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute("SELECT type, name, sql FROM sqlite_master ORDER BY name").fetchall()
+
+
+@pytest.fixture
+def used(mlflow_server: MlflowServer, tmp_path: Path) -> Path:
+    """A copy of a database that MLflow has used."""
+    path = tmp_path / "used.db"
+    with closing(sqlite3.connect(mlflow_server.folder / "mlflow.db")) as source, closing(sqlite3.connect(path)) as copy:
+        source.backup(copy)
+    return path
+
+
+def changed(path: Path, statement: str) -> None:
+    """The database after this."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(statement)
+        connection.commit()
+
+
+def test_a_database_without_tables_is_left_so(tmp_path: Path) -> None:
+    """Whatever else there is in it: MLflow's store would make 65 at a look."""
+    changed(tmp_path / "runs.db", "CREATE TABLE notes (text)")
+    before = schema(tmp_path / "runs.db")
+    done = doctor(tmp_path, "--tracking-uri", "sqlite:///runs.db")
+    found = rows(done)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (found["reachable"], found["tables"]) == ("yes", "not yet: the first run will make MLflow's tables")
+    assert found["version"] == f"mlflow {mlflow.__version__}" and "1,000 metrics" in found["limits"]
+    assert schema(tmp_path / "runs.db") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["runs.db"]
+
+
+def test_a_database_of_an_older_mlflow_is_not_brought_up_to_date(used: Path, tmp_path: Path) -> None:
+    """MLflow's store does so without being asked, wherever a table of its own is missing."""
+    changed(used, "DROP TABLE webhook_events")
+    before = schema(used)
+    done = doctor(tmp_path, "--tracking-uri", f"sqlite:///{used}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert rows(done)["tables"].startswith("not yet: the first run will bring MLflow's tables up to date, which are")
+    assert schema(used) == before
+
+
+def test_a_database_without_an_experiment_is_left_so(used: Path, tmp_path: Path) -> None:
+    """MLflow's store would make one at a look."""
+    changed(used, "DELETE FROM experiments")
+    done = doctor(tmp_path, "--tracking-uri", f"sqlite:///{used}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert rows(done)["tables"] == "not yet: the first run will make MLflow's experiment 'Default'"
+    with closing(sqlite3.connect(used)) as connection:
+        assert connection.execute("SELECT COUNT(*) FROM experiments").fetchone() == (0,)
 
 
 def test_a_database_server_that_is_not_there_is_said_in_time(tmp_path: Path) -> None:
@@ -355,6 +426,39 @@ def test_a_password_that_postgresql_refuses_is_said(database: Postgres, tmp_path
     assert_no_secret(done, "wr0ng-word", PASSWORD_ROLE)
     assert (found["reachable"], found["authentication"]) == ("yes", "refused")
     assert "password authentication failed for user ***" in done.stderr
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_an_empty_postgresql_is_left_empty(database: Postgres, tmp_path: Path, driver: str) -> None:
+    """The first run will make the tables; a user alone, whom PostgreSQL trusts, is called so."""
+    database.execute("CREATE DATABASE empty")
+    try:
+        done = doctor(tmp_path, "--tracking-uri", database.uri("empty", driver))
+        tables = database.execute("SELECT COUNT(*) FROM pg_tables WHERE schemaname = 'public'", "empty")
+    finally:
+        database.execute("DROP DATABASE empty")
+    found = rows(done)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert found["credentials"] == "user, of the URI's user info"
+    assert (found["reachable"], found["authentication"]) == ("yes", "accepted")
+    assert found["tables"] == "not yet: the first run will make MLflow's tables"
+    assert "round trip" not in found
+    assert tables == [(0,)]
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_missing_privilege_is_a_refusal(database: Postgres, tmp_path: Path, driver: str) -> None:
+    """PostgreSQL knows the role, and does not let it read."""
+    database.execute("CREATE ROLE blind LOGIN")
+    try:
+        done = doctor(tmp_path, "--tracking-uri", database.uri("mlflow", driver, "blind"))
+    finally:
+        database.execute("DROP ROLE blind")
+    found = rows(done)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert (found["reachable"], found["authentication"]) == ("yes", "refused")
+    assert "permission denied for " in done.stderr
+    assert done.stderr.endswith("; credentials: user, of the URI's user info\n")
 
 
 def test_a_database_that_postgresql_does_not_have_is_said(database: Postgres, tmp_path: Path) -> None:

@@ -60,3 +60,21 @@ async def test_one_entry_that_is_too_large_teaches_nothing() -> None:
         lane.inbox.extend(metrics(step, a=1) for step in range(1_000))
         assert not (await sender.flush()).failures
     assert sizes == [100, 100_000]
+
+
+async def test_what_was_put_back_before_a_bound_came_down_fails_alone_if_it_is_larger() -> None:
+    """It fits into no request any more; the lane went round for ever."""
+
+    async def deliver(lane: Lane, batch: Batch) -> tuple[Record, ...]:
+        if batch.size > 90:
+            raise RejectedError("413", too_large=True)
+        return ()
+
+    accumulator = Accumulator(hundred_bytes)
+    lane = accumulator.open("r", opened=True)
+    lane.inbox.append(metrics(0, **{f"m{at}": at for at in range(5)}))
+    async with Sender(accumulator, deliver, bounds=bounds(body=250)) as sender:
+        report = await sender.flush()
+    assert sum(failure.weight for failure in report.failures) == 5
+    assert all(failure.final for failure in report.failures)
+    assert accumulator.counts()["failed"] == 5

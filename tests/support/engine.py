@@ -11,6 +11,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, TypeAlias
 
 import anyio
@@ -20,6 +21,7 @@ from runqueue.queueing import (
     Accumulator,
     Batch,
     Bounds,
+    Encoding,
     Failure,
     Fragments,
     Joined,
@@ -30,8 +32,10 @@ from runqueue.queueing import (
     StoreError,
 )
 from runqueue.queueing._batch import DATASET, METRIC, PARAM, RUN, STATUS, TAG
+from runqueue.queueing._intake import Intake, OnFull
 from runqueue.queueing._retry import RetryPolicy
 from runqueue.queueing._sender import Sender
+from runqueue.queueing._stream import Stream
 
 Entry: TypeAlias = tuple[int, Any, Any, Any]
 ETERNITY = 1_000_000.0
@@ -129,7 +133,7 @@ def _tail(step: Any) -> bytes:
     return f"@{step};".encode()
 
 
-def encode(record: Record, memory: dict[Any, Any]) -> Fragments:
+def _encode_one(record: Record, memory: dict[Any, Any]) -> Fragments:
     pieces: list[bytes] = []
     faults: dict[int, Exception] = {}
     for at, entry in enumerate(entries_of(record)):
@@ -142,6 +146,17 @@ def encode(record: Record, memory: dict[Any, Any]) -> Fragments:
     if record[0] == METRIC and not faults and not any(isinstance(value, Sized) for value in record[1].values()):
         return Joined(b",".join(pieces), len(pieces), _tail(record[2])), None
     return pieces, faults or None
+
+
+def _encode_many(records: Sequence[Record], memory: dict[Any, Any]) -> tuple[bytes, list[bytes]] | None:
+    made = [_encode_one(record, memory)[0] for record in records]
+    joined = [each for each in made if isinstance(each, Joined)]
+    if len(joined) < len(made):
+        return None
+    return b",".join(each.joined for each in joined), [each.tail for each in joined]
+
+
+encode = Encoding(_encode_one, _encode_many)
 
 
 # -- lanes, by plain calls -------------------------------------------------------------------------------------------
@@ -191,11 +206,14 @@ def check_books(accumulator: Accumulator) -> None:
     """Every entry is counted once, and what is pending is really there."""
     counts = accumulator.counts()
     ledger = accumulator.ledger
-    settled = ledger.stored + ledger.failed + ledger.dropped
+    settled = ledger.stored + ledger.failed + ledger.dropped + ledger.refused
     assert min(counts.values()) >= 0, counts
     assert counts["accepted"] == counts["pending"] + counts["in_flight"] + settled
     assert sum(map(pending_of, accumulator.all())) == counts["pending"] + counts["in_flight"]
     assert sum(lane.flying.weight for lane in accumulator.all() if lane.flying) == counts["in_flight"]
+    if accumulator.intake is not None:
+        assert accumulator.intake.pending == counts["pending"] + counts["in_flight"]
+        assert all(lane.fresh == sum(len(record[1]) for record in lane.inbox) for lane in accumulator.all())
 
 
 def check_lane(lane: Lane) -> None:
@@ -300,6 +318,16 @@ class FakeStore:
         return [round(request.at - self.requests[0].at, 6) for request in self.requests]
 
 
+class CountedStream(Stream):
+    """Counts how often it wakes."""
+
+    wakes = 0
+
+    def _is_idle(self) -> bool:
+        self.wakes += 1
+        return super()._is_idle()
+
+
 @attrs.frozen
 class Bench:
     """An engine on the bench."""
@@ -307,10 +335,31 @@ class Bench:
     accumulator: Accumulator
     store: FakeStore
     sender: Sender
+    outages: list[StoreError] = attrs.field(factory=list)
+    """What the sender has told of outages."""
+    told: list[Failure] = attrs.field(factory=list)
+    """The failures that the stream has told of."""
+    dropped: Counter[Any] = attrs.field(factory=Counter)
+    """The entries that it has said were dropped, by run."""
+    streams: list[CountedStream] = attrs.field(factory=list)
+    """The stream, if there is one."""
+
+    @property
+    def stream(self) -> CountedStream:
+        return self.streams[0]
+
+    @property
+    def intake(self) -> Intake:
+        assert self.accumulator.intake is not None
+        return self.accumulator.intake
 
     def lane(self, run: Any, *records: Record, opened: bool = True, parent: Lane | None = None) -> Lane:
         lane = self.accumulator.open(run, opened=opened, parent=parent)
-        lane.inbox.extend(records)
+        if self.accumulator.intake is None:
+            lane.inbox.extend(records)
+        else:  # there is but one way past the bound and the bell
+            for record in records:
+                lane.append(record)
         return lane
 
     async def flush(self, lane: Lane | None = None, timeout: float | None = None) -> Report:
@@ -329,6 +378,10 @@ async def bench(
     timeout: float = 300.0,
     base: float = 0.5,
     patience: float = math.inf,
+    interval: float | None = None,
+    max_pending: float = math.inf,
+    on_full: OnFull = "raise",
+    claims: bool = False,
 ) -> AsyncIterator[Bench]:
     """
     Args:
@@ -339,14 +392,53 @@ async def bench(
         timeout: Of retrying.
         base: Of the back-off. 0: none but what `retry_after` asks for, so that times are exact.
         patience: Of the sender.
+        interval: Of a stream. None: there is none.
+        max_pending: Entries.
+        on_full: What happens at that bound; "block" is for tests with threads.
+        claims: Of the stream.
     """
-    accumulator = Accumulator(encode)
+    limits = limits or bounds()
+    streams = interval is not None
+
+    def bounded(ledger: Ledger) -> Intake:
+        return Intake(
+            ledger,
+            max_pending=max_pending,
+            on_full=on_full,
+            full=limits.entities if streams else math.inf,
+            ring=lambda: b.stream.hear() if streams else None,
+            drains=lambda: streams,
+            mark=-1 if streams else max_pending,
+        )
+
+    accumulator = Accumulator(encode, bounded if streams or max_pending < math.inf else None)
     store = FakeStore(script, seconds)
     policy = RetryPolicy(timeout=timeout, base=base)
+    outages: list[StoreError] = []
     with anyio.fail_after(ETERNITY):
         async with Sender(
-            accumulator, store, bounds=limits or bounds(), max_workers=max_workers, retry=policy, patience=patience
+            accumulator,
+            store,
+            bounds=limits,
+            max_workers=max_workers,
+            retry=policy,
+            on_outage=outages.append,
+            streams=streams,
+            patience=patience,
         ) as sender:
-            yield Bench(accumulator, store, sender)
+            b = Bench(accumulator, store, sender, outages)
+            if interval is None:
+                yield b
+            else:
+                b.streams.append(CountedStream(accumulator, sender, interval, partial(_hear, b), claims=claims))
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(b.stream.run)
+                    yield b
+                    tasks.cancel_scope.cancel()
     check_books(accumulator)
     assert not store.breaches
+
+
+def _hear(b: Bench, news: list[Failure], dropped: Mapping[Any, int]) -> None:
+    b.told.extend(news)
+    b.dropped.update(dropped)

@@ -36,6 +36,8 @@ OWN_ENVIRONMENT = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven processes, and a second at the start
 }
 
+_OF_HTTP_CLIENTS = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR", "NETRC")
+
 
 class MlflowServer:
     """
@@ -208,7 +210,8 @@ def clean_environment() -> dict[str, str]:
 
 def is_foreign(variable: str) -> bool:
     """Whether an environment variable would change what the tests see, or where they send it."""
-    return variable.startswith(("MLFLOW_", "_MLFLOW_", "DATABRICKS_")) or variable.lower().endswith("_proxy")
+    ours = variable.startswith(("MLFLOW_", "_MLFLOW_", "DATABRICKS_")) or variable.lower().endswith("_proxy")
+    return ours or variable in _OF_HTTP_CLIENTS
 
 
 def free_port() -> int:
