@@ -258,8 +258,6 @@ class Engine:
 
             store = make_store(self.config, self.uri, self.traffic)
         self._start_pause = 0.0
-        if self.config.streams:
-            _exit.watch_worker()
         try:
             self._creation = Creation(store, self.config.seconds_per_request())
             self._sender = Sender(
@@ -316,6 +314,7 @@ class Engine:
         return public
 
     def _ring(self) -> None:
+        _exit.watch_worker()  # here, in the thread of the work: later, the worker may have begun to end
         self._thread.nudge(self._hear, self._not_started)
 
     def _not_started(self, error: BaseException) -> None:

@@ -106,8 +106,8 @@ def watch_worker() -> None:
     if process is None or process.parent_process() is None or _hooks.worker == os.getpid():
         return
     _hooks.worker = os.getpid()
-    with _fork.importing():
-        from multiprocessing.util import Finalize
+    from multiprocessing.util import Finalize  # which a worker has imported
+
     Finalize(None, _at_exit, exitpriority=0)
 
 

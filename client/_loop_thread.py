@@ -8,6 +8,7 @@ One exception: where the interpreter ends and no thread can be started, `submit`
 
 from __future__ import annotations
 
+import concurrent.futures.thread  # noqa: F401  # registers a hook, which is refused once the interpreter ends
 import contextvars
 import threading
 from collections.abc import Awaitable, Callable
@@ -157,11 +158,11 @@ class LoopThread:
 
     def _run(self) -> None:
         self._belong()
-        self._preload()
-        import anyio
-
         failure: Exception | None = None
         try:
+            self._preload()
+            import anyio
+
             anyio.run(self._main, backend="asyncio")
         except Exception as error:
             failure = error  # of the setup, or a defect: whoever waits is told
@@ -186,7 +187,6 @@ class LoopThread:
     def _preload(self) -> None:
         """What anyio, the loop and the sockets would import in mid-work, where a fork could take a lock along."""
         with importing():
-            import concurrent.futures.thread  # noqa: F401
             import encodings.idna  # noqa: F401
 
             import anyio._backends._asyncio
@@ -204,10 +204,10 @@ class LoopThread:
 
         def run() -> None:
             self._belong()
-            self._preload()
-            import anyio
-
             try:
+                self._preload()
+                import anyio
+
                 anyio.run(once, backend="asyncio")
             except Exception as error:
                 call.fail(error)

@@ -168,7 +168,10 @@ class Encoder:
         faults: dict[int, Exception] = {}
         for at, (key, value) in enumerate(entries.items()):
             try:
-                pieces.append(_metric_head(self._key(METRIC, key, memory)) + _number(value) + tail)
+                head = None if memory else self._points.known(key)
+                if head is None:
+                    head = _metric_head(self._key(METRIC, key, memory))
+                pieces.append(head + _number(value) + tail)
             except RejectedError as error:
                 pieces.append(b"")
                 faults[at] = error

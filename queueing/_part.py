@@ -1,13 +1,13 @@
 """
 What batches are made of: stretches of records, with the bytes of their entries.
 
-A **fragment** is the encoded bytes of one entry. A [Slice][] is a stretch of one record with its fragments. A [Pack][] is
-several whole records whose fragments were made in one go: it costs a batch as much as one slice, however many records
-are in it, and comes apart into a slice a record only where it has to be divided.
+A **fragment** is the encoded bytes of one entry. A [Slice][] is a stretch of one record with its fragments. A [Pack][]
+is several whole records whose fragments were made in one go: it costs a batch as much as one slice, however many
+records are in it, and comes apart into a slice a record only where it has to be divided.
 
 Rules of this file: no I/O. Nothing is kept per entry but its fragment, and to divide a slice copies no more than the
-smaller part: a call of 100,000 entries is cut into as many batches as it takes in linear time. Sizes count one byte more
-than each fragment, for the comma that parts it from the next.
+smaller part: a call of 100,000 entries is cut into as many batches as it takes in linear time. Sizes count one byte
+more than each fragment, for the comma that parts it from the next.
 """
 
 from __future__ import annotations

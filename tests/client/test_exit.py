@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+from pathlib import Path
 
 import pytest
 
@@ -85,8 +86,7 @@ sys.exit(3)
     )
     assert done.code == 3
     assert time.monotonic() - begun < 15
-    (line,) = done.err.splitlines()
-    assert line.startswith("3 of 3 entries were not stored")
+    assert done.err.startswith("3 of 3 entries were not stored") and done.err.count("not stored") == 1
 
 
 def test_a_server_that_does_not_answer_is_waited_for_no_longer_than_the_bound(server: ScriptedServer) -> None:
@@ -103,8 +103,7 @@ client.log_metrics("r", {"a": 1.0, "b": 2.0})
     server.let_go()
     assert done.code == 0
     assert time.monotonic() - begun < 15
-    (line,) = done.err.splitlines()
-    assert line.startswith("2 of 2 entries were not stored")
+    assert done.err.startswith("2 of 2 entries were not stored") and done.err.count("not stored") == 1
 
 
 def test_a_failure_at_exit_is_told_with_its_cause(server: ScriptedServer) -> None:
@@ -119,8 +118,7 @@ client.log_metrics("r", {"good": 1.0, "bad": 2.0})
         server.uri,
     )
     assert done.code == 0
-    (line,) = done.err.splitlines()
-    assert line.startswith("1 of 2 entries were not stored") and "no such thing" in line
+    assert done.err.startswith("1 of 2 entries were not stored") and "no such thing" in done.err
 
 
 def test_several_clients_share_the_time(server: ScriptedServer) -> None:
@@ -136,7 +134,7 @@ for client in clients:
     )
     assert done.code == 0
     assert names(server.requests) == ["log-batch"]
-    assert len(done.err.splitlines()) == 4
+    assert done.err.count("1 of 1 entries were not stored") == 4
 
 
 def test_a_client_that_was_forgotten_delivers_all_the_same(server: ScriptedServer) -> None:
@@ -192,11 +190,9 @@ atexit.register(client.log_metric, "{RUN}", "m", 1.0, 7)
 @pytest.mark.parametrize(
     "method", [each for each in ("fork", "spawn", "forkserver") if each in multiprocessing.get_all_start_methods()]
 )
-def test_a_worker_of_multiprocessing_delivers_at_its_end(server: ScriptedServer, tmp_path: object, method: str) -> None:
+def test_a_worker_of_multiprocessing_delivers_at_its_end(server: ScriptedServer, tmp_path: Path, method: str) -> None:
     """Forked ones end without atexit's hooks."""
-    (tmp_path / "job.py").write_text(  # type: ignore[operator]
-        f"def work(client):\n    client.log_metric('{RUN}', 'm', 1.0, 9)\n"
-    )
+    (tmp_path / "job.py").write_text(f"def work(client):\n    client.log_metric('{RUN}', 'm', 1.0, 9)\n")
     done = run(
         f"""
 import multiprocessing

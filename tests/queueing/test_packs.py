@@ -42,7 +42,8 @@ KEYS: Final = (
 ODD_KEYS: Final = ("k" * 247 + "...", "k" * 251, "k" * 300, "\ud800", 7, None)
 ODD_VALUES: Final = (
     math.nan, math.inf, -math.inf, -0.0, 0, 1, True, 2**63, 10**400, -(10**400), Decimal("0.1"), Decimal("sNaN"),
-    Fraction(1, 3), np.float64(0.1), np.float32(0.1), np.int64(3), np.str_("1"), 1j, "text", b"1", None, Unfit("x", "why"),
+    Fraction(1, 3), np.float64(0.1), np.float32(0.1), np.int64(3), np.str_("1"), 1j, "text", b"1", None,
+    Unfit("x", "why"),
 )  # fmt: skip
 ODD_WHOLES: Final = (-1, -(2**63), -(2**63) - 1, 2**63 - 1, 2**63, True, Unfit("x", "why"))
 

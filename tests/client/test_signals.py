@@ -1,0 +1,286 @@
+"""SIGTERM and SIGINT: a bounded flush, the right final status, the default action; nobody's handler is replaced."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import runqueue
+from support.mlflow_server import free_port, wait_until
+from support.process import PATIENCE, Process, by_name
+from support.proxy import Fault, ScriptedServer
+from support.wire_log import names
+
+RUN = "a" * 32
+CREATED = Fault.answer(200, {"run": {"info": {"run_id": "made"}}})
+
+STREAMING = f"""
+client = runqueue.Client(URI, flush_interval=60, exit_timeout=float(sys.argv[2]))
+run = client.start_run(experiment_id="0")
+run.log_metrics({{"a": 1.0, "b": 2.0}}, step=1)
+client.log_metric("{RUN}", "other", 1.0)
+"""
+WAIT = """
+say("ready")
+while True:
+    time.sleep(0.05)
+"""
+
+
+def statuses(server: ScriptedServer) -> dict[str, str]:
+    """The final status of each run."""
+    return {request.json["run_id"]: request.json["status"] for request in server.to("runs/update")}
+
+
+def await_requests(server: ScriptedServer, count: int = 1) -> None:
+    wait_until(lambda: server.count() >= count, PATIENCE, "no request")
+
+
+@pytest.fixture(autouse=True)
+def _default_action() -> Iterator[None]:
+    """Whatever a test leaves behind."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+# -- SIGTERM ---------------------------------------------------------------------------------------------------------
+
+
+def test_sigterm_delivers_sets_runs_killed_and_ends_by_the_signal(server: ScriptedServer) -> None:
+    """The runs that the client has made, and no others."""
+    server.fail("runs/create", CREATED)
+    with Process(STREAMING + WAIT, by_name(server.uri), "20") as process:
+        process.expect("ready")
+        process.signal(signal.SIGTERM)
+        done = process.end()
+    assert (done.code, done.err) == (-signal.SIGTERM, "")
+    assert statuses(server) == {"made": "KILLED"}
+    assert sorted(names(server.requests)) == ["create", "log-batch", "log-batch", "update"]
+
+
+def test_a_run_that_has_ended_keeps_its_status(server: ScriptedServer) -> None:
+    """Also where that is still queued."""
+    server.fail("runs/create", CREATED)
+    with Process(STREAMING + "run.set_terminated('FAILED')\n" + WAIT, server.uri, "20") as process:
+        process.expect("ready")
+        process.signal(signal.SIGTERM)
+        assert process.end().code == -signal.SIGTERM
+    assert statuses(server) == {"made": "FAILED"}
+
+
+def test_a_second_sigterm_ends_at_once(server: ScriptedServer) -> None:
+    """However long the first one's flush may take."""
+    server.fail("", Fault.hold(), times=None)
+    with Process(STREAMING + WAIT, server.uri, "300") as process:
+        process.expect("ready")
+        process.signal(signal.SIGTERM)
+        await_requests(server)
+        begun = time.monotonic()
+        process.signal(signal.SIGTERM)
+        assert process.end().code == -signal.SIGTERM
+        assert time.monotonic() - begun < 10
+    server.let_go()
+
+
+def test_sigterm_while_the_server_is_down_ends_at_the_bound() -> None:
+    """One message with counts: run, three entries."""
+    begun = time.monotonic()
+    with Process(STREAMING + WAIT, f"http://127.0.0.1:{free_port()}", "1") as process:
+        process.expect("ready")
+        process.signal(signal.SIGTERM)
+        done = process.end()
+    assert done.code == -signal.SIGTERM
+    assert time.monotonic() - begun < 15
+    assert done.err.startswith("4 of 4 entries were not stored") and done.err.count("not stored") == 1
+
+
+def test_sigterm_reaches_a_main_thread_that_waits_in_a_flush(server: ScriptedServer) -> None:
+    """It interrupts the wait; the lock that a log handler holds there keeps nobody from writing."""
+    server.fail("", Fault.hold(), times=1)
+    script = """
+import logging
+class Flushing(logging.Handler):
+    def emit(self, record):
+        if record.name == "mine":
+            client.flush()
+logging.getLogger().addHandler(Flushing())
+logging.getLogger().setLevel(logging.INFO)
+say("ready")
+logging.getLogger("mine").warning("flush")
+"""
+    with Process(STREAMING + script, server.uri, "20") as process:
+        process.expect("ready")
+        await_requests(server)
+        process.signal(signal.SIGTERM)
+        server.fail("runs/create", CREATED)
+        server.let_go()
+        assert process.end().code == -signal.SIGTERM
+    assert "log-batch" in names(server.requests)
+
+
+def test_handle_signals_false_leaves_the_default_action(server: ScriptedServer) -> None:
+    """It ends at once, and nothing is sent."""
+    script = 'client = runqueue.Client(URI, flush_interval=60, handle_signals=False)\nclient.log_metric("r", "m", 1.0)\n'
+    with Process(script + WAIT, server.uri) as process:
+        process.expect("ready")
+        process.signal(signal.SIGTERM)
+        assert process.end().code == -signal.SIGTERM
+    assert server.count() == 0
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_handler_of_the_users_is_never_replaced(server: ScriptedServer, when: str) -> None:
+    """Whether it was set before or after; its exit is an exit like any other."""
+    mine = "signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(7))\n"
+    script = mine + STREAMING if when == "before" else STREAMING + mine
+    server.fail("runs/create", CREATED)
+    with Process(script + WAIT, server.uri, "20") as process:
+        process.expect("ready")
+        process.signal(signal.SIGTERM)
+        assert process.end().code == 7
+    assert "log-batch" in names(server.requests) and statuses(server) == {}
+
+
+def test_a_handler_of_the_users_survives_the_last_client(server: ScriptedServer) -> None:
+    """Set while a client lives, it is not ours to remove."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    mine = lambda number, frame: None
+    with runqueue.Client(server.uri, flush_interval=60):
+        signal.signal(signal.SIGTERM, mine)
+    assert signal.getsignal(signal.SIGTERM) is mine
+
+
+def test_the_handler_lives_as_long_as_a_streaming_client(server: ScriptedServer) -> None:
+    """Installed with the first, removed with the last, closed or forgotten; a classic client has none."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    installed: Callable[[], bool] = lambda: signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    with runqueue.Client(server.uri):
+        assert not installed()
+    first = runqueue.Client(server.uri, flush_interval=60)
+    second = runqueue.Client(server.uri, flush_interval=60)
+    assert installed()
+    first.close()
+    assert installed()
+    del second
+    gc.collect()
+    assert not installed()
+    with pytest.raises(ValueError), runqueue.Client(server.uri, flush_interval=60):
+        assert installed()
+        raise ValueError
+    assert not installed()
+
+
+def test_a_client_made_in_another_thread_installs_nothing(server: ScriptedServer) -> None:
+    """Python lets only the main thread do so."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    made: list[runqueue.Client] = []
+    thread = threading.Thread(target=lambda: made.append(runqueue.Client(server.uri, flush_interval=60)))
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    made[0].close()
+
+
+def test_a_forked_child_has_the_default_action(server: ScriptedServer, tmp_path: Path) -> None:
+    """Whoever tells a worker to end wants it to end, its own data or not."""
+    script = """
+def work():
+    client.log_metric("r", "m", 1.0)
+    say("forked", signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
+    time.sleep(40)
+pid = child(work)
+while not os.path.exists(sys.argv[3]):
+    time.sleep(0.02)
+os.kill(pid, signal.SIGTERM)
+say("child", ended(pid))
+say("parent", signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
+"""
+    flag = tmp_path / "go"  # by which the parent knows that the child has said so
+    with Process(STREAMING + script, server.uri, "5", str(flag)) as process:
+        process.expect("forked True")
+        flag.touch()
+        process.expect("child -15")
+        process.expect("parent False")
+        process.end()
+
+
+# -- SIGINT ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupt_sets_the_runs_of_blocks_killed(server: ScriptedServer) -> None:
+    """KeyboardInterrupt leaves the blocks; what is queued is sent, and the process ends by the signal."""
+    server.fail("runs/create", CREATED)
+    script = """
+with runqueue.Client(URI, flush_interval=60) as client, client.start_run(experiment_id="0") as run:
+    run.log_metric("m", 1.0)
+    say("ready")
+    while True:
+        time.sleep(0.05)
+"""
+    with Process(script, server.uri) as process:
+        process.expect("ready")
+        process.signal(signal.SIGINT)
+        done = process.end()
+    assert done.code == -signal.SIGINT and done.err.rstrip().endswith("KeyboardInterrupt")
+    assert statuses(server) == {"made": "KILLED"}
+    assert names(server.requests) == ["create", "log-batch", "update"]
+
+
+CLIENT = """
+import runqueue._creation, runqueue._http_store, runqueue.queueing._stream, tqdm.auto
+client = runqueue.Client(URI, flush_interval=60, exit_timeout=float(sys.argv[2]))
+"""
+"""Imported before the signal: an import that calls eval() makes Python forget that a KeyboardInterrupt has ended it."""
+
+BLOCKS = {
+    "a block": f"with client:\n    client.log_metric('{RUN}', 'm', 1.0)\n    say('ready')\n    time.sleep(300)\n",
+    "no block": f"client.log_metric('{RUN}', 'm', 1.0)\nsay('ready')\ntime.sleep(300)\n",
+    "asyncio": f"""
+import asyncio
+async def main():
+    async with runqueue.AsyncClient(URI, flush_interval=60, exit_timeout=float(sys.argv[2])) as client:
+        client.log_metric('{RUN}', 'm', 1.0)
+        say('ready')
+        await asyncio.sleep(300)
+asyncio.run(main())
+""",
+}
+
+
+@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
+def test_the_flush_after_an_interrupt_is_bounded(server: ScriptedServer, block: str) -> None:
+    """By exit_timeout, though the server never answers; it says what was not sent."""
+    server.fail("", Fault.hold(), times=None)
+    with Process(CLIENT + block, server.uri, "1") as process:
+        process.expect("ready")
+        begun = time.monotonic()
+        process.signal(signal.SIGINT)
+        done = process.end()
+        assert time.monotonic() - begun < 15
+    server.let_go()
+    assert done.code == -signal.SIGINT
+    assert "1 of 1 entries were not stored" in done.err
+
+
+@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
+def test_a_second_interrupt_ends_the_flush(server: ScriptedServer, block: str) -> None:
+    """Nobody has to wait for exit_timeout."""
+    server.fail("", Fault.hold(), times=None)
+    with Process(CLIENT + block, server.uri, "300") as process:
+        process.expect("ready")
+        process.signal(signal.SIGINT)
+        await_requests(server)
+        begun = time.monotonic()
+        process.signal(signal.SIGINT)
+        done = process.end()
+        assert time.monotonic() - begun < 15
+    server.let_go()
+    assert done.code == -signal.SIGINT
+    assert "1 entries were not sent" in done.err
