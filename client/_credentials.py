@@ -31,6 +31,9 @@ from runqueue._signing import Outgoing
 from runqueue._spellings import of_header, user_info, veil
 from runqueue.errors import AuthError
 
+_USERNAME = "MLFLOW_TRACKING_USERNAME"
+_PASSWORD = "MLFLOW_TRACKING_PASSWORD"
+_FILE = "~/.mlflow/credentials"
 _GIVEN_UP = 600.0
 """Seconds after which a call of the token's callable is no longer waited for, and another is begun."""
 _THREADS = 8
@@ -151,19 +154,42 @@ class Credentials:
         self._last_header = self._header(fresh=fresh, netrc=netrc)
         return self._last_header
 
+    def source(self) -> str:
+        """
+        What is sent now and where it stands, in words: for a diagnosis. A callable counts once it has been asked.
+
+        Raises:
+            AuthError: MLflow's file cannot be read.
+        """
+        user, token, source = self._found(fresh=False, netrc=True)
+        if token:
+            return f"token, of {source}"
+        if user is not None:
+            kinds = [kind for kind, value in zip(("user", "password"), user, strict=True) if value]
+            return f"{' and '.join(kinds) or 'an empty user'}, of {source}"
+        return f"none; {find_netrc()} cannot be read" if self._netrc_is_faulty else "none"
+
     def _header(self, *, fresh: bool, netrc: bool) -> str | None:
-        user = self._user_info
-        if user is None and self._token is None:
-            user = self._user_and_password(fresh=fresh)
+        user, token, _ = self._found(fresh=fresh, netrc=netrc)
         if user is not None:
             return _basic(user)
-        token = (self._bearer() or "").strip()  # a file's last line break is no part of its token
         if not fits_header(token):
             raise AuthError("the token holds a character that no header can hold (it is not shown)")
+        return f"Bearer {token}" if token else None
+
+    def _found(self, *, fresh: bool, netrc: bool) -> tuple[tuple[str, str] | None, str, str]:
+        """User and password, or a token, and where they stand."""
+        if self._user_info is not None:
+            return self._user_info, "", "the URI's user info"
+        if self._token is None:
+            user, source = self._user_and_password(fresh=fresh)
+            if user is not None:
+                return user, "", source
+        token = (self._bearer() or "").strip()  # a file's last line break is no part of its token
         if token:
-            return f"Bearer {token}"
+            return None, token, "MLFLOW_TRACKING_TOKEN" if self._token is None else "token="
         user = self._of_netrc(fresh=fresh) if netrc and self._takes_netrc else None
-        return None if user is None else _basic(user)
+        return user, "", "" if user is None else find_netrc() or ""
 
     def _of_netrc(self, *, fresh: bool) -> tuple[str, str] | None:
         """What cannot be read counts as not there, as with requests; but it is said."""
@@ -183,17 +209,18 @@ class Credentials:
             self._netrc_is_faulty = True
         return self._netrc
 
-    def _user_and_password(self, *, fresh: bool) -> tuple[str, str] | None:
-        """Each from its variable, else from the file, as in MLflow."""
+    def _user_and_password(self, *, fresh: bool) -> tuple[tuple[str, str] | None, str]:
+        """Each from its variable, else from the file, as in MLflow; and where they stand."""
         if not self._passwords:
-            return None
-        name, password = (environment.text(f"MLFLOW_TRACKING_{each}") for each in ("USERNAME", "PASSWORD"))
+            return None, ""
+        name, password = environment.text(_USERNAME), environment.text(_PASSWORD)
         if name and password:  # whatever is wrong with the file
-            return name, password
+            return (name, password), f"{_USERNAME} and {_PASSWORD}"
         if fresh or self._file is None:
             self._file = read_file()
+        sources = dict.fromkeys((_USERNAME if name else _FILE, _PASSWORD if password else _FILE))
         name, password = name or self._file[0], password or self._file[1]
-        return (name, password) if name and password else None
+        return ((name, password) if name and password else None), " and ".join(sources)
 
     def veil(self, text: str) -> str:
         """The text with `***` for whatever of these credentials, or of the like, a server has put into it."""

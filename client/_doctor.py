@@ -30,7 +30,7 @@ from runqueue._blocking import in_thread, resolve_by
 from runqueue._config import Config, resolve_tracking_uri, without_secrets
 from runqueue._findings import NONE
 from runqueue._store import GET_EXPERIMENT, SEARCH_RUNS, Endpoint, Store, Traffic
-from runqueue._stores import DATABRICKS, check_uri, make_store
+from runqueue._stores import DATABRICKS, check_uri, make_store, scheme_of
 from runqueue._tables import DATABASES, missing_file, missing_in, unused_folder
 from runqueue._veil import Veil
 from runqueue.errors import AuthError, NotFoundError, Scope, StoreError, UnavailableError, UnexpectedAnswerError
@@ -100,7 +100,7 @@ class _Examination:
         self._config = config
         self._uri = uri
         self._shown = without_secrets(uri)
-        self._scheme = findings.scheme_of(uri)
+        self._scheme = scheme_of(uri)
         self._http = self._scheme in findings.HTTP
         self._databricks = self._scheme in DATABRICKS
         self._database = self._scheme.partition("+")[0] in DATABASES
@@ -115,7 +115,7 @@ class _Examination:
         """Fill in the diagnosis; what is wrong is raised."""
         self._row("store", findings.kind_of(self._scheme))
         if not self._databricks:  # which says so when it is opened
-            self._credentials = findings.credentials_of(self._uri)
+            self._credentials = findings.credentials_of(self._config, self._uri)
             self._row("credentials", self._credentials)
         if self._http:
             self._headers = findings.header_plugins()
@@ -259,8 +259,7 @@ class _Examination:
         if not (self._http or self._databricks):
             return "calls of mlflow in worker threads"
         http = await store.opened() if self._databricks else store
-        name = "aiohttp" if type(http._client).__module__.startswith("httpx_aiohttp") else "httpx"
-        return f"{name} {findings.version_of(name)}"
+        return f"{http.transport} {findings.version_of(http.transport)}"
 
     async def _version(self, store: Any) -> str:
         if self._databricks:  # has no /version
@@ -268,13 +267,12 @@ class _Examination:
         if not self._http:
             return self._local_version()
         try:
-            answer = await store._exchange(_VERSION, b"", None, fresh=False)
+            status, text = await store.text(_VERSION)
         except StoreError as error:
             return f"unknown ({type(error).__name__} at /version)"
-        text = bytes(answer.body).decode(errors="replace").strip()
-        if answer.status != 200 or _LIKE_A_VERSION.fullmatch(text) is None:
-            return f"unknown (/version answers {answer.status}, and names none)"
-        return f"mlflow {text}"
+        if status != 200 or _LIKE_A_VERSION.fullmatch(text.strip()) is None:
+            return f"unknown (/version answers {status}, and names none)"
+        return f"mlflow {text.strip()}"
 
     async def _round_trip(self, store: Store) -> float:
         """Milliseconds, over a connection that stands."""

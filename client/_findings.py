@@ -12,15 +12,13 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
-from netrc import NetrcParseError
 from typing import Final
 from urllib.parse import parse_qsl, urlsplit
 
 from runqueue import _environment as environment
 from runqueue import _plugins, _tls
 from runqueue._config import Config, without_secrets
-from runqueue._credentials import find_netrc, read_file, read_netrc
-from runqueue._stores import DATABRICKS, DELEGATED, _scheme
+from runqueue._stores import DATABRICKS, DELEGATED, scheme_of
 from runqueue._tables import DATABASES
 
 HTTP: Final = frozenset(("http", "https"))
@@ -43,11 +41,6 @@ def source_of(given: str | None) -> str:
     return "MLflow's default, as no URI is given and MLFLOW_TRACKING_URI is not set"
 
 
-def scheme_of(uri: str) -> str:
-    """In small letters; "" is a path."""
-    return _scheme(uri)
-
-
 def kind_of(scheme: str) -> str:
     """What is behind the URI, in words."""
     if scheme in HTTP:
@@ -64,7 +57,7 @@ def kind_of(scheme: str) -> str:
 # -- credentials -----------------------------------------------------------------------------------------------------
 
 
-def credentials_of(uri: str) -> str:
+def credentials_of(config: Config, uri: str) -> str:
     """
     Kind and source of what a store would authenticate itself with; those of a workspace are databricks-sdk's to find.
 
@@ -73,7 +66,7 @@ def credentials_of(uri: str) -> str:
     """
     scheme = scheme_of(uri)
     if scheme in HTTP:
-        return _of_request(uri)
+        return _plugins.source(config, uri)
     parts, database = urlsplit(uri), scheme.partition("+")[0]
     if parts.username is not None:
         return _named(parts.username, parts.password, _USER_INFO)
@@ -82,48 +75,6 @@ def credentials_of(uri: str) -> str:
     if database in DATABASES and (user or password):
         return _named(user, password, "the URI's query")
     return f"{NONE} in the URI" if database in DATABASES - {"sqlite"} else NONE
-
-
-def _of_request(uri: str) -> str:
-    """In the order of `runqueue._plugins.signers` and of `runqueue._credentials.Credentials`."""
-    name = environment.text(_plugins.AUTH)
-    if environment.switch(_plugins.SIGV4):
-        return f"signature, of {_plugins.SIGV4}"
-    plugin = None if name is None else f"plugin {name!r}, of {_plugins.AUTH}"
-    if plugin is not None and name not in _plugins._KUBERNETES:
-        return plugin  # has the last word, whatever else is sent
-    found = None if plugin is not None else _user_and_password(uri)
-    if found is None and (environment.text(TOKEN) or "").strip():
-        found = f"token, of {TOKEN}"
-    if plugin is not None:
-        return plugin if found is None else f"{found}, and {plugin}"
-    return found or _of_netrc(uri)
-
-
-def _user_and_password(uri: str) -> str | None:
-    parts = urlsplit(uri)
-    if parts.username is not None:
-        return _named(parts.username, parts.password, _USER_INFO)
-    names = (USERNAME, PASSWORD)
-    file = (None, None) if all(map(environment.text, names)) else read_file()
-    sources = [
-        name if environment.text(name) else "~/.mlflow/credentials" if kept else None
-        for name, kept in zip(names, file, strict=True)
-    ]
-    if not all(sources):
-        return None
-    return f"user and password, of {' and '.join(dict.fromkeys(filter(None, sources)))}"
-
-
-def _of_netrc(uri: str) -> str:
-    path = find_netrc()
-    if path is None:
-        return NONE
-    try:
-        found = read_netrc(path, urlsplit(uri).hostname or "")
-    except (OSError, ValueError, NetrcParseError) as error:  # counts as not there
-        return f"{NONE}; {path} cannot be read ({type(error).__name__})"
-    return NONE if found is None else _named(*found, path)
 
 
 def _named(user: str | None, password: str | None, source: str) -> str:

@@ -99,6 +99,11 @@ class HttpStore:
     def limits(self) -> Limits:
         return self._limits
 
+    @property
+    def transport(self) -> str:
+        """The library that sends: "aiohttp" or "httpx"."""
+        return "aiohttp" if type(self._client).__module__.startswith("httpx_aiohttp") else "httpx"
+
     def __repr__(self) -> str:
         return f"<HttpStore {self._base}>"
 
@@ -126,6 +131,16 @@ class HttpStore:
             failure = self._bare(error)
         except Exception as error:  # a defect, here or in a library: its frames hold the request's headers
             failure = self._bare(StoreError(f"the request failed unexpectedly: {_place(error)}: {error}"))
+        raise failure
+
+    async def text(self, endpoint: Endpoint) -> tuple[int, str]:
+        """Status and text of what is not MLflow's JSON, for a diagnosis. Raises a StoreError where nothing came."""
+        failure: StoreError
+        try:
+            answer = await self._exchange(endpoint, b"", None, fresh=False)
+            return answer.status, answer.body.decode(errors="replace")
+        except StoreError as error:
+            failure = self._bare(error)
         raise failure
 
     def _bare(self, error: StoreError) -> StoreError:

@@ -187,7 +187,8 @@ class LoopThread:
     def _preload(self) -> None:
         """What anyio, the loop and the sockets would import in mid-work, where a fork could take a lock along."""
         with importing():
-            import encodings.idna  # noqa: F401
+            import encodings.idna
+            import encodings.utf_16_be  # noqa: F401
 
             import anyio._backends._asyncio
             import anyio.to_thread  # noqa: F401

@@ -104,6 +104,25 @@ def signers(config: Config, uri: str) -> tuple[Signer, ...]:
     return (*found, auth) if auth is not None else tuple(found)
 
 
+def source(config: Config, uri: str) -> str:
+    """
+    What a request authenticates itself with and where that stands, in words: for a diagnosis.
+
+    Raises:
+        AuthError: MLflow's file of credentials cannot be read.
+    """
+    from runqueue._credentials import Credentials
+
+    found = signers(config, uri)
+    plugin = next((each.source for each in found if isinstance(each, RequestAuth)), None)
+    if plugin is not None and (environment.switch(SIGV4) or environment.text(AUTH) not in _KUBERNETES):
+        return plugin  # has the last word, whatever else is sent
+    given = next(each.source() for each in found if isinstance(each, Credentials))
+    if plugin is None:
+        return given
+    return plugin if given == "none" else f"{given}, and {plugin}"
+
+
 def header_plugins() -> list[str]:
     """Names of the plugins that add headers: installed ones, and ones registered with an mlflow that is imported."""
     names = [point.name for point in importlib.metadata.entry_points(group=_HEADERS_GROUP)]
@@ -116,11 +135,11 @@ def header_plugins() -> list[str]:
 
 def _request_auth(config: Config) -> RequestAuth | None:
     if environment.switch(SIGV4):
-        return RequestAuth(config, f"the signature of {SIGV4}", _fetch_sigv4)
+        return RequestAuth(config, "signature", SIGV4, _fetch_sigv4)
     name = environment.text(AUTH)
     if name is None:
         return None
-    return RequestAuth(config, f"the plugin {name!r} of {AUTH}", partial(_fetch_plugin, name))
+    return RequestAuth(config, f"plugin {name!r}", AUTH, partial(_fetch_plugin, name))
 
 
 def _fetch_sigv4() -> Any:
@@ -262,13 +281,15 @@ class RequestAuth(_Asked):
 
     Args:
         config: The client's.
-        what: It is, for errors.
+        what: It is, in words.
+        variable: Names it.
         fetch: Gives it. Called for every request, as MLflow does: what it gives may be good for one only, and what
             refuses it later need not be a 401 (Amazon's gateway answers 403 to a token that has expired).
     """
 
-    def __init__(self, config: Config, what: str, fetch: Callable[[], Any]) -> None:
-        super().__init__(config, what)
+    def __init__(self, config: Config, what: str, variable: str, fetch: Callable[[], Any]) -> None:
+        super().__init__(config, f"the {what} of {variable}")
+        self.source = f"{what}, of {variable}"
         self._fetch = fetch
 
     async def sign(self, request: Outgoing, *, fresh: bool) -> None:

@@ -36,7 +36,7 @@ def check_uri(uri: str) -> None:
         ConfigError: Nothing here knows the scheme, or what it needs is not installed.
     """
     try:
-        scheme = _scheme(uri)
+        scheme = scheme_of(uri)
         parts = urlsplit(uri)
         host, _ = parts.hostname, None if scheme in DATABRICKS else parts.port
     except ValueError:  # its words quote what may be a password's part
@@ -99,11 +99,11 @@ def make_store(config: Config, uri: str, traffic: Traffic) -> Store:
 
 
 def _made(config: Config, uri: str, traffic: Traffic) -> Store:
-    if _scheme(uri) in ("http", "https"):
+    if scheme_of(uri) in ("http", "https"):
         from runqueue._http_store import HttpStore
 
         return HttpStore(config, uri, traffic, signers=_plugins.signers(config, uri))
-    if _scheme(uri) in DATABRICKS:
+    if scheme_of(uri) in DATABRICKS:
         from runqueue._databricks import DatabricksStore
 
         return DatabricksStore(config, uri, _profile(uri), traffic)
@@ -139,11 +139,16 @@ def _profile(uri: str) -> str | None:
     return urlsplit(uri).netloc or None
 
 
-def _scheme(uri: str) -> str:
+def scheme_of(uri: str) -> str:
+    """
+    In small letters; "" is a path.
+
+    Raises:
+        ValueError: It is no URI.
+    """
     if uri in DATABRICKS:
         return uri
-    scheme = urlsplit(uri).scheme.lower() if "://" in uri or uri.startswith("file:") else ""
-    return scheme
+    return urlsplit(uri).scheme.lower() if "://" in uri or uri.startswith("file:") else ""
 
 
 def _file_store_is_refused() -> bool:

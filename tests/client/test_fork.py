@@ -139,7 +139,7 @@ client.close()
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_nothing_is_imported_in_our_threads_but_under_the_guard(server: ScriptedServer, transport: str) -> None:
     """By any way of a request: an import that a fork does not wait for may leave its lock behind."""
-    script = f"""
+    script = """
 from runqueue import _fork
 late = []
 class Seen:
@@ -147,9 +147,9 @@ class Seen:
         if threading.current_thread() is not threading.main_thread() and not _fork._importing._is_owned():
             late.append(name)
 sys.meta_path.insert(0, Seen())
-run = client.create_run(experiment_name="e", tags={{"t": 1}})
+run = client.create_run(experiment_name="e", tags={"t": 1})
 log("m")
-client.log_params(run, {{"p": 1}})
+client.log_params(run, {"p": 1})
 client.log_metric(run, "k" * 300, float("nan"))
 client.log_inputs(run, [runqueue.Dataset("n", "d")])
 client.set_terminated(run)
@@ -157,10 +157,10 @@ client.close()
 assert not client.failures, client.failures
 assert not late, late
 """
-    server.fail("experiments/get-by-name", Fault.answer(200, {"experiment": {"experiment_id": "7"}}))
+    server.fail("experiments/get-by-name", Fault.answer(200, {"experiment": {"experiment_id": "7"}))
     server.fail("runs/create", Fault.answer(503))
     server.fail("runs/search", Fault.answer(200, {"runs": []}))
-    server.fail("runs/create", Fault.answer(200, {"run": {"info": {"run_id": "r1"}}}))
+    server.fail("runs/create", Fault.answer(200, {"run": {"info": {"run_id": "r1"}}))
     server.fail("runs/log-batch", Fault.cut_before_commit())
     done = run(CLIENT + script, by_name(server.uri), "0.01", transport)
     assert done.code == 0, done.err

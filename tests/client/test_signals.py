@@ -235,7 +235,7 @@ with runqueue.Client(URI, flush_interval=60) as client, client.start_run(experim
 
 CLIENT = """
 import runqueue._creation, runqueue._http_store, runqueue.queueing._stream, tqdm.auto
-client = runqueue.Client(URI, flush_interval=60, exit_timeout=float(sys.argv[2]))
+client = runqueue.Client(URI, flush_interval=60, exit_timeout=float(sys.argv[2]), transport="httpx")
 """
 """Imported before the signal: an import that calls eval() makes Python forget that a KeyboardInterrupt has ended it."""
 
@@ -245,7 +245,7 @@ BLOCKS = {
     "asyncio": f"""
 import asyncio
 async def main():
-    async with runqueue.AsyncClient(URI, flush_interval=60, exit_timeout=float(sys.argv[2])) as client:
+    async with runqueue.AsyncClient(URI, flush_interval=60, exit_timeout=float(sys.argv[2]), transport="httpx") as client:
         client.log_metric('{RUN}', 'm', 1.0)
         say('ready')
         await asyncio.sleep(300)
