@@ -1,33 +1,29 @@
-"""An asynchronous, batching logging client for MLflow tracking servers."""
+"""
+An asynchronous, batching logging client for MLflow tracking servers.
+
+Rule of this file: `import runqueue` loads nothing; the first use of a public name loads all of `_public`. So a library
+may import it at no cost, as MLflow does with each of its plugins.
+"""
 
 from __future__ import annotations
 
-from runqueue import errors as errors
-from runqueue._async_client import AsyncClient as AsyncClient
-from runqueue._entities import Dataset as Dataset
-from runqueue._entities import Entry as Entry
-from runqueue._entities import FlushReport as FlushReport
-from runqueue._entities import OperationFailure as OperationFailure
-from runqueue._entities import Statistics as Statistics
-from runqueue._operations import RunOperations as RunOperations
-from runqueue._run import PendingRunId as PendingRunId
-from runqueue._run_handle import Run as Run
-from runqueue._sync_client import Client as Client
-from runqueue.errors import AuthError as AuthError
-from runqueue.errors import CallTypeError as CallTypeError
-from runqueue.errors import ClosedError as ClosedError
-from runqueue.errors import ConfigError as ConfigError
-from runqueue.errors import FlushError as FlushError
-from runqueue.errors import NotFoundError as NotFoundError
-from runqueue.errors import QueueFullError as QueueFullError
-from runqueue.errors import RejectedError as RejectedError
-from runqueue.errors import RunqueueError as RunqueueError
-from runqueue.errors import StoreError as StoreError
-from runqueue.errors import UnavailableError as UnavailableError
-from runqueue.errors import UnexpectedAnswerError as UnexpectedAnswerError
-from runqueue.queueing import Limits as Limits
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
-# Users and tracebacks read `runqueue.Client`, not the module it happens to stand in.
-for _value in [each for each in globals().values() if isinstance(each, type)]:
-    if _value.__module__.startswith("runqueue."):
-        _value.__module__ = __name__
+if _TYPE_CHECKING:  # no `__getattr__` then: a checker would believe in every name
+    from runqueue._public import *  # pyright: ignore[reportWildcardImportFromLibrary]
+else:
+
+    def __getattr__(name: str) -> object:
+        if name.startswith("_"):  # whatever looks into modules is no user
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from runqueue import _public
+
+        globals().update((each, value) for each, value in vars(_public).items() if not each.startswith("_"))
+        if name not in globals():
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return globals()[name]
+
+    def __dir__() -> list[str]:
+        from runqueue import _public
+
+        return sorted({*globals(), *(each for each in vars(_public) if not each.startswith("_"))})

@@ -7,7 +7,6 @@ the loop has nothing else to do, and whoever waits for it has a deadline of its 
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -47,6 +46,8 @@ def resolve_by(loop: AbstractEventLoop) -> None:
     async def getaddrinfo(
         host: Any, port: Any, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
     ) -> Any:
+        import socket
+
         return await in_thread(socket.getaddrinfo, host, port, family, type, proto, flags)
 
     loop.getaddrinfo = getaddrinfo  # type: ignore[method-assign]

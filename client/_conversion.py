@@ -11,8 +11,6 @@ import json
 import operator
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from decimal import Decimal
-from fractions import Fraction
 from typing import Any, Final
 
 import attrs
@@ -27,13 +25,19 @@ STATUSES: Final = ("RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED")
 _TEXT: Final = (str, bytes, bytearray, memoryview)
 _TEXT_DTYPES: Final = ("U", "S")
 _COMPLEX_DTYPES: Final = ("c",)
-_IMMUTABLE: Final = (float, int, complex, str, bytes, Decimal, Fraction, type(None))
+_IMMUTABLE: Final = (float, int, complex, str, bytes, type(None))
+_IMMUTABLE_TOO: Final = frozenset(("decimal", "fractions"))
+"""Modules of such numbers; they are not imported for this."""
 _PLAIN_TEXTS: Final = frozenset((str, int, float, bool, type(None)))
 
 
 def numbers(metrics: dict[Any, Any]) -> dict[Any, Any]:
     """Metric values, those converted that could change after the call: 0-d arrays, tensors, whatever has __float__."""
-    return {key: value if isinstance(value, _IMMUTABLE) else _number(value) for key, value in metrics.items()}
+    return {key: value if _stays(value) else _number(value) for key, value in metrics.items()}
+
+
+def _stays(value: Any) -> bool:
+    return isinstance(value, _IMMUTABLE) or type(value).__module__ in _IMMUTABLE_TOO
 
 
 def _number(value: Any) -> float | Unfit:

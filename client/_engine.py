@@ -385,10 +385,10 @@ class Engine:
         with anyio.move_on_after(self.config.exit_timeout):
             for flush in flushes:
                 await self._sender.completion(flush, None)
-        left = [lane for lane, flush in zip(lanes, flushes, strict=True) if lane.done < flush.goals[lane]]
+        left = [each for flush in flushes for each in flush.report().failures if each.kind == STATUS]
         if left:  # it counts as no entry
-            text = "the final status of %d runs was not sent, such as that of %s: %s"
-            logger.warning(text, len(left), left[0].run, self._sender.outage.error or left[0].stuck or "no answer")
+            text = "the final status of %d runs was not stored, such as that of %s: %s"
+            logger.warning(text, len(left), left[0].run, self._sender.outage.error or left[0].error)
         return given_up
 
     def _make_final(self, report: Report) -> None:

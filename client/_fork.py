@@ -14,7 +14,7 @@ import itertools
 import os
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from typing import Final, Protocol
 
@@ -40,7 +40,7 @@ def register(thing: Forked) -> None:
 
 
 @contextmanager
-def importing() -> Iterator[None]:
+def importing() -> Generator[None, None, None]:
     """Around imports in a thread of ours."""
     with _importing:
         yield

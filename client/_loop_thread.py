@@ -8,8 +8,8 @@ One exception: where the interpreter ends and no thread can be started, `submit`
 
 from __future__ import annotations
 
-import concurrent.futures.thread  # noqa: F401  # registers a hook, which is refused once the interpreter ends
 import contextvars
+import importlib
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, InvalidStateError
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
 T = TypeVar("T")
+
+importlib.import_module("concurrent.futures.thread")  # it registers a hook, which is refused once the interpreter ends
 
 _within: contextvars.ContextVar[LoopThread | None] = contextvars.ContextVar("runqueue_within", default=None)
 """On behalf of which thread of ours code runs; a context variable, as those go with a task into worker threads."""
@@ -187,11 +189,10 @@ class LoopThread:
     def _preload(self) -> None:
         """What anyio, the loop and the sockets would import in mid-work, where a fork could take a lock along."""
         with importing():
-            import encodings.idna
-            import encodings.utf_16_be  # noqa: F401
-
-            import anyio._backends._asyncio
-            import anyio.to_thread  # noqa: F401
+            importlib.import_module("encodings.idna")
+            importlib.import_module("encodings.utf_16_be")
+            importlib.import_module("anyio._backends._asyncio")
+            importlib.import_module("anyio.to_thread")
 
     def _run_inline(self, call: _Call) -> None:
         """Run one call in the caller's thread, with a loop of its own, and end everything again."""

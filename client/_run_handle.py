@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from runqueue import _environment as environment
 from runqueue import _fork
-from runqueue._run import PendingRunId, RunId
+from runqueue._run import Experiment, PendingRunId, RunId
 from runqueue.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Run:
     any other exception or exit status. A run that was attached to is not ended: its maker does that.
     """
 
-    def __init__(self, client: Logs, run_id: RunId, *, experiment: tuple[str | None, str | None], ends: bool) -> None:
+    def __init__(self, client: Logs, run_id: RunId, *, experiment: Experiment, ends: bool) -> None:
         self._client = client
         self._run_id = run_id
         self._experiment = experiment
@@ -104,14 +104,7 @@ class Run:
         tags: Mapping[str, Any] | None = None,
     ) -> Run:
         """A run nested in this one, in the same experiment unless another is named; see `Client.start_run`."""
-        return RunMaker.start_run(
-            self._client,
-            experiment_id,
-            experiment_name=experiment_name,
-            run_name=run_name,
-            tags=tags,
-            parent=self,
-        )
+        return _started(self._client, (experiment_id, experiment_name), run_name, tags, self)
 
     def log_metrics(
         self,
@@ -176,7 +169,24 @@ class Run:
         return f"<Run {self._run_id if isinstance(self._run_id, str) else repr(self._run_id)}>"
 
 
-def _attached(client: Logs, run_id: RunId, experiment: tuple[str | None, str | None]) -> Run:
+def _started(
+    client: Logs,
+    experiment: Experiment,
+    run_name: str | None,
+    tags: Mapping[str, Any] | None,
+    parent: Run | RunId | None,
+) -> Run:
+    if isinstance(parent, Run):
+        if experiment == (None, None):
+            experiment = parent._experiment
+        parent = parent.id
+    pending = client.create_run(
+        experiment[0], tags=tags, run_name=run_name, experiment_name=experiment[1], parent_run_id=parent
+    )
+    return Run(client, pending, experiment=experiment, ends=True)
+
+
+def _attached(client: Logs, run_id: RunId, experiment: Experiment) -> Run:
     return Run(client, run_id, experiment=experiment, ends=False)
 
 
@@ -209,15 +219,7 @@ class RunMaker:
             ConfigError: A value is bad, or no experiment is given.
             ClosedError: The client was closed.
         """
-        experiment = (experiment_id, experiment_name)
-        if isinstance(parent, Run):
-            if experiment == (None, None):
-                experiment = parent._experiment
-            parent = parent.id
-        pending = self.create_run(
-            experiment[0], tags=tags, run_name=run_name, experiment_name=experiment[1], parent_run_id=parent
-        )
-        return Run(self, pending, experiment=experiment, ends=True)
+        return _started(self, (experiment_id, experiment_name), run_name, tags, parent)
 
     def attach(self: Logs, run_id: Run | RunId) -> Run:
         """

@@ -48,6 +48,8 @@ class Intake:
     """Seconds of waiting, in all, each time the queue becomes full."""
     full: float = math.inf
     """Entries of one lane that are worth a bell. Infinite: nothing streams, no bell is rung."""
+    loud: float = attrs.field(default=attrs.Factory(lambda self: self.full, takes_self=True))
+    """Entries of one lane at which a call rings: `full`, or more while the engine looks by itself in time."""
     ring: Callable[[], None] = lambda: None
     """Tell the engine that there is something to do. Any thread; must not block."""
     drains: Callable[[], bool] = lambda: False
@@ -84,7 +86,7 @@ class Intake:
                 return True
             lane.fresh += count
             append(record)
-            if lane.fresh >= self.full and not lane.rung:
+            if lane.fresh >= self.loud and not lane.rung:
                 rings = lane.rung = True
                 self.bells.append(lane)
             if rings:

@@ -3,6 +3,8 @@ The ticks of a client that streams: everything that waits is sent once an interv
 
     nothing queued  ->  asleep, until the first record rings
     something is    ->  a tick at the end of each interval; in between, a lane that has filled a batch rings for itself
+    a steady flow   ->  the engine looks by itself when the next batch should be full: nobody rings, which would cost
+                        the caller a system call, and a wait for the interpreter's lock
     no room         ->  a tick at once if nothing is being sent; what nobody will ever send is given up
 
 Rules of this file: it decides when, `Sender.tick` does the rest. Whatever is worth a word is handed to `tell` here, in
@@ -11,8 +13,9 @@ the engine's thread, never by a log call.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Final
 
 import anyio
 
@@ -22,6 +25,9 @@ from runqueue.queueing._intake import Intake
 from runqueue.queueing._lane import Lane
 from runqueue.queueing._report import KEPT_IN_FULL, MOST_CAUSES, Failure
 from runqueue.queueing._sender import Sender
+
+SOONEST: Final = 0.005
+"""Seconds between two looks that nobody has rung for."""
 
 
 class Stream:
@@ -55,6 +61,8 @@ class Stream:
         self._full: list[Lane] = []  # that hold a full batch, which cannot be sent now; they do not ring
         self._bell = anyio.Event()
         self._due = 0.0
+        self._next = math.inf  # when a batch should be full
+        self._seen = self._seen_at = 0.0  # entries that had come in, at the last look
 
     def hear(self) -> None:
         """The bell. In the engine's thread."""
@@ -82,7 +90,7 @@ class Stream:
                     continue
                 self._postpone()
             else:
-                await self._listen(max(0.0, self._due - anyio.current_time()))
+                await self._listen(max(0.0, min(self._due, self._next) - anyio.current_time()))
             resting = False
             if self._bell.is_set():
                 self._bell = anyio.Event()
@@ -97,6 +105,8 @@ class Stream:
 
     def _turn(self) -> None:
         full = self._intake.answer()
+        if self._next < math.inf:
+            full += [lane for lane in self._accumulator.all() if lane.fresh >= self._intake.full and not lane.rung]
         crowded, self._intake.crowded = self._intake.crowded, False
         if anyio.current_time() >= self._due or (crowded and not self._sender.busy):
             self._sender.tick()
@@ -112,9 +122,23 @@ class Stream:
                 self._intake.bells.append(lane)
                 self._bell.set()
         self._intake.settle()
+        self._expect()
         if crowded or self._intake.pending >= self._intake.max_pending:
             self._shed()
         self._say()
+
+    def _expect(self) -> None:
+        """By the pace of what came in since the last look: when will the fullest lane have filled a batch?"""
+        now, taken, full = anyio.current_time(), self._intake.taken, self._intake.full
+        elapsed, came = now - self._seen_at, taken - self._seen
+        self._seen_at, self._seen = now, taken
+        self._next = math.inf
+        flowing = [lane.fresh for lane in self._accumulator.all() if lane.fresh and not (lane.rung or lane.doomed)]
+        if came > 0 and elapsed >= SOONEST / 2 and flowing and not self._sender.outage.spent:
+            expected = now + max(SOONEST, (full - max(flowing)) * elapsed / came)
+            if expected < self._due:
+                self._next = expected
+        self._intake.loud = full if self._next == math.inf else 2 * full  # a burst rings all the same
 
     def _is_idle(self) -> bool:
         return not any(lane.inbox or not lane.idle for lane in self._accumulator.all())

@@ -67,6 +67,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "runqueue._recorder",
         "runqueue._sync_client",
         "runqueue._async_client",
+        "runqueue._public",
         "runqueue",
         # the command line
         "runqueue._veil runqueue._tables",

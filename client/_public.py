@@ -1,0 +1,37 @@
+"""
+All that `runqueue` offers; loaded by the first use of any of it.
+
+Rule of this file: a name that stands here is public.
+"""
+
+from __future__ import annotations as _annotations
+
+from runqueue import errors as errors
+from runqueue._async_client import AsyncClient as AsyncClient
+from runqueue._entities import Dataset as Dataset
+from runqueue._entities import Entry as Entry
+from runqueue._entities import FlushReport as FlushReport
+from runqueue._entities import OperationFailure as OperationFailure
+from runqueue._entities import Statistics as Statistics
+from runqueue._operations import RunOperations as RunOperations
+from runqueue._run import PendingRunId as PendingRunId
+from runqueue._run_handle import Run as Run
+from runqueue._sync_client import Client as Client
+from runqueue.errors import AuthError as AuthError
+from runqueue.errors import CallTypeError as CallTypeError
+from runqueue.errors import ClosedError as ClosedError
+from runqueue.errors import ConfigError as ConfigError
+from runqueue.errors import FlushError as FlushError
+from runqueue.errors import NotFoundError as NotFoundError
+from runqueue.errors import QueueFullError as QueueFullError
+from runqueue.errors import RejectedError as RejectedError
+from runqueue.errors import RunqueueError as RunqueueError
+from runqueue.errors import StoreError as StoreError
+from runqueue.errors import UnavailableError as UnavailableError
+from runqueue.errors import UnexpectedAnswerError as UnexpectedAnswerError
+from runqueue.queueing import Limits as Limits
+
+# Users and tracebacks read `runqueue.Client`, not the module it happens to stand in.
+for _value in [each for each in globals().values() if isinstance(each, type)]:
+    if _value.__module__.startswith("runqueue."):
+        _value.__module__ = "runqueue"
