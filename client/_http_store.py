@@ -8,19 +8,16 @@ error nor its frames, because those hold the request's headers.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import ssl
 import time
 import traceback
 import zlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final
 from urllib.parse import urlencode, urlsplit, urlunsplit
-from urllib.request import getproxies
 
 import anyio
 import httpx
@@ -31,7 +28,7 @@ from runqueue._credentials import Credentials
 from runqueue._signing import Outgoing, Signer
 from runqueue._spellings import SECRET_NAME, of_header, of_proxies, veil
 from runqueue._store import Endpoint, Traffic
-from runqueue._tls import default_context, verification
+from runqueue._transports import carrier
 from runqueue._wire import MLFLOW_LIMITS
 from runqueue.errors import ConfigError, UnavailableError, UnexpectedAnswerError
 from runqueue.queueing import Limits, Scope, StoreError
@@ -47,12 +44,6 @@ _KEPT_URLS: Final = 64
 _KEEPS_METHOD: Final = frozenset((307, 308))
 _REFUSAL: Final = re.compile(r"ALERT_(?:\w*CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED|HANDSHAKE_FAILURE|DECRYPT_ERROR)")
 _UNSENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
-
-_Send: TypeAlias = Callable[[httpx.Request], Awaitable[httpx.Response]]
-
-
-class _Closable(Protocol):
-    async def aclose(self) -> None: ...
 
 
 class HttpStore:
@@ -85,7 +76,7 @@ class HttpStore:
         self._headers = _merged(config.headers or {})
         self._given_headers = config.headers or {}
         try:
-            self._client, self._send = _opened(config, httpx.URL(self._base))
+            self._carrier = carrier(config, httpx.URL(self._base))
         except Exception as error:  # of httpx's, of the ssl module's, of the operating system's
             named = sorted(name for name in os.environ if name.upper() in _NETWORK_VARIABLES)
             # Of a URI that cannot be read, as a proxy's may be, the words of others quote the pieces.
@@ -102,13 +93,13 @@ class HttpStore:
     @property
     def transport(self) -> str:
         """The library that sends: "aiohttp" or "httpx"."""
-        return "aiohttp" if type(self._client).__module__.startswith("httpx_aiohttp") else "httpx"
+        return self._carrier.library
 
     def __repr__(self) -> str:
         return f"<HttpStore {self._base}>"
 
     async def aclose(self) -> None:
-        await self._client.aclose()
+        await self._carrier.aclose()
 
     async def call(
         self, endpoint: Endpoint, body: bytes = b"", query: Mapping[str, str] | None = None
@@ -205,14 +196,11 @@ class HttpStore:
             self._traffic.count(outgoing.body)
             # Not by `build_request`: with cookies, params and defaults to merge, it takes a quarter of the whole request.
             request = httpx.Request(outgoing.method, url, headers=outgoing.headers, content=outgoing.body or None)
-            response = await self._send(request)
-            try:
+            async with self._carrier.send(request) as response:
                 if 300 <= response.status_code < 400:
                     url = _redirected(response, url, outgoing.method)
                     continue
                 return _Answer(response.status_code, response.headers, await _read(response, cap))
-            finally:
-                await response.aclose()
         raise UnexpectedAnswerError(f"more than {MAX_REDIRECTS} redirects, the last to {_origin(url)}")
 
 
@@ -249,62 +237,6 @@ def _user_agent() -> str:
         return f"runqueue/{version('runqueue')}"
     except PackageNotFoundError:  # vendored, or run from a zip file
         return "runqueue"
-
-
-def _opened(config: Config, url: httpx.URL) -> tuple[_Closable, _Send]:
-    """
-    What sends, and what to close.
-
-    A bare transport where no proxy is set: what httpx's client adds (cookies, redirects, hooks, the choice of a proxy)
-    is not wanted here, and costs as much as the transport itself. Where the environment names proxies, the client
-    chooses among them as its users know it.
-    """
-    pool = httpx.Limits(max_connections=config.max_workers, max_keepalive_connections=config.max_workers)
-    secured = url.scheme == "https"
-    verify = verification(url.host) if secured else True
-    if secured and verify is True and not config.proxies:
-        verify = default_context()  # else httpx, not to look at the environment, would pass over SSL_CERT_FILE
-    fast = config.transport != "httpx" and importlib.util.find_spec("httpx_aiohttp") is not None
-    if config.proxies and getproxies():
-        client = _client_class(fast)(
-            verify=verify,
-            limits=pool,
-            timeout=None,
-            follow_redirects=False,
-            event_hooks={"response": [_keep_location]},
-        )
-        return client, partial(client.send, stream=True)
-    # Rather than `mounts` without proxies: for those, httpx makes the proxies first, and fails at bad ones.
-    transport = _transport_class(fast)(verify=verify, limits=pool, trust_env=config.proxies)
-
-    async def send(request: httpx.Request) -> httpx.Response:
-        response: httpx.Response = await transport.handle_async_request(request)
-        await _keep_location(response)
-        return response
-
-    return transport, send
-
-
-def _client_class(fast: bool) -> type[httpx.AsyncClient]:
-    if not fast:
-        return httpx.AsyncClient
-    from httpx_aiohttp import HttpxAiohttpClient
-
-    return HttpxAiohttpClient
-
-
-def _transport_class(fast: bool) -> Any:
-    if not fast:
-        return httpx.AsyncHTTPTransport
-    from httpx_aiohttp import AiohttpTransport
-
-    return AiohttpTransport
-
-
-async def _keep_location(response: httpx.Response) -> None:
-    # Away from httpx, which would take a Location that it cannot read for a broken connection.
-    if "location" in response.headers:
-        response.extensions["location"] = response.headers.pop("location")
 
 
 def _redirected(response: httpx.Response, url: httpx.URL, method: str) -> httpx.URL:

@@ -191,6 +191,7 @@ class LoopThread:
         with importing():
             importlib.import_module("encodings.idna")
             importlib.import_module("encodings.utf_16_be")
+            importlib.import_module("html")
             importlib.import_module("anyio._backends._asyncio")
             importlib.import_module("anyio.to_thread")
 

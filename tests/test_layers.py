@@ -54,6 +54,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "runqueue._signing runqueue._points",
         "runqueue._wire runqueue._answer runqueue._credentials runqueue._operations runqueue._store",
         "runqueue._conversion runqueue._reports runqueue._plugins",
+        "runqueue._transports",
         # http and mlflow stores, and which of them a URI means
         "runqueue._http_store runqueue._mlflow_store runqueue._experiments",
         "runqueue._databricks",
@@ -85,8 +86,8 @@ TYPING_ONLY = {"typing_extensions"}
 NEEDED_BY = {
     "click": {"runqueue._commands"},
     "databricks": {"runqueue._databricks"},
-    "httpx": {"runqueue._http_store", "runqueue._tls"},
-    "httpx_aiohttp": {"runqueue._http_store"},
+    "httpx": {"runqueue._http_store", "runqueue._tls", "runqueue._transports"},
+    "httpx_aiohttp": {"runqueue._transports"},
     "mlflow": {"runqueue._mlflow_store", "runqueue._plugins", "runqueue._tables"},
     "requests": {"runqueue._plugins"},
     "requests_auth_aws_sigv4": {"runqueue._plugins"},
@@ -329,7 +330,7 @@ def test_a_planted_breach_is_caught(module: str, source: str, fault: str) -> Non
     ("module", "source"),
     [
         ("runqueue._wire", "from runqueue import _run, _entities\nimport orjson, json"),
-        ("runqueue._http_store", "import httpx\ndef f():\n    from httpx_aiohttp import HttpxAiohttpClient"),
+        ("runqueue._transports", "import httpx\ndef f():\n    from httpx_aiohttp import HttpxAiohttpClient"),
         (
             "runqueue.queueing._lane",
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import typing_extensions",
