@@ -32,6 +32,7 @@ from runqueue._answer import REPEATS, error_of
 from runqueue._blocking import in_thread
 from runqueue._config import _SECRET_ITEM, without_secrets
 from runqueue._file_lock import locked
+from runqueue._fork import importing
 from runqueue._store import (
     CREATE_EXPERIMENT,
     CREATE_RUN,
@@ -51,6 +52,16 @@ from runqueue.queueing import Limits, Scope, StoreError
 
 THREADS: Final = 8
 """Calls at once to a database that takes more than one writer."""
+
+_NEEDED: Final = (
+    "mlflow.entities",
+    "mlflow.exceptions",
+    "mlflow.protos.databricks_pb2",
+    "mlflow.store.db.utils",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.tracking._tracking_service.utils",
+    "mlflow.utils.proto_json_utils",
+)
 
 _DRIVERS: Final = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 """What to install for a module, where it has another name."""
@@ -137,6 +148,9 @@ class MlflowStore:
     def _opened(self) -> Any:
         if self._store is None:
             with self._opening:
+                with importing():  # all that the calls below need, too: a fork must not come in the middle of it
+                    for name in _NEEDED:
+                        importlib.import_module(name)
                 # Private to MLflow, but the only way that asks its registry and keeps one store a URI.
                 utils: Any = importlib.import_module("mlflow.tracking._tracking_service.utils")
                 # The first use of a database runs MLflow's migrations, which two processes cannot do at once.

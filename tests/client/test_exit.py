@@ -17,11 +17,11 @@ from support.wire_log import entries, names
 RUN = "a" * 32
 TRANSPORTS = ["httpx", "auto"]
 
-STREAMING = """
+STREAMING = f"""
 client = runqueue.Client(URI, flush_interval=60, exit_timeout=20, transport=sys.argv[2])
 for step in range(5):
-    client.log_metric("%s", "m", float(step), step)
-""" % RUN  # noqa: UP031
+    client.log_metric("{RUN}", "m", float(step), step)
+"""
 """Nothing is due before the end; no connection is there, no name resolved."""
 
 
@@ -58,14 +58,13 @@ def test_threads_that_outlive_the_main_thread_count(server: ScriptedServer, tran
     """The interpreter waits for them, and so do we."""
     done = run(
         STREAMING
-        + """
+        + f"""
 def work():
     threading.main_thread().join()
     for step in range(5, 8):
-        client.log_metric("%s", "m", 1.0, step)
+        client.log_metric("{RUN}", "m", 1.0, step)
 threading.Thread(target=work).start()
-"""
-        % RUN,
+""",
         by_name(server.uri),
         transport,
     )

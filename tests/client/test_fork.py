@@ -16,12 +16,12 @@ from support.wire_log import entries
 RUN = "a" * 32
 TRANSPORTS = ["httpx", "auto"]
 
-CLIENT = """
+CLIENT = f"""
 client = runqueue.Client(URI, flush_interval=eval(sys.argv[2]), transport=sys.argv[3])
 def log(key, count=5):
     for step in range(count):
-        client.log_metric("%s", key, 1.0, step)
-""" % RUN  # noqa: UP031
+        client.log_metric("{RUN}", key, 1.0, step)
+"""
 
 
 def keys(server: ScriptedServer) -> dict[str, int]:
@@ -157,10 +157,10 @@ client.close()
 assert not client.failures, client.failures
 assert not late, late
 """
-    server.fail("experiments/get-by-name", Fault.answer(200, {"experiment": {"experiment_id": "7"}))
+    server.fail("experiments/get-by-name", Fault.answer(200, {"experiment": {"experiment_id": "7"}}))
     server.fail("runs/create", Fault.answer(503))
     server.fail("runs/search", Fault.answer(200, {"runs": []}))
-    server.fail("runs/create", Fault.answer(200, {"run": {"info": {"run_id": "r1"}}))
+    server.fail("runs/create", Fault.answer(200, {"run": {"info": {"run_id": "r1"}}}))
     server.fail("runs/log-batch", Fault.cut_before_commit())
     done = run(CLIENT + script, by_name(server.uri), "0.01", transport)
     assert done.code == 0, done.err
@@ -168,14 +168,14 @@ assert not late, late
 
 def test_many_children_log_side_by_side(server: ScriptedServer) -> None:
     """Forked while the parent's threads log and flush without a pause."""
-    script = """
+    script = f"""
 stop = threading.Event()
 logged = [0]
 def busy():
     while not stop.is_set():
-        client.log_metric("%s", "parent", 1.0, logged[0])
+        client.log_metric("{RUN}", "parent", 1.0, logged[0])
         logged[0] += 1
-        if logged[0] %% 50 == 0:
+        if logged[0] % 50 == 0:
             client.flush()
 threads = [threading.Thread(target=busy)]
 for thread in threads: thread.start()
@@ -189,7 +189,7 @@ for thread in threads: thread.join()
 client.close()
 assert codes == [0] * 12, codes
 say("logged", logged[0])
-""" % RUN  # noqa: UP031
+"""
     done = run(CLIENT + script, server.uri, "0.01", "auto")
     assert (done.code, done.err) == (0, "")
     logged = int(done.out.split()[-1])

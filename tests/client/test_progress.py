@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
+import struct
 import subprocess
 import sys
+import termios
 import threading
 
 import pytest
@@ -22,6 +25,7 @@ RUN = "a" * 32
 def on_terminal(script: str, *arguments: str) -> str:
     """What a script writes to stderr where that is a terminal."""
     ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 25, 100, 0, 0))
     read: list[bytes] = []
 
     def reading() -> None:

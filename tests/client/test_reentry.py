@@ -13,6 +13,7 @@ from typing import TypeAlias
 import pytest
 
 import runqueue
+from runqueue._say import NAMES
 from support.mlflow_server import wait_until
 from support.process import PATIENCE
 from support.proxy import Fault, ScriptedServer
@@ -173,9 +174,7 @@ def test_a_handler_that_is_refused_room_is_told_once(server: ScriptedServer, att
     assert now.accepted == now.stored + now.failed + now.dropped
 
 
-def test_what_was_said_is_out_before_the_call_returns(
-    server: ScriptedServer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_was_said_is_out_before_the_call_returns(server: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:
     """Though it is another thread that hands it on; and the filters that do it are put in once."""
     for _ in range(20):
         caplog.clear()
@@ -269,8 +268,7 @@ def test_a_cancelled_flush_leaves_the_rest_for_the_next(server: ScriptedServer) 
             for step in range(2_500):
                 client.log_metric(RUN, "m", 1.0, step)
             flush = asyncio.create_task(client.flush())
-            while not server.count():
-                await asyncio.sleep(0.01)
+            await asyncio.to_thread(wait_until, lambda: server.count() == 1, PATIENCE, "no request")
             flush.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await flush
@@ -302,14 +300,14 @@ def test_one_client_serves_two_loops_one_after_the_other(server: ScriptedServer,
 def test_any_number_of_threads_may_flush_at_once(server: ScriptedServer) -> None:
     """And each finds its own stored."""
     client = runqueue.Client(server.uri)
-    failures: list[BaseException] = []
+    failures: list[runqueue.RunqueueError] = []
 
     def work(number: int) -> None:
         try:
             for step in range(20):
                 client.log_metric(f"run-{number}", "m", 1.0, step)
                 client.flush()
-        except BaseException as error:
+        except runqueue.RunqueueError as error:
             failures.append(error)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(16)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -127,7 +128,9 @@ logging.getLogger("mine").warning("flush")
 
 def test_handle_signals_false_leaves_the_default_action(server: ScriptedServer) -> None:
     """It ends at once, and nothing is sent."""
-    script = 'client = runqueue.Client(URI, flush_interval=60, handle_signals=False)\nclient.log_metric("r", "m", 1.0)\n'
+    script = (
+        'client = runqueue.Client(URI, flush_interval=60, handle_signals=False)\nclient.log_metric("r", "m", 1.0)\n'
+    )
     with Process(script + WAIT, server.uri) as process:
         process.expect("ready")
         process.signal(signal.SIGTERM)
@@ -234,14 +237,19 @@ with runqueue.Client(URI, flush_interval=60) as client, client.start_run(experim
 
 
 CLIENT = """
-import runqueue._creation, runqueue._http_store, runqueue.queueing._stream, tqdm.auto
 client = runqueue.Client(URI, flush_interval=60, exit_timeout=float(sys.argv[2]), transport="httpx")
 """
-"""Imported before the signal: an import that calls eval() makes Python forget that a KeyboardInterrupt has ended it."""
 
 BLOCKS = {
     "a block": f"with client:\n    client.log_metric('{RUN}', 'm', 1.0)\n    say('ready')\n    time.sleep(300)\n",
-    "no block": f"client.log_metric('{RUN}', 'm', 1.0)\nsay('ready')\ntime.sleep(300)\n",
+    # The thread has imported what it needs: an import that calls eval() makes Python forget what has ended the script.
+    "no block": f"""
+client.log_metric('{RUN}', 'm', 1.0)
+while client._engine._thread._loop is None:
+    time.sleep(0.01)
+say('ready')
+time.sleep(300)
+""",
     "asyncio": f"""
 import asyncio
 async def main():
@@ -269,11 +277,13 @@ def test_the_flush_after_an_interrupt_is_bounded(server: ScriptedServer, block: 
     assert "1 of 1 entries were not stored" in done.err
 
 
-@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
+@pytest.mark.parametrize("block", BLOCKS)
 def test_a_second_interrupt_ends_the_flush(server: ScriptedServer, block: str) -> None:
     """Nobody has to wait for exit_timeout."""
+    if block == "asyncio" and sys.version_info < (3, 11):
+        pytest.skip("asyncio.run of Python 3.10 leaves the task behind: the second ends the block, a third the exit")
     server.fail("", Fault.hold(), times=None)
-    with Process(CLIENT + block, server.uri, "300") as process:
+    with Process(CLIENT + BLOCKS[block], server.uri, "300") as process:
         process.expect("ready")
         process.signal(signal.SIGINT)
         await_requests(server)

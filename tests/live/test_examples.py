@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import shlex
@@ -111,7 +112,7 @@ def test_the_training_example_logs_to_a_server_as_well(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("example", ["train.py", "async_service.py"])
+@pytest.mark.parametrize("example", ["train.py", "async_service.py", "streaming.py", "dataloader.py", "service.py"])
 def test_an_example_whose_store_is_none_ends_with_a_sentence_and_no_traceback(example: str, tmp_path: Path) -> None:
     """On stderr, with an exit status of 1."""
     done = _run([str(EXAMPLES / example), "--tracking-uri", "nosuch://store"], tmp_path)
@@ -155,4 +156,57 @@ def test_the_async_example_needs_no_server_either(tmp_path: Path, backend: str) 
     done = run_example("async_service.py", tmp_path, "--backend", backend, "--jobs", "1")
     assert re.fullmatch(r"[0-9a-f]{32}", done.stdout.splitlines()[-1])
     assert "failed=0, dropped=0" in done.stdout
+    assert (tmp_path / "mlflow.db").exists()
+
+
+def test_the_streaming_example_stores_every_step(
+    mlflow_server: MlflowServer, readback: Readback, tmp_path: Path
+) -> None:
+    """Three metrics a step, the last ones included."""
+    done = run_example("streaming.py", tmp_path, "--steps", "500", "--tracking-uri", mlflow_server.uri)
+    assert done.stderr == "" and "failed=0, dropped=0" in done.stdout
+    stored = readback.run(done.stdout.splitlines()[-1])
+    assert (stored.name, stored.status) == ("line", "FINISHED")
+    assert stored.content.params == {"steps": "500", "seed": "0"}
+    assert stored.content.tags == {"example": "streaming.py", "phase": "trained"}
+    assert sorted(stored.content.metrics) == ["intercept", "loss", "slope"]
+    for points in stored.content.metrics.values():
+        assert [point.step for point in points] == list(range(1, 501))
+
+
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_the_loader_example_stores_what_its_workers_log(
+    mlflow_server: MlflowServer, readback: Readback, tmp_path: Path, method: str
+) -> None:
+    """All to one run, by whatever method they are started."""
+    known = set(readback.run_ids("0"))
+    done = run_example("dataloader.py", tmp_path, "--method", method, "--tracking-uri", mlflow_server.uri)
+    (run_id,) = set(readback.run_ids("0")) - known
+    assert done.stdout.splitlines()[-1] == run_id
+    stored = readback.run(run_id)
+    assert (stored.name, stored.status) == ("loader", "FINISHED")
+    assert stored.content.params == {"workers": "2", "batches": "20"}
+    metrics = stored.content.metrics
+    assert [point.value for point in metrics.pop("failed_workers")] == [0.0]
+    assert sorted(metrics) == ["worker_0/load_ms", "worker_1/load_ms"]
+    for points in metrics.values():
+        assert [point.step for point in points] == list(range(20))
+
+
+def test_the_service_example_stores_each_request(
+    mlflow_server: MlflowServer, readback: Readback, tmp_path: Path
+) -> None:
+    """One point a request."""
+    done = run_example("service.py", tmp_path, "--requests", "35", "--tracking-uri", mlflow_server.uri)
+    assert done.stderr == ""
+    stored = readback.run(done.stdout.splitlines()[-1])
+    assert (stored.name, stored.status, stored.content.params) == ("service", "FINISHED", {"requests": "35"})
+    assert [point.step for point in stored.content.metrics["latency_ms"]] == list(range(35))
+
+
+@pytest.mark.parametrize("example", ["streaming.py", "service.py"])
+def test_the_streaming_examples_need_no_server_either(tmp_path: Path, example: str) -> None:
+    """On the embedded default they log to a database in their folder."""
+    done = run_example(example, tmp_path)
+    assert re.fullmatch(r"[0-9a-f]{32}", done.stdout.splitlines()[-1])
     assert (tmp_path / "mlflow.db").exists()
