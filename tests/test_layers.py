@@ -55,6 +55,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "runqueue._wire runqueue._answer runqueue._credentials runqueue._operations runqueue._store",
         "runqueue._conversion runqueue._reports runqueue._plugins",
         "runqueue._transports",
+        "runqueue._mlflow_calls",
         # http and mlflow stores, and which of them a URI means
         "runqueue._http_store runqueue._mlflow_store runqueue._experiments",
         "runqueue._databricks",
@@ -88,7 +89,7 @@ NEEDED_BY = {
     "databricks": {"runqueue._databricks"},
     "httpx": {"runqueue._http_store", "runqueue._tls", "runqueue._transports"},
     "httpx_aiohttp": {"runqueue._transports"},
-    "mlflow": {"runqueue._mlflow_store", "runqueue._plugins", "runqueue._tables"},
+    "mlflow": {"runqueue._mlflow_calls", "runqueue._mlflow_store", "runqueue._plugins", "runqueue._tables"},
     "requests": {"runqueue._plugins"},
     "requests_auth_aws_sigv4": {"runqueue._plugins"},
     "tqdm": {"runqueue._progress"},

@@ -179,7 +179,7 @@ def test_a_call_that_nobody_waits_for_any_longer_still_holds_its_turn(
             await anyio.to_thread.run_sync(overtaken.wait, 0.2)
             free.set()
 
-    monkeypatch.setitem(_mlflow_store._CALLS, LOG_BATCH, call)
+    monkeypatch.setitem(_mlflow_store.CALLS, LOG_BATCH, call)
     anyio.run(main)
     assert order == ["first begins", "first ends", "second begins", "second ends"]
 
