@@ -27,6 +27,7 @@ from runqueue._store import (
     Endpoint,
 )
 
+
 def load_mlflow() -> None:
     """Import what the calls, and the opening of a store, import: it takes seconds."""
     importlib.import_module("mlflow.entities")
