@@ -18,7 +18,7 @@ from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from sqlalchemy.exc import OperationalError
 
 import runqueue
-from runqueue import _mlflow_store
+from runqueue import _mlflow_calls
 from runqueue._mlflow_store import MlflowStore
 from runqueue._store import LOG_BATCH, Traffic
 from runqueue.errors import ConfigError
@@ -179,7 +179,7 @@ def test_a_call_that_nobody_waits_for_any_longer_still_holds_its_turn(
             await anyio.to_thread.run_sync(overtaken.wait, 0.2)
             free.set()
 
-    monkeypatch.setitem(_mlflow_store.CALLS, LOG_BATCH, call)
+    monkeypatch.setitem(_mlflow_calls.CALLS, LOG_BATCH, call)
     anyio.run(main)
     assert order == ["first begins", "first ends", "second begins", "second ends"]
 
