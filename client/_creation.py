@@ -86,8 +86,9 @@ class Creation:
         if experiment_id is None and new.experiment_name is not None:
             experiment_id = await self._experiments.find(new.experiment_name)
         found = [] if experiment_id is None else await self._find(pending, experiment_id)
-        if not found and pending.run_id is None:
-            text = f"the run {pending!r} was not created yet by the process that has made this placeholder"
+        if len(found) != 1 and pending.run_id is None:  # of two, its maker will delete one
+            how = "exists twice, and one will be deleted" if found else "was not created yet"
+            text = f"the run {pending!r} {how} by the process that has made this placeholder"
             raise StoreError(text, retriable=True, scope=Scope.LANE)
         if pending.run_id is None:
             pending._resolve(found[0])

@@ -86,6 +86,7 @@ class Engine:
         self.traffic = Traffic()
         self.made: list[Lane] = []
         """Of runs that this client creates."""
+        self._most_made = 1_000
         self._final = 0  # entries that the last flush has reported as left
         self._start_pause = 0.0
         self.last_words: list[Lane] = []
@@ -138,6 +139,17 @@ class Engine:
     def speak(self) -> None:
         """See `_exit.Ending`."""
         self._thread.speak()
+
+    def serves(self) -> bool:
+        """Whether the caller is the engine's thread, or works for it."""
+        return self._thread.serves()
+
+    def add_made(self, lane: Lane) -> None:
+        """The lane of a run that this client creates; those that have ended are forgotten from time to time."""
+        self.made.append(lane)
+        if len(self.made) > self._most_made:
+            self.made = [each for each in self.made if not each.ended]
+            self._most_made = max(1_000, 2 * len(self.made))
 
     def kill_runs(self) -> None:
         """See `_exit.Ending`."""
@@ -368,12 +380,13 @@ class Engine:
     def _tell(self, news: list[Failure], dropped: dict[Any, int]) -> None:
         """What happened while nobody waited; each cause once."""
         for failure in grouped(news):
-            logger.warning(
-                "%s of run %s failed, as others may for the same cause; `failures` holds all: %s",
-                failure.summary(),
-                failure.run_id,
-                failure.error,
-            )
+            fate = "failed; `failures` holds all" if failure.final else "is still queued"
+            try:
+                what = failure.summary()
+            except Exception as error:  # of a key's repr, which is foreign code
+                what = f"{failure.operation} (it cannot be shown: {type(error).__name__})"
+            text = "%s of run %s %s, as others may for the same cause: %s"
+            logger.warning(text, what, failure.run_id, fate, failure.error)
         for run, count in dropped.items():
             logger.warning("%d entries of run %s were dropped: max_pending=%d", count, run, int(self.config.bound))
 

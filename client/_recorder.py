@@ -185,7 +185,7 @@ class Recorder(RunMaker):
         pending = PendingRunId((experiment_id, experiment_name))
         lane = self._open(pending, opened=False, parent=parent)
         lane.append((RUN, ("run",), tuple(inside), new))
-        self._engine.made.append(lane)
+        self._engine.add_made(lane)
         if others:
             lane.push((TAG, others, False))
         return pending
@@ -407,6 +407,8 @@ class Recorder(RunMaker):
 
     def _shut(self) -> bool:
         """Refuse all calls from now on; False if they were refused before."""
+        if self._engine.serves():
+            raise RuntimeError("runqueue's own thread cannot wait for itself, and so not close the client")
         if self._closed:
             return False
         self._closed = True

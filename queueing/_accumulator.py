@@ -7,13 +7,18 @@ Rules of this file: any thread may look a lane up or open one; a lane, once ther
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Hashable
+from typing import Final
 
 from runqueue.queueing._batch import Record, weight
 from runqueue.queueing._gate import Encode
 from runqueue.queueing._intake import Intake
 from runqueue.queueing._lane import Lane
 from runqueue.queueing._report import Ledger
+
+_LOOKS: Final = 100
+"""As often a count is begun anew because records were just changing places; then it is as good as it is."""
 
 
 class Accumulator:
@@ -57,14 +62,14 @@ class Accumulator:
                     self.intake.guard(lane)
                 if first is not None:
                     lane.push(first)
-                self.lanes[run] = lane
-                self._each.append(lane)
+                made, lane = lane, self.lanes.setdefault(run, lane)  # `alias` takes no lock
+                if lane is made:
+                    self._each.append(lane)
             return lane
 
     def alias(self, run: Hashable, lane: Lane) -> None:
         """Let the lane be found by a second name too, unless that name has a lane already."""
-        with self._lock:
-            self.lanes.setdefault(run, lane)
+        self.lanes.setdefault(run, lane)  # atomic. No lock: see `counts`
 
     def all(self) -> list[Lane]:
         """Every lane once, in the order of their opening."""
@@ -85,7 +90,9 @@ class Accumulator:
     def counts(self) -> dict[str, int]:
         """Entries accepted, pending, in flight, stored, failed and dropped; exact when no call is under way."""
         books = self.ledger
-        with books.lock:
+        # No lock: a signal handler may come in here, in the thread that would hold it, and wait for the engine.
+        for _ in range(_LOOKS):
+            turn = books.turn
             accepted = books.dealt + self.waiting() + books.refused
             in_flight, stored, failed, dropped = (
                 books.in_flight,
@@ -93,6 +100,9 @@ class Accumulator:
                 books.failed,
                 books.dropped + books.refused,
             )
+            if turn == books.turn and not turn % 2:
+                break
+            time.sleep(0)
         return {
             "accepted": accepted,
             "pending": accepted - in_flight - stored - failed - dropped,

@@ -67,6 +67,8 @@ class Intake:
     """Whether a call found no room; until the engine has seen to it."""
     dropped: dict[object, int] = attrs.field(factory=dict)
     """Entries that were not taken, by run, until somebody has said so."""
+    _given_up: dict[object, int] = attrs.field(factory=dict)
+    """The same by the engine, which has its own books: it never waits for a lock of a log call."""
     _rung: bool = False
     _resting: bool = False
     _spent: bool = False
@@ -170,12 +172,11 @@ class Intake:
     def _drop(self, lane: Lane, count: int) -> None:
         with self._room:
             self.ledger.refused += count
-            self.note(lane, count)
+            self.dropped[lane.run] = self.dropped.get(lane.run, 0) + count
 
     def note(self, lane: Lane, count: int) -> None:
         """So many entries of this lane were dropped; somebody has to say so."""
-        with self._room:
-            self.dropped[lane.run] = self.dropped.get(lane.run, 0) + count
+        self._given_up[lane.run] = self._given_up.get(lane.run, 0) + count
 
     def _words(self, count: int) -> str:
         text = f"{self.pending:,} of at most {self.max_pending:,} entries are pending; {count:,} more do not fit"
@@ -187,7 +188,11 @@ class Intake:
     def _call(self) -> None:
         if not self._rung:
             self._rung = True
-            self.ring()
+            try:
+                self.ring()
+            except BaseException:  # KeyboardInterrupt: else nobody would ever ring again
+                self._rung = False
+                raise
 
     # -- the engine's thread -------------------------------------------------------------------------------------------
 
@@ -211,10 +216,11 @@ class Intake:
         """Entries may have been settled: move the bound, and wake who waits for room."""
         if not self._resting:
             self.mark = self.ledger.released + self.max_pending
-        if self._since is not None and self.pending < self.max_pending:
-            with self._room:
-                self._since, self._spent = None, False
-                self._room.notify_all()
+        roomy = self._since is not None and self.pending < self.max_pending
+        if roomy and self._room.acquire(blocking=False):  # see `told`; who waits looks by itself too
+            self._since, self._spent = None, False
+            self._room.notify_all()
+            self._room.release()
 
     def rest(self) -> None:
         """Nothing is left to do: the next call is to ring."""
@@ -228,8 +234,13 @@ class Intake:
 
     def told(self) -> dict[object, int]:
         """What was dropped since the last time, by run."""
-        with self._room:
-            dropped, self.dropped = self.dropped, {}
+        dropped, self._given_up = self._given_up, {}
+        # Never waits: a signal handler may wait for us in the thread that holds it. What it keeps is said next time.
+        if self._room.acquire(blocking=False):
+            taken, self.dropped = self.dropped, {}
+            self._room.release()
+            for run, count in taken.items():
+                dropped[run] = dropped.get(run, 0) + count
         return dropped
 
     def __repr__(self) -> str:

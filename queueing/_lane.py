@@ -95,9 +95,13 @@ class Lane:
                 self._windows.append(Window(self.dealt + 1))
                 self.dealt += 1
             window = self._windows[-1]
-            with self._account.ledger.lock:  # so that whoever counts finds each record in one place
+            ledger = self._account.ledger
+            ledger.turn += 1  # so that whoever counts finds each record in one place
+            try:
                 entries = sum(window.put(self.inbox.popleft()) for _ in range(count))
                 self._account.deal(entries)
+            finally:
+                ledger.turn += 1
             self.fresh -= entries
             self._open = tick
         else:

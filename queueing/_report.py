@@ -7,7 +7,6 @@ because pending is never kept but derived.
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Hashable, Iterator
 from typing import Any, Final
@@ -92,6 +91,9 @@ class FailureLog:
             kept, failure = failure.split(room)
             self.full.append(kept)
         cause = (failure.run, failure.kind, str(failure.error))
+        if cause not in self.counted and len(self.counted) >= MOST_CAUSES:
+            # Texts that name the entry are as many as the entries.
+            cause = (failure.run, failure.kind, known[1] if known in self._causes else "")
         self.counted[cause] += failure.weight
         self.errors.setdefault(cause, failure.error)
 
@@ -109,7 +111,7 @@ class Ledger:
     a reader in another thread counts each of them once.
     """
 
-    __slots__ = ("dealt", "dropped", "failed", "in_flight", "lock", "log", "redealt", "refused", "retried", "stored")
+    __slots__ = ("dealt", "dropped", "failed", "in_flight", "log", "redealt", "refused", "retried", "stored", "turn")
 
     def __init__(self) -> None:
         self.dealt = 0
@@ -121,7 +123,7 @@ class Ledger:
         self.redealt = 0  # dealt by the engine itself, and taken by no log call
         self.retried = 0  # attempts, not entries
         self.log = FailureLog()
-        self.lock = threading.RLock()
+        self.turn = 0  # odd while records change from an inbox into a window
 
     @property
     def released(self) -> int:

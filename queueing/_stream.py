@@ -21,6 +21,7 @@ import anyio
 
 from runqueue.queueing._accumulator import Accumulator
 from runqueue.queueing._batch import RUN, STATUS
+from runqueue.queueing._errors import Scope, StoreError
 from runqueue.queueing._intake import Intake
 from runqueue.queueing._lane import Lane
 from runqueue.queueing._report import KEPT_IN_FULL, MOST_CAUSES, Failure
@@ -164,7 +165,15 @@ class Stream:
         """The first run for each cause that the store will not create; it stays queued, so no log of failures has it."""
         for lane in self._accumulator.busy():
             stuck, text = lane.stuck, str(lane.stuck)
-            if stuck is None or not lane.refused or text in self._refusals or len(self._refusals) >= MOST_CAUSES:
+            waits = not lane.opened and isinstance(stuck, StoreError) and stuck.scope is Scope.LANE
+            if waits:  # for another process; its text names the run
+                text = type(stuck).__name__
+            if (
+                stuck is None
+                or not (lane.refused or waits)
+                or text in self._refusals
+                or len(self._refusals) >= MOST_CAUSES
+            ):
                 continue
             self._refusals.add(text)
             yield from (each for each in lane.outstanding(lane.dealt, stuck) if each.kind == RUN)

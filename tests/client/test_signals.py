@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import runqueue
-from support.mlflow_server import free_port, wait_until
+from support.mlflow_server import clean_environment, free_port, wait_until
 from support.process import PATIENCE, Process, by_name
 from support.proxy import Fault, ScriptedServer
 from support.wire_log import names
@@ -294,3 +295,41 @@ def test_a_second_interrupt_ends_the_flush(server: ScriptedServer, block: str) -
     server.let_go()
     assert done.code == -signal.SIGINT
     assert "1 entries were not sent" in done.err
+
+
+INTERRUPTED = """
+import signal, sys, threading, time
+import runqueue
+client = runqueue.Client(sys.argv[1], flush_interval=60, exit_timeout=20)
+for run in range(40):
+    for step in range(50):
+        client.log_metrics(f"{run:032x}", {"m": 1.0}, step=step)
+held = client._engine.accumulator.waiting
+def stop(number, frame):  # as a scheduler's warning: whatever the main thread is doing just then
+    started = time.monotonic()
+    client.flush(timeout=15)
+    print(client.statistics().stored, time.monotonic() - started < 10, flush=True)
+signal.signal(signal.SIGUSR1, stop)
+def waiting():
+    count = held()
+    if not done:
+        done.append(1)
+        signal.raise_signal(signal.SIGUSR1)
+    return count
+done = []
+client._engine.accumulator.waiting = waiting
+client.statistics()
+"""
+
+
+def test_a_flush_in_a_signal_handler_waits_for_nothing_that_the_main_thread_holds(server: ScriptedServer) -> None:
+    """Not even where the signal came in the middle of a count of what is queued."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, server.uri],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.split() == ["2000", "True"]

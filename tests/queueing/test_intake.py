@@ -20,9 +20,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runqueue.queueing import Accumulator, ClosedError, Lane, QueueFullError, Record, RejectedError
+from runqueue.queueing import Accumulator, ClosedError, Failure, Lane, Ledger, QueueFullError, Record, RejectedError
 from runqueue.queueing._batch import METRIC, RUN, weight
 from runqueue.queueing._intake import Intake
+from runqueue.queueing._report import FailureLog
 from support.engine import bounds, check_books, encode, flat, inside, metrics, params, points, run, status
 from support.threads import in_threads
 
@@ -513,3 +514,33 @@ def test_whatever_happens_the_books_are_exact_and_the_bound_holds(
             lane.store()
         assert stored[at] == flat(logged[at])
     assert house.intake.pending == 0
+
+
+def test_a_bell_that_is_interrupted_can_be_rung_again() -> None:
+    """Ctrl-C in the middle of it, in a notebook that goes on: else nobody would ever ring again."""
+    rings: list[int] = []
+
+    def ring() -> None:
+        rings.append(1)
+        if len(rings) == 1:
+            raise KeyboardInterrupt
+
+    intake = Intake(Ledger(), full=10, ring=ring)
+    lane = Lane("r", encode, intake.ledger, opened=True)
+    intake.guard(lane)
+    with pytest.raises(KeyboardInterrupt):
+        lane.append(metrics(0, loss=1))
+    lane.append(metrics(1, loss=1))
+    assert len(rings) == 2
+
+
+def test_failures_whose_texts_name_the_entry_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond those kept in full, so many causes are told apart and no more."""
+    monkeypatch.setattr("runqueue.queueing._report.KEPT_IN_FULL", 10)
+    monkeypatch.setattr("runqueue.queueing._report.MOST_CAUSES", 20)
+    log = FailureLog()
+    for at in range(500):
+        record = metrics(at, loss=1)
+        log.add(Failure("r", record, 0, 1, RejectedError(f"a text of its own, for the entry {at}"), final=True))
+    assert sum(count for *_, count in log.rest()) == 490
+    assert len(log.counted) <= 41
