@@ -89,28 +89,22 @@ class Accumulator:
 
     def counts(self) -> dict[str, int]:
         """Entries accepted, pending, in flight, stored, failed and dropped; exact when no call is under way."""
-        books = self.ledger
         # No lock: a signal handler may come in here, in the thread that would hold it, and wait for the engine.
+        turn, counts = self.ledger.turn, self._count()
         for _ in range(_LOOKS):
-            turn = books.turn
-            accepted = books.dealt + self.waiting() + books.refused
-            in_flight, stored, failed, dropped = (
-                books.in_flight,
-                books.stored,
-                books.failed,
-                books.dropped + books.refused,
-            )
-            if turn == books.turn and not turn % 2:
+            if turn == self.ledger.turn and not turn % 2:
                 break
             time.sleep(0)
-        return {
-            "accepted": accepted,
-            "pending": accepted - in_flight - stored - failed - dropped,
-            "in_flight": in_flight,
-            "stored": stored,
-            "failed": failed,
-            "dropped": dropped,
-        }
+            turn, counts = self.ledger.turn, self._count()
+        return counts
+
+    def _count(self) -> dict[str, int]:
+        books = self.ledger
+        accepted = books.dealt + self.waiting() + books.refused
+        settled = {"stored": books.stored, "failed": books.failed, "dropped": books.dropped + books.refused}
+        in_flight = books.in_flight
+        pending = accepted - in_flight - sum(settled.values())
+        return {"accepted": accepted, "pending": pending, "in_flight": in_flight, **settled}
 
     def abandon(self, *, failed: bool) -> int:
         """
