@@ -107,8 +107,8 @@ class Ledger:
     """
     The counts of one sender, in entries.
 
-    Only the engine's thread writes; `lock` is held while records change from a lane's inbox into its windows, so that
-    a reader in another thread counts each of them once.
+    Only the engine's thread writes, but for `refused`; `turn` is odd while records change from a lane's inbox into its
+    windows, so that a reader in another thread knows when to count anew.
     """
 
     __slots__ = ("dealt", "dropped", "failed", "in_flight", "log", "redealt", "refused", "retried", "stored", "turn")

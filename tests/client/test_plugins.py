@@ -24,11 +24,12 @@ import runqueue
 from runqueue import _plugins
 from runqueue._config import Config
 from runqueue._http_store import HttpStore
-from runqueue._store import LOG_BATCH, Traffic
+from runqueue._store import Traffic
 from runqueue._stores import make_store
 from runqueue.errors import AuthError, ConfigError, StoreError
 from support.mlflow_server import clean_environment
 from support.proxy import Fault, ScriptedServer
+from support.store_calls import call
 from support.toy_plugin import install
 
 SECRET = "s3cret-word"
@@ -53,20 +54,6 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Register:
         monkeypatch.setattr(kept, "_registry", [*kept._registry, Provider()])
 
     return one
-
-
-def call(uri: str, times: int = 1, **settings: Any) -> None:
-    """So many calls of the store that a client would make."""
-
-    async def main() -> None:
-        store = make_store(Config(**settings), uri, Traffic())
-        try:
-            for _ in range(times):
-                await store.call(LOG_BATCH, b"{}")
-        finally:
-            await store.aclose()
-
-    anyio.run(main)
 
 
 def sent(server: ScriptedServer, **settings: Any) -> dict[str, str]:

@@ -24,6 +24,7 @@ from runqueue._store import GET_EXPERIMENT, LOG_BATCH, Traffic
 from runqueue._stores import make_store
 from runqueue.errors import AuthError, ConfigError, StoreError
 from support.proxy import Fault, ScriptedServer
+from support.store_calls import call
 
 SECRET = "s3cret-word"
 BOTH = pytest.mark.parametrize("transport", ["httpx", "auto"])
@@ -65,20 +66,6 @@ def header(name: str, value: Any) -> Callable[[PreparedRequest], PreparedRequest
         return request
 
     return sign
-
-
-def call(uri: str, times: int = 1, **settings: Any) -> None:
-    """So many calls of the store that a client would make."""
-
-    async def main() -> None:
-        store = make_store(Config(**settings), uri, Traffic())
-        try:
-            for _ in range(times):
-                await store.call(LOG_BATCH, b"{}")
-        finally:
-            await store.aclose()
-
-    anyio.run(main)
 
 
 def failure(uri: str, **settings: Any) -> AuthError:

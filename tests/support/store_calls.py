@@ -1,0 +1,25 @@
+"""Calls of the store that a client would make, without a client: one request each, and its error as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+
+from runqueue._config import Config
+from runqueue._store import LOG_BATCH, Traffic
+from runqueue._stores import make_store
+
+
+def call(uri: str, times: int = 1, **settings: Any) -> None:
+    """So many calls to one store, which is closed after them."""
+
+    async def main() -> None:
+        store = make_store(Config(**settings), uri, Traffic())
+        try:
+            for _ in range(times):
+                await store.call(LOG_BATCH, b"{}")
+        finally:
+            await store.aclose()
+
+    anyio.run(main)
