@@ -85,6 +85,17 @@ class Gate:
             return None
         return None if made is None else Pack(records, *made, count)
 
+    def holds(self, pack: Pack, records: Sequence[Record]) -> bool:
+        """Whether a pack that was made earlier, of the head of a queue, is what `pack` would make of these now."""
+        ours = pack.records
+        return (
+            len(ours) == len(records)
+            and ours[0] is records[0]
+            and ours[-1] is records[-1]
+            and not self._memory
+            and not self._barred
+        )
+
     def slices(self, item: Record | Slice, body: int, serial: int) -> list[Slice]:
         """What passes of a record, or of a slice that was put back: encoded, none larger alone than `body` bytes."""
         parts = self._sized(item, body, serial) if isinstance(item, Slice) else self._encoded(item, body, serial)

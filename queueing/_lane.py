@@ -15,8 +15,10 @@ of a batch (`_returned`) comes before the windows.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from itertools import accumulate
 
 from runqueue.queueing._account import Account
 from runqueue.queueing._batch import TAG, Batch, Bounds, Record, weight
@@ -98,7 +100,8 @@ class Lane:
             ledger = self._account.ledger
             ledger.turn += 1  # so that whoever counts finds each record in one place
             try:
-                entries = sum(window.put(self.inbox.popleft()) for _ in range(count))
+                popleft = self.inbox.popleft
+                entries = window.put([popleft() for _ in range(count)])
                 self._account.deal(entries)
             finally:
                 ledger.turn += 1
@@ -109,16 +112,10 @@ class Lane:
 
     def deal_batches(self, size: int) -> None:
         """Deal, for a tick, no more than what fills batches of so many entries; the rest waits for company."""
-        waiting = list(map(weight, self.inbox.copy()))
-        wanted = sum(waiting) // size * size
-        count = entries = 0
-        for each in waiting:
-            entries += each
-            if entries > wanted:
-                break
-            count += 1
+        totals = list(accumulate(map(weight, self.inbox.copy())))
+        wanted = totals[-1] // size * size if totals else 0
         if wanted:
-            self.deal(max(1, count), tick=True)
+            self.deal(max(1, bisect_right(totals, wanted)), tick=True)
 
     def take(self, bounds: Bounds) -> Batch | None:
         """The next batch, as full as the bounds allow; None when nothing that was dealt is left."""
@@ -131,6 +128,11 @@ class Lane:
                 return batch
             self._retire()
         return None
+
+    def prepare(self, bounds: Bounds) -> None:
+        """Encode ahead what comes after the batch that is out."""
+        if self._windows and not self._returned:
+            self._windows[0].prepare(bounds, self._gate)
 
     def _next(self, bounds: Bounds) -> Batch:
         if self._returned:
@@ -276,7 +278,7 @@ class Lane:
         self._windows.clear()
         self._windows.append(Window(self.dealt))
         left = sum(batch.weight for batch in self._returned) + (self.flying.weight if self.flying else 0)
-        left += sum(self._windows[0].put(item.record if isinstance(item, Slice) else item) for item in kept)
+        left += self._windows[0].put(item.record if isinstance(item, Slice) else item for item in kept)
         count = self._account.pending - left
         self._account.drop(count)
         self._retire()

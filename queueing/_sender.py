@@ -27,7 +27,7 @@ import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import anyio
 import attrs
@@ -49,6 +49,11 @@ Deliver: TypeAlias = Callable[[Lane, Batch], Awaitable[Sequence[Record]]]
 `await deliver(lane, batch)` stores the batch, or raises a StoreError. It returns records that a request which creates
 a run could not carry after all; otherwise nothing.
 """
+
+SLOW: Final = 0.005
+"""Seconds to an answer from which it is worth while to encode the next batch meanwhile: a task costs a tenth of that."""
+SENT: Final = 0.001
+"""Seconds after which a request is on its way; nothing is to come before that."""
 
 
 @attrs.define(eq=False)
@@ -116,6 +121,7 @@ class Sender:
         self._streams = streams
         self._patience = patience
         self._ended = 0  # requests, whatever came of them
+        self._answered = 0.0  # seconds that the last of them took
         self._slots = anyio.Semaphore(max_workers, fast_acquire=True)
         self._probe = anyio.Lock()
         self._moved: anyio.Event | None = None
@@ -360,10 +366,20 @@ class Sender:
         self._progress(lane, ended=False)
 
     async def _delivered(self, lane: Lane, batch: Batch) -> Sequence[Record]:
+        began = anyio.current_time()
+        if self._answered >= SLOW:
+            self._tasks.start_soon(self._prepare, lane)
         try:
             return await self._deliver(lane, batch)
         finally:
             self._ended += 1
+            self._answered = anyio.current_time() - began
+
+    async def _prepare(self, lane: Lane) -> None:
+        """While the answer is on its way: what comes next is encoded by the time it is there."""
+        await anyio.sleep(SENT)
+        if lane.flying is not None:
+            lane.prepare(self.bounds)
 
     @asynccontextmanager
     async def _admitted(self, pump: _Pump) -> AsyncGenerator[None, None]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from itertools import accumulate, islice
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, groupby, islice
 from operator import itemgetter
 from typing import Any, Final
 
@@ -37,6 +38,7 @@ RIDES: Final = 2
 PACKED: Final = 1_000
 """Entries in one pack at most. More of them gain nothing, and what does not fit into a batch was encoded in vain."""
 
+_kind = itemgetter(0)
 _entries = itemgetter(1)
 
 
@@ -56,27 +58,33 @@ class Window:
         serial: 1 for a lane's first window, and so on.
     """
 
-    __slots__ = ("_at_hand", "_mean", "left", "queues", "serial")
+    __slots__ = ("_ahead", "_at_hand", "_mean", "left", "queues", "serial")
 
     def __init__(self, serial: int) -> None:
         self.serial = serial
         self.queues: list[deque[Record | Slice]] = [deque() for _ in range(KINDS)]
         self.left = [0] * KINDS
         self._at_hand: Slice | None = None  # off its queue, and not in the batch yet
+        self._ahead: Pack | None = None  # of records that are on their queue still
         self._mean = 0.0  # bytes an entry in the last pack
 
     def __bool__(self) -> bool:
         return any(self.queues)
 
-    def put(self, record: Record) -> int:
-        """Add a record at the end; how many entries it has."""
-        kind, count = record[0], weight(record)
-        queue: deque[Record | Slice] = self.queues[kind]
-        if kind == STATUS:
-            queue.clear()  # a run has one final status: the last one asked for
-        queue.append(record)
-        self.left[kind] += count
-        return count
+    def put(self, records: Iterable[Record]) -> int:
+        """Add records at the end; how many entries they have. Python's loop goes over changes of kind, C's over records."""
+        total = 0
+        for kind, group in groupby(records, _kind):
+            members: Sequence[Record] = [*group]
+            queue: deque[Record | Slice] = self.queues[kind]
+            if kind == STATUS:
+                queue.clear()  # a run has one final status: the last one asked for
+                members = members[-1:]
+            count = sum(map(len, map(_entries, members)))
+            queue.extend(members)
+            self.left[kind] += count
+            total += count
+        return total
 
     def put_back(self, item: Record | Slice) -> None:
         """Put something at the head of its queue."""
@@ -104,6 +112,12 @@ class Window:
             gate.fail(self._at_hand, error, self.serial)
         self._at_hand = None
         return batch
+
+    def prepare(self, bounds: Bounds, gate: Gate) -> None:
+        """Encode the metrics that the next batch is likely to begin with. Nothing moves; `fill` may use it or not."""
+        most = self._most(bounds.room(METRIC), bounds.body)
+        if self._ahead is None and gate.packs and (records := self._records(most)):
+            self._ahead = gate.pack(records, sum(map(len, map(_entries, records))))
 
     def _fill_merged(self, batch: Batch, bounds: Bounds, gate: Gate) -> None:
         rooms = [bounds.room(kind) for kind in MERGED]
@@ -161,12 +175,11 @@ class Window:
             The pack. If there is none, how many of the next records have to go one by one.
         """
         queue = self.queues[METRIC]
-        most = min(count, PACKED)
-        if most * self._mean > room:
-            most = _fewer(room, self._mean)
+        most = self._most(count, room)
         while records := self._records(most):
             entries = sum(map(len, map(_entries, records)))
-            pack = gate.pack(records, entries)
+            ahead, self._ahead = self._ahead, None
+            pack = ahead if ahead is not None and gate.holds(ahead, records) else gate.pack(records, entries)
             if pack is None:
                 return None, len(records)
             self._mean = pack.size / entries
@@ -177,6 +190,11 @@ class Window:
                 return pack, 0
             most = _fewer(room, self._mean)
         return None, 1
+
+    def _most(self, count: int, room: int) -> int:
+        """How many metrics to try for a pack."""
+        most = min(count, PACKED)
+        return _fewer(room, self._mean) if most * self._mean > room else most
 
     def _records(self, most: int) -> list[Record]:
         """The next records of metrics, as far as they are whole and have no more than so many entries together."""
