@@ -4,6 +4,10 @@ A daemon thread with an event loop of its own, and the way into it from any thre
 Rules of this file: `submit` never waits, not even for the start, as its caller may be another loop; `stop` never waits
 either, as its caller may be a garbage collection in this very thread. Not anyio's BlockingPortal for these two reasons.
 One exception: where the interpreter ends and no thread can be started, `submit` runs its call itself.
+
+No lock: a signal handler may interrupt any line here, and wait for a call of its own to be run. So each caller does all
+that its call needs: it queues the call, and then starts a thread if none runs. Of several threads one gets the token;
+the others end. Who takes something from a state that others look at looks at the queue again afterwards.
 """
 
 from __future__ import annotations
@@ -11,6 +15,8 @@ from __future__ import annotations
 import contextvars
 import importlib
 import threading
+import traceback
+from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import AbstractAsyncContextManager, suppress
@@ -46,10 +52,10 @@ class LoopThread:
 
     def __init__(self, setup: Callable[[], AbstractAsyncContextManager[Any]]) -> None:
         self._setup = setup
-        self._lock = threading.RLock()
+        self._token = [None]  # whose thread runs has it
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._backlog: list[_Call] = []  # what was submitted before the loop ran
+        self._backlog: deque[_Call] = deque()  # what was submitted, and is not in the loop yet
         self._stopping = False
         self._ended: Future[None] = Future()
         self._speaker = _say.Speaker()
@@ -68,7 +74,7 @@ class LoopThread:
 
     @property
     def started(self) -> bool:
-        return self._thread is not None
+        return self._thread is not None or bool(self._backlog)
 
     def submit(self, function: Callable[..., Awaitable[T]], *args: Any) -> Future[T]:
         """
@@ -88,21 +94,35 @@ class LoopThread:
 
     def _pass_on(self, call: _Call) -> bool:
         """Whether there is a thread for it."""
-        with self._lock:
-            if self._stopping:
-                raise ClosedError("the client was closed meanwhile")
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="runqueue", daemon=True)
-                try:
-                    self._thread.start()
-                except RuntimeError:  # "can't start new thread", in the words of the Python at hand
-                    self._thread = None
-                    return False
-            if self._loop is None:
-                self._backlog.append(call)
-            else:
+        if self._stopping:
+            raise ClosedError("the client was closed meanwhile")
+        self._backlog.append(call)  # before the look at the loop: who sets that looks here afterwards
+        loop = self._loop
+        if loop is not None:
+            with suppress(RuntimeError):  # it has just been closed, and the thread looks for what is left
                 # In the loop's context, not the caller's: by that anyio knows which loop it is.
-                self._loop.call_soon_threadsafe(self._spawn, call, context=self._context)
+                loop.call_soon_threadsafe(self._work_off, context=self._context)
+        elif self._thread is None and not self._start() and self._withdraw(call):
+            return False
+        if self._ended.done():  # meanwhile
+            self._fail_backlog(None)
+        return True
+
+    def _start(self) -> bool:
+        thread = threading.Thread(target=self._run, name="runqueue", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # "can't start new thread", in the words of the Python at hand
+            if not _raised_by(threading.Thread.start, error):  # by a signal handler, while `start` waited: it runs
+                raise
+            return False
+        return True
+
+    def _withdraw(self, call: _Call) -> bool:
+        try:
+            self._backlog.remove(call)
+        except ValueError:  # another thread runs it
+            return False
         return True
 
     def nudge(self, function: Callable[[], object], failed: Callable[[BaseException], object] = lambda _: None) -> None:
@@ -134,15 +154,29 @@ class LoopThread:
 
     def stop(self) -> Future[None]:
         """Ask the thread to end; what runs in it is cancelled. The future is done when it has nothing left to do."""
-        with self._lock:
-            self._stopping = True
-            if self._thread is None:
-                if not self._ended.done():
-                    self._ended.set_result(None)
-            elif self._loop is not None:
-                with suppress(RuntimeError):  # it is closed already
-                    self._loop.call_soon_threadsafe(self._stop.set, context=self._context)
+        self._stopping = True
+        if self._take_token():  # there is no thread, nor will there be one
+            self._end()
+        elif (loop := self._loop) is not None:
+            with suppress(RuntimeError):  # it is closed already
+                loop.call_soon_threadsafe(self._stop.set, context=self._context)
         return self._ended
+
+    def _end(self) -> None:
+        self._ended.set_result(None)
+        self._fail_backlog(None)
+
+    def _take_token(self) -> bool:
+        try:
+            self._token.pop()  # atomic
+        except IndexError:
+            return False
+        return True
+
+    def _fail_backlog(self, error: Exception | None) -> None:
+        for _ in range(len(self._backlog)):
+            with suppress(IndexError):  # somebody else does the same
+                self._backlog.popleft().fail(error)
 
     def join(self, timeout: float) -> None:
         """Wait for the end of the thread, if there is one, and until its log lines are out."""
@@ -159,26 +193,32 @@ class LoopThread:
     # -- in the thread -----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        while self._take_token():
+            self._thread = threading.current_thread()
+            failure = self._serve()
+            self._loop = None
+            if self._stopping:
+                self._end()
+                return
+            self._fail_backlog(failure)  # whoever waits is told
+            self._thread = None
+            self._token.append(None)
+            if not (self._backlog or self._stopping):
+                return
+
+    def _serve(self) -> Exception | None:
+        """Run the loop until `stop`; what has ended it before, if anything: the setup, or a defect."""
         self._belong()
-        failure: Exception | None = None
         try:
             self._preload()
             import anyio
 
             anyio.run(self._main, backend="asyncio")
         except Exception as error:
-            failure = error  # of the setup, or a defect: whoever waits is told
+            return error
         except BaseException as error:  # a SystemExit of foreign code, such as a token's: it ends no thread of ours
-            failure = RuntimeError(f"runqueue's thread was ended by {type(error).__name__}")
-        with self._lock:
-            waiting, self._backlog = self._backlog, []
-            self._loop = None
-            if self._stopping:
-                self._ended.set_result(None)
-            else:
-                self._thread = None
-        for call in waiting:
-            call.fail(failure)
+            return RuntimeError(f"runqueue's thread was ended by {type(error).__name__}")
+        return None
 
     def _belong(self) -> None:
         """Let this thread, and what works for it, be known as ours."""
@@ -227,21 +267,32 @@ class LoopThread:
         resolve_by(asyncio.get_running_loop())
         async with self._setup(), anyio.create_task_group() as self._tasks:
             self._stop = anyio.Event()
-            with self._lock:
-                self._loop, self._context = asyncio.get_running_loop(), contextvars.copy_context()
-                waiting, self._backlog = self._backlog, []
-                stopping = self._stopping
-            for call in waiting:
-                self._spawn(call)
-            if not stopping:
+            self._context = contextvars.copy_context()
+            self._loop = asyncio.get_running_loop()
+            self._work_off()
+            if not self._stopping:
                 await self._stop.wait()
             self._tasks.cancel_scope.cancel()
+
+    def _work_off(self) -> None:
+        while self._backlog:
+            try:
+                call = self._backlog.popleft()
+            except IndexError:  # it was withdrawn
+                return
+            self._spawn(call)
 
     def _spawn(self, call: _Call) -> None:
         try:
             self._tasks.start_soon(call.run)
         except RuntimeError as error:  # the task group has just ended
             call.fail(error)
+
+
+def _raised_by(function: Callable[..., object], error: BaseException) -> bool:
+    """Whether it was raised by this very function, or by C code that it called."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and frames[-1].f_code is getattr(function, "__code__", None)
 
 
 async def _called(function: Callable[[], object]) -> None:

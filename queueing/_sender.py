@@ -367,7 +367,7 @@ class Sender:
 
     async def _delivered(self, lane: Lane, batch: Batch) -> Sequence[Record]:
         began = anyio.current_time()
-        if self._answered >= SLOW:
+        if self._answered >= SLOW and not self._slots.statistics().tasks_waiting:
             self._tasks.start_soon(self._prepare, lane)
         try:
             return await self._deliver(lane, batch)
@@ -377,6 +377,7 @@ class Sender:
 
     async def _prepare(self, lane: Lane) -> None:
         """While the answer is on its way: what comes next is encoded by the time it is there."""
+        # Not where others wait for a slot: they fill the time, and each of them would keep a whole body in memory.
         await anyio.sleep(SENT)
         if lane.flying is not None:
             lane.prepare(self.bounds)

@@ -115,11 +115,15 @@ class Window:
 
     def prepare(self, bounds: Bounds, gate: Gate) -> None:
         """Encode the metrics that the next batch is likely to begin with. Nothing moves; `fill` may use it or not."""
-        most = self._most(bounds.room(METRIC), bounds.body)
-        if self._ahead is None and gate.packs and (records := self._records(most)):
-            self._ahead = gate.pack(records, sum(map(len, map(_entries, records))))
+        if self._ahead is None and gate.packs and self._lone_metrics:
+            records = self._records(self._most(bounds.room(METRIC), bounds.body))
+            if records:
+                self._ahead = gate.pack(records, sum(map(len, map(_entries, records))))
 
     def _fill_merged(self, batch: Batch, bounds: Bounds, gate: Gate) -> None:
+        if self._lone_metrics:
+            self._draw(batch, METRIC, bounds.room(METRIC), bounds.body, gate)
+            return
         rooms = [bounds.room(kind) for kind in MERGED]
         queued = [self.left[kind] for kind in MERGED]
         repeats = _Repeats()
@@ -190,6 +194,10 @@ class Window:
                 return pack, 0
             most = _fewer(room, self._mean)
         return None, 1
+
+    @property
+    def _lone_metrics(self) -> bool:
+        return bool(self.queues[METRIC]) and not (self.queues[PARAM] or self.queues[TAG] or self.queues[RUN])
 
     def _most(self, count: int, room: int) -> int:
         """How many metrics to try for a pack."""

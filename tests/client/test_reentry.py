@@ -8,6 +8,7 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from itertools import count
 from typing import TypeAlias
 
 import pytest
@@ -192,12 +193,12 @@ def test_what_was_said_is_out_before_the_call_returns(server: ScriptedServer, ca
 
 def test_a_signal_handler_may_log_and_flush(server: ScriptedServer) -> None:
     """Whatever the main thread is doing: logging, flushing, opening lanes."""
-    counts = {"handled": 0}
+    numbers = count()  # taken before it is logged: on a slow machine the handler interrupts itself
 
     def handle(number: int, frame: object) -> None:
-        client.log_metric(RUN, "handled", 1.0, counts["handled"])
-        counts["handled"] += 1
-        if counts["handled"] % 10 == 0:
+        handled = next(numbers)
+        client.log_metric(RUN, "handled", 1.0, handled)
+        if handled % 10 == 0:
             client.flush()
 
     before = signal.signal(signal.SIGALRM, handle)
@@ -219,8 +220,9 @@ def test_a_signal_handler_may_log_and_flush(server: ScriptedServer) -> None:
         for point in entries(request, "metrics")
     ]
     assert [step for run, key, step in points if (run, key) == (RUN, "m")] == list(range(3_000))
-    assert sorted(step for run, key, step in points if key == "handled") == list(range(counts["handled"]))
-    assert counts["handled"] > 0
+    handled = next(numbers)
+    assert sorted(step for run, key, step in points if key == "handled") == list(range(handled))
+    assert handled > 0
 
 
 class Garbage:
@@ -317,3 +319,92 @@ def test_any_number_of_threads_may_flush_at_once(server: ScriptedServer) -> None
         thread.join()
     client.close()
     assert failures == [] and client.statistics().stored == 16 * 20
+
+
+@pytest.mark.parametrize("at", ["before", "after"])
+def test_a_signal_handler_may_flush_while_the_thread_is_being_started(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """Neither waits for the other, and one loop sends everything."""
+    flushed: list[bool] = []
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        if thread.name != "runqueue" or flushed:
+            return start(thread)
+        flushed.append(False)
+        if at == "after":
+            start(thread)
+        signal.raise_signal(signal.SIGALRM)
+        if at == "before":
+            start(thread)
+
+    def handle(number: int, frame: object) -> None:
+        operations = client.flush(synchronous=False)
+        operations.await_completion(timeout=PATIENCE)
+        flushed[0] = True
+
+    before = signal.signal(signal.SIGALRM, handle)
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    client = runqueue.Client(server.uri)
+    try:
+        client.log_metric(RUN, "m", 1.0)
+        client.flush()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    client.close()
+    assert flushed == [True]
+    assert len(server.to("runs/log-batch")) == 1
+
+
+def test_an_error_of_a_signal_handler_does_not_pass_for_a_thread_that_cannot_be_started(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes out of the call that was interrupted; there is one loop, and a later call uses it."""
+    start = threading.Thread.start
+
+    def handle() -> None:
+        raise RecursionError("of a handler")
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name == "runqueue":
+            handle()
+
+    client = runqueue.Client(server.uri)
+    client.log_metric(RUN, "m", 1.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(RecursionError, match="of a handler"):
+            client.flush()
+    client.log_metric(RUN, "m", 2.0)
+    client.flush()
+    client.close()
+    assert [point["value"] for request in server.to("runs/log-batch") for point in entries(request, "metrics")] == [
+        1,
+        2,
+    ]
+
+
+def test_where_no_thread_can_be_started_the_call_runs_in_the_caller_s_own(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at the end of the interpreter; afterwards a thread is tried again."""
+
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "runqueue":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    client = runqueue.Client(server.uri, progress=False)
+    client.log_metric(RUN, "m", 1.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        client.flush()
+    assert len(server.to("runs/log-batch")) == 1
+    client.log_metric(RUN, "m", 2.0)
+    client.flush()
+    client.close()
+    assert len(server.to("runs/log-batch")) == 2

@@ -98,8 +98,10 @@ def told(failures: Sequence[Failure], number: dict[int, int]) -> list[Any]:
     ]
 
 
-def history(encoding: Any, records: list[Record], script: list[Answer], at_first: int, limit: Bounds) -> list[Any]:
-    """All that can be seen of a lane from without, while a store gives these answers."""
+def history(
+    encoding: Any, records: list[Record], script: list[Answer], at_first: int, limit: Bounds, ahead: Sequence[bool] = ()
+) -> list[Any]:
+    """All that can be seen of a lane from without, while a store gives these answers; some batches are made ahead."""
     lane = Lane("r", encoding, Ledger(), opened=True)
     number = {id(record): at for at, record in enumerate(records)}
     waiting = list(records)
@@ -111,7 +113,7 @@ def history(encoding: Any, records: list[Record], script: list[Answer], at_first
         lane.deal()
 
     log(at_first)
-    answers = iter(script)
+    answers, prepares = iter(script), iter(ahead)
     for _ in range(1_000):
         batch = lane.take(limit)
         check_lane(lane)
@@ -124,6 +126,9 @@ def history(encoding: Any, records: list[Record], script: list[Answer], at_first
         seen.append(log_inputs_body("r", batch) if DATASET in batch.groups else log_batch_body("r", batch))
         seen.append(told(list(lane.outstanding(lane.dealt, StoreError("left"))), number))
         answer = next(answers, None)
+        if next(prepares, False):
+            lane.prepare(limit)
+            check_lane(lane)
         if answer == "log":
             log(5)
         elif answer == "smaller":
@@ -156,6 +161,15 @@ def test_packs_change_nothing_that_can_be_seen(
     assert packed.cut == single.cut
 
 
+@given(calls(), st.lists(st.sampled_from(ANSWERS), max_size=30), st.integers(0, 40), limits(), st.lists(st.booleans()))
+def test_to_encode_ahead_changes_nothing_that_can_be_seen(
+    records: list[Record], script: list[Answer], at_first: int, limit: Bounds, ahead: list[bool]
+) -> None:
+    """Whatever becomes of the batch that is out meanwhile, and whatever bounds the next one has in the end."""
+    expected = history(Encoder().encode, records, script, at_first, limit)
+    assert history(Encoder().encode, records, script, at_first, limit, ahead) == expected
+
+
 @given(calls())
 def test_many_records_are_encoded_as_each_of_them_is(records: list[Record]) -> None:
     """Joined, the bytes are those of the parts; one odd record and nothing is encoded."""
@@ -184,6 +198,26 @@ def test_a_full_batch_of_plain_metrics_is_a_pack_or_two(keys: int) -> None:
     while (batch := lane.take(bounds())) is not None:
         assert batch.count == 1_000 or not lane._windows[0]
         assert len(list(batch.parts())) <= 5
+        lane.store()
+
+
+def test_what_was_encoded_ahead_is_not_encoded_again() -> None:
+    """A batch costs the same as without."""
+    encoded: list[int] = []
+
+    def many(group: Sequence[Record], memory: dict[Any, Any]) -> Any:
+        encoded.extend(record[2] for record in group)
+        return encode.many(group, memory)
+
+    lane = Lane("r", Encoding(encode.one, many), Ledger(), opened=True)
+    lane.inbox.extend(points(5_500))
+    lane.deal()
+    taken = 0
+    while (batch := lane.take(bounds())) is not None:
+        taken += batch.count
+        for _ in range(2):
+            lane.prepare(bounds())
+            assert encoded == list(range(min(taken + 1_000, 5_500)))
         lane.store()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import pytest
 
-from runqueue.queueing import Accumulator, RejectedError, Report, Scope, StoreError
+from runqueue.queueing import Accumulator, Encoding, Lane, RejectedError, Report, Scope, StoreError
 from runqueue.queueing._batch import METRIC
 from runqueue.queueing._sender import Sender
 from support.engine import (
@@ -215,3 +215,36 @@ async def test_the_sender_tells_its_state() -> None:
             await anyio.sleep(0.5)
             assert repr(b.sender) == "<Sender healthy pumps=2 flushes=1>"
         assert repr(b.sender) == "<Sender healthy pumps=0 flushes=0>"
+
+
+async def test_the_next_batch_is_encoded_while_the_answer_is_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the second request on, when it is known that answers take their time."""
+    encoded: list[float] = []
+
+    def many(records: Any, memory: Any) -> Any:
+        encoded.append(anyio.current_time())
+        return encode.many(records, memory)
+
+    async with bench(limits=TEN) as b:
+        monkeypatch.setattr(b.accumulator, "_encode", Encoding(encode.one, many))
+        b.lane("r", *points(40))
+        began = anyio.current_time()
+        await b.flush()
+        assert [round(at - began, 3) for at in encoded] == [0, 1, 1.001, 2.001]
+
+
+async def test_nothing_is_encoded_ahead_where_other_runs_wait_for_a_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They fill the time; and each of thousands would keep a body in memory for long."""
+    lanes = 6
+    ahead = 0
+
+    def prepare(lane: Lane, limits: Any) -> None:
+        nonlocal ahead
+        ahead += 1
+
+    async with bench(limits=TEN, max_workers=2) as b:
+        monkeypatch.setattr(Lane, "prepare", prepare)
+        for n in range(lanes):
+            b.lane(n, *points(30))
+        await b.flush()
+    assert ahead <= 3  # at the end, when no more than the slots are left
