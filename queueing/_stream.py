@@ -29,6 +29,8 @@ from runqueue.queueing._sender import Sender
 
 SOONEST: Final = 0.005
 """Seconds between two looks that nobody has rung for."""
+LATE: Final = 1.05
+"""By how much a look comes after the time at which a batch should be full."""
 
 
 class Stream:
@@ -63,7 +65,8 @@ class Stream:
         self._bell = anyio.Event()
         self._due = 0.0
         self._next = math.inf  # when a batch should be full
-        self._seen = self._seen_at = 0.0  # entries that had come in, at the last look
+        self._seen = self._seen_at = 0.0  # entries that had come in for runs that are sent, at the last look
+        self._pace = 0.0  # of what comes in, in entries a second
 
     def hear(self) -> None:
         """The bell. In the engine's thread."""
@@ -130,13 +133,17 @@ class Stream:
 
     def _expect(self) -> None:
         """By the pace of what came in since the last look: when will the fullest lane have filled a batch?"""
-        now, taken, full = anyio.current_time(), self._intake.taken, self._intake.full
-        elapsed, came = now - self._seen_at, taken - self._seen
-        self._seen_at, self._seen = now, taken
+        now, full = anyio.current_time(), self._intake.full
+        waiting = [lane.fresh for lane in self._accumulator.all() if not lane.doomed]
+        seen = self._accumulator.ledger.dealt + sum(waiting)
+        elapsed, came = now - self._seen_at, seen - self._seen
+        self._seen_at, self._seen = now, seen
+        # A producer that has stopped for a moment (a validation, the interpreter's lock) goes on as before.
+        self._pace = max(came / elapsed if elapsed >= SOONEST / 2 else 0.0, self._pace / 2)
         self._next = math.inf
-        flowing = [lane.fresh for lane in self._accumulator.all() if lane.fresh and not (lane.rung or lane.doomed)]
-        if came > 0 and elapsed >= SOONEST / 2 and flowing and not self._sender.outage.spent:
-            expected = now + max(SOONEST, (full - max(flowing)) * elapsed / came)
+        if self._pace > 0 and not self._sender.outage.spent:
+            # Rather a little late than early: an early look is one more, and a late one finds a batch as full.
+            expected = now + max(SOONEST, LATE * (full - max(waiting, default=0)) / self._pace)
             if expected < self._due:
                 self._next = expected
         self._intake.loud = full if self._next == math.inf else 2 * full  # a burst rings all the same

@@ -252,6 +252,32 @@ async def test_records_that_do_not_divide_a_batch_leave_no_crumbs() -> None:
         assert min(sizes(b)[:-1]) >= 94
 
 
+@pytest.mark.parametrize("stall", [0.0, 0.8])
+async def test_in_a_steady_flow_the_engine_looks_by_itself_and_nobody_rings(
+    stall: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that rings waits for the interpreter's lock. A producer that stalls for a moment is expected back."""
+    rings: list[float] = []
+    async with bench(interval=60, limits=HUNDRED, seconds=0.01) as b:
+        hear = b.stream.hear
+
+        def ring() -> None:
+            rings.append(anyio.current_time())
+            hear()
+
+        monkeypatch.setattr(b.intake, "ring", ring)
+        lane = b.lane("r")
+        for at in range(40):
+            await log(lane, 50, 0.01, 50 * at)
+            await anyio.sleep(stall if at % 8 == 0 else 0)
+        began, looks = rings[0], b.stream.wakes
+        await anyio.sleep(100)
+        assert len(rings) <= 2, rings
+        assert len(rings) < 2 or rings[1] - began < 2
+        assert looks < (40 if not stall else 80)
+        assert b.store.stored["r"] == flat(points(2_000))
+
+
 async def test_a_burst_of_many_full_batches_goes_in_full_ones() -> None:
     """All that one bell finds."""
     async with bench(interval=10, limits=HUNDRED) as b:
