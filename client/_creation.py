@@ -4,14 +4,15 @@ Exactly one run for each `create_run`.
 runs/create is not idempotent, and a server may commit without our hearing of it. So every run carries a unique tag;
 after an attempt whose outcome is unknown, the run is looked for by that tag before it is created again. A slow server
 may commit later still: when a flush ends there is a last look, and surplus runs are deleted and logged. Flushes go on
-looking until the doubtful attempt is older than a request may last.
+looking until the doubtful attempt is older than a request may last. A client that streams may not flush for days, so
+there is a look then too, in a task of its own.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
 
 import anyio
 import orjson
@@ -23,6 +24,11 @@ from runqueue._wire import PARENT_TAG, TOKEN_TAG, NewRun, create_run_body
 from runqueue.errors import UnexpectedAnswerError
 from runqueue.queueing import Batch, Record, RejectedError, Scope, StoreError
 from runqueue.queueing._batch import RUN, TAG
+
+MARGIN: Final = 1.0
+"""Seconds beyond the time that a request may last: by then, what it has done is to be seen."""
+LONGEST_PAUSE: Final = 3_600.0
+"""Seconds between two looks that fail, at most; each says so."""
 
 logger = logging.getLogger("runqueue")
 
@@ -43,6 +49,7 @@ class Creation:
         self._without_tags: set[PendingRunId] = set()  # asked for without their own tags
         self._looking = anyio.Lock()
         self._doubtful: dict[PendingRunId, tuple[str, float]] = {}  # with the experiment's id, and since when
+        self._doubted = anyio.Event()
 
     async def create(self, pending: PendingRunId, batch: Batch) -> Sequence[Record]:
         """
@@ -106,12 +113,16 @@ class Creation:
                 raise UnexpectedAnswerError("the answer to runs/create holds no run id", ambiguous=True)
         except StoreError as error:
             if error.ambiguous:
-                self._doubtful[pending] = (experiment_id, anyio.current_time())
+                self._doubt(pending, experiment_id)
             raise
         except BaseException:  # we were cancelled: the request may be on its way
-            self._doubtful[pending] = (experiment_id, anyio.current_time())
+            self._doubt(pending, experiment_id)
             raise
         pending._resolve(run_id)
+
+    def _doubt(self, pending: PendingRunId, experiment_id: str) -> None:
+        self._doubtful[pending] = (experiment_id, anyio.current_time())
+        self._doubted.set()
 
     async def _find(self, pending: PendingRunId, experiment_id: str) -> list[str]:
         query = {
@@ -129,13 +140,46 @@ class Creation:
     async def last_look(self) -> None:
         """Delete what a slow server has created beyond the one run; a look that fails is repeated after the next flush."""
         async with self._looking:
-            await self._look()
+            await self._look(self._doubtful)
 
-    async def _look(self) -> None:
-        for pending, (experiment_id, since) in list(self._doubtful.items()):
+    async def watch(self, healthy: Callable[[], bool]) -> None:
+        """
+        Have a last look at each doubtful run without being asked to, once its time is over. Until cancelled.
+
+        Args:
+            healthy: Whether the store can be asked now.
+        """
+        pause, failed = 0.0, 0
+        while True:
+            if not self._doubtful:
+                self._doubted = anyio.Event()
+                await self._doubted.wait()
+            since = min(since for _, since in self._doubtful.values())
+            await anyio.sleep(max(pause, since + self._patience + MARGIN - anyio.current_time()))
+            pause = self._patience + MARGIN
+            if not healthy():
+                continue
+            async with self._looking:
+                over = [pending for pending, (_, since) in self._doubtful.items() if self._is_over(since)]
+                try:
+                    seen = await self._look(over)
+                except Exception as error:  # noqa: BLE001  a defect in a store must not end the engine
+                    logger.warning("cannot tell whether runs exist twice: %s: %s", type(error).__name__, error)
+                    seen = False
+            failed = 0 if seen else failed + 1
+            pause = min(pause * 2**failed, max(pause, LONGEST_PAUSE))
+
+    def _is_over(self, since: float) -> bool:
+        """Whether what was asked for then is not expected to be carried out any more."""
+        return anyio.current_time() - since > self._patience
+
+    async def _look(self, doubts: Iterable[PendingRunId]) -> bool:
+        """Whether there was an answer for all of them."""
+        for pending in list(doubts):
             if pending.run_id is None:
                 continue  # not created yet, as far as we know: the next attempt looks first
-            begun = anyio.current_time()
+            experiment_id, since = self._doubtful[pending]
+            over = self._is_over(since)
             try:
                 for surplus in await self._find(pending, experiment_id):
                     if surplus != pending.run_id:
@@ -143,10 +187,11 @@ class Creation:
                         logger.warning("deleted the run %s, a duplicate of %s", surplus, pending.run_id)
             except StoreError as error:
                 logger.warning("cannot tell whether the run %s exists twice: %s", pending.run_id, error)
-                return  # nor of the others, most likely; the next flush looks again
+                return False  # nor of the others, most likely; the next flush looks again
             else:
-                if begun - since > self._patience:
+                if over:
                     del self._doubtful[pending]
+        return True
 
 
 def _run_id(run: Any) -> str | None:

@@ -35,7 +35,7 @@ class Delivery:
         if batch.opens:
             assert isinstance(run, PendingRunId)
             leftovers = await self._creation.create(run, batch)
-            self._accumulator.alias(run.run_id, lane)
+            self._accumulator.resolve(lane, run.run_id)
             return leftovers
         run_id = run.run_id if isinstance(run, PendingRunId) else run
         assert isinstance(run_id, str), "a lane is opened before it sends anything else"

@@ -84,13 +84,8 @@ class Engine:
     def _begin_anew(self) -> None:
         self._ending = False
         self.traffic = Traffic()
-        self.made: list[Lane] = []
-        """Of runs that this client creates."""
-        self._most_made = 1_000
         self._final = 0  # entries that the last flush has reported as left
         self._start_pause = 0.0
-        self.last_words: list[Lane] = []
-        """Of runs whose block has ended by an exception."""
         self._thread = LoopThread(self._assembled)
         self.accumulator.reset()  # the same object: the log calls hold on to its lanes
 
@@ -121,12 +116,12 @@ class Engine:
 
     def say_last(self) -> Future[int] | None:
         """
-        Of `last_words`, send the final status and nothing else, within `exit_timeout`.
+        Of the runs whose block has ended by an exception, send the final status and nothing else, within `exit_timeout`.
 
         Returns:
             Entries that were given up for it. None: there is no such run.
         """
-        lanes = [lane for lane in self.last_words if lane.opened]
+        lanes = [lane for lane in self.accumulator.all() if lane.raised and lane.opened]
         return self._thread.submit(self._say_last, lanes) if lanes else None
 
     def begin_end(self) -> Future[FlushReport] | None:
@@ -144,17 +139,10 @@ class Engine:
         """Whether the caller is the engine's thread, or works for it."""
         return self._thread.serves()
 
-    def add_made(self, lane: Lane) -> None:
-        """The lane of a run that this client creates; those that have ended are forgotten from time to time."""
-        self.made.append(lane)
-        if len(self.made) > self._most_made:
-            self.made = [each for each in self.made if not each.ended]
-            self._most_made = max(1_000, 2 * len(self.made))
-
     def kill_runs(self) -> None:
         """See `_exit.Ending`."""
-        for lane in self.made:
-            if not lane.ended:
+        for lane in self.accumulator.all():
+            if lane.made and not lane.ended:
                 lane.ended = True
                 lane.push((STATUS, (), "KILLED", time_ns() // 1_000_000))
 
@@ -292,6 +280,8 @@ class Engine:
                         claims=self.config.lenient,
                     )
                     tasks.start_soon(self._stream.run)
+                    outage = self._sender.outage
+                    tasks.start_soon(self._creation.watch, lambda: outage.since is None)
                 self._tasks = tasks
                 yield
                 tasks.cancel_scope.cancel()
@@ -316,6 +306,7 @@ class Engine:
             with anyio.move_on_after(patience):
                 await self._creation.last_look()
         report = flush.report()  # last, as it names each failure once
+        self._sender.tidy(flush)
         if final:
             self._make_final(report)
         public = public_report(report)

@@ -35,7 +35,7 @@ from runqueue._run import PendingRunId, RunId
 from runqueue._run_handle import RunMaker
 from runqueue._stores import check_uri
 from runqueue._wire import PARENT_TAG, TOKEN_TAG, NewRun, Unfit
-from runqueue.errors import CallTypeError, ClosedError, ConfigError, RunqueueError
+from runqueue.errors import CallTypeError, ClosedError, ConfigError, QueueFullError, RunqueueError
 from runqueue.queueing import Lane, Limits, Record
 from runqueue.queueing._batch import DATASET, METRIC, PARAM, RUN, STATUS, TAG
 
@@ -184,8 +184,12 @@ class Recorder(RunMaker):
 
         pending = PendingRunId((experiment_id, experiment_name))
         lane = self._open(pending, opened=False, parent=parent)
-        lane.append((RUN, ("run",), tuple(inside), new))
-        self._engine.add_made(lane)
+        try:
+            lane.append((RUN, ("run",), tuple(inside), new))
+        except (QueueFullError, ClosedError):
+            self._engine.accumulator.forget(lane)
+            raise
+        lane.made = True
         if others:
             lane.push((TAG, others, False))
         return pending
@@ -208,9 +212,11 @@ class Recorder(RunMaker):
         """
         name = convert.status(status)
         ended = time_ns() // 1_000_000 if end_time is None else convert.millis(end_time, "end_time")
-        lane = self._lane(run_id)
-        lane.ended = name not in ("RUNNING", "SCHEDULED")
+        lane, over = self._lane(run_id), name not in ("RUNNING", "SCHEDULED")
+        lane.ended = over
         lane.append((STATUS, (), name, ended))
+        if lane.released:  # between these lines: the record went to the run's next lane
+            self._lane(run_id).ended = over
 
     def _end_run(self, run_id: RunId, status: str, *, raised: bool) -> None:
         """The end of a run's block; never an exception, as one may be on its way already."""
@@ -220,7 +226,7 @@ class Recorder(RunMaker):
             _say.warning("the final status %s of run %s was not queued: %s", status, run_id, error)
         else:
             if raised:
-                self._engine.last_words.append(self._lane(run_id))
+                self._lane(run_id).raised = True
 
     # -- metrics -----------------------------------------------------------------------------------------------------
 

@@ -36,6 +36,11 @@ class Account:
         """Failed entries that no report has named yet."""
         return sum(failure.weight for failure in self._failures)
 
+    @property
+    def clean(self) -> bool:
+        """Whether everything is settled, and every failure named; a final status is no entry, and fails all the same."""
+        return not self._failures and self.entries == self.settled
+
     def deal(self, count: int) -> None:
         self.entries += count
         self.ledger.dealt += count

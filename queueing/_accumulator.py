@@ -1,15 +1,30 @@
 """
 The lanes of one client, by run.
 
-Rules of this file: any thread may look a lane up or open one; a lane, once there, stays. Looking up takes no lock.
+    opened  ->  looked at, while it has something to do  ->  released, when its run has ended and all of it is told
+
+A lane is **released** so that a service with a run for each request does not keep them all. The danger is a log call that
+has looked the lane up and appends later, perhaps minutes later, if a signal handler came between. So a lane is let go only
+when nobody can append to it any more: its way in is turned first, to whatever lane the run has then; after that nobody
+gets hold of the inbox anew, and the count of references tells whether somebody still has it. If so, or if the inbox got
+something meanwhile, the way is turned back, and the engine tries another time. Rejected: to let the inbox hand on what
+it holds when the last caller lets go of it (`__del__`): a flush in another thread would not find it until then, and it
+would come behind what the same thread has logged after it.
+
+Rules of this file: any thread may look a lane up or open one, the engine's alone releases. Looking up takes no lock; the
+engine never waits for the lock, as a log call that holds it may have been interrupted by one that waits for the engine.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable
-from typing import Final
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable
+from functools import partial
+from sys import getrefcount
+from types import SimpleNamespace
+from typing import Any, Final
 
 from runqueue.queueing._batch import Record, weight
 from runqueue.queueing._gate import Encode
@@ -39,10 +54,13 @@ class Accumulator:
     def reset(self) -> None:
         """Begin anew, with nothing queued and nothing counted, as in a child process."""
         self.lanes.clear()
-        self._each: list[Lane] = []
+        self._each: dict[Lane, None] = {}
+        self._closing: list[Lane] = []  # the one that is being released; whoever takes it out decides
         self._lock = threading.RLock()  # a signal handler or a garbage collection may come back in here
         self.ledger = Ledger()
         self.intake = None if self._bounded is None else self._bounded(self.ledger)
+        # To be looked at by `tidy`: where there is an intake, all lanes that have anything to do.
+        self._live: list[Lane] = [] if self.intake is None else self.intake.live
 
     def open(self, run: Hashable, *, opened: bool, parent: Lane | None = None, first: Record | None = None) -> Lane:
         """
@@ -55,6 +73,7 @@ class Accumulator:
             first: A record that a new lane begins with, whatever the bound.
         """
         with self._lock:
+            self._keep_closing()
             lane = self.lanes.get(run)
             if lane is None:
                 lane = Lane(run, self._encode, self.ledger, opened=opened, parent=parent)
@@ -62,30 +81,134 @@ class Accumulator:
                     self.intake.guard(lane)
                 if first is not None:
                     lane.push(first)
-                made, lane = lane, self.lanes.setdefault(run, lane)  # `alias` takes no lock
+                made, lane = lane, self.lanes.setdefault(run, lane)  # `resolve` takes no lock
                 if lane is made:
-                    self._each.append(lane)
+                    self._each[lane] = None
+                    if opened and not lane.listed:  # if nothing comes of it, it goes again
+                        lane.listed = True
+                        self._live.append(lane)
             return lane
 
     def alias(self, run: Hashable, lane: Lane) -> None:
         """Let the lane be found by a second name too, unless that name has a lane already."""
-        self.lanes.setdefault(run, lane)  # atomic. No lock: see `counts`
+        with self._lock:
+            self._keep_closing()
+            if not lane.released and self.lanes.setdefault(run, lane) is lane and run not in lane.names:
+                lane.names.append(run)
+
+    def resolve(self, lane: Lane, name: Hashable) -> None:
+        """The run has got its real name. In the engine's thread."""
+        lane.name = name
+        if self.lanes.setdefault(name, lane) is lane and name not in lane.names:  # atomic. No lock: see above
+            lane.names.append(name)
+
+    def forget(self, lane: Lane) -> None:
+        """A lane whose first record was refused, and that nobody else has heard of."""
+        lane.released = True
+        self._unname(lane)
+        self._each.pop(lane, None)
+        lane.append = lane.push = lane.inbox.append  # what an intake has put there leads back to the lane
 
     def all(self) -> list[Lane]:
-        """Every lane once, in the order of their opening."""
-        return self._each.copy()
+        """Every lane once, in the order of their opening; without those that were released."""
+        return list(self._each)
+
+    def live(self) -> list[Lane]:
+        """Those that may have something to send or to report, one perhaps twice: of many thousands, few."""
+        return self.all() if self.intake is None else self._live.copy()
 
     def busy(self) -> list[Lane]:
-        """Those with something to send or to report; of many thousands, few."""
-        return [lane for lane in self._each.copy() if lane.inbox or lane.owed or not lane.idle]
+        """Those with something to send or to report."""
+        return [lane for lane in self.live() if not lane.quiet]
 
     def idle(self) -> bool:
         """Whether no inbox holds anything; a final status counts no entry, but waits all the same."""
-        return not any(lane.inbox for lane in self.all())
+        return not any(lane.inbox for lane in self.live())
 
     def waiting(self) -> int:
         """Entries in the inboxes, not dealt yet."""
-        return sum(sum(map(weight, lane.inbox.copy())) for lane in self.all())
+        return sum(sum(map(weight, lane.inbox.copy())) for lane in set(self.live()))
+
+    # -- the engine's thread -------------------------------------------------------------------------------------------
+
+    def nominate(self, lanes: Iterable[Lane]) -> None:
+        """Have these looked at by `tidy`; with an intake they are anyway."""
+        if self.intake is None:
+            self._live.extend(lanes)
+
+    def tidy(self, needed: Callable[[Lane], bool]) -> None:
+        """
+        Release what is over, and unlist what has nothing to do.
+
+        Args:
+            needed: Whether somebody still works with a lane.
+        """
+        count = len(self._live)  # log calls may list more meanwhile, at the end
+        kept = [lane for lane in dict.fromkeys(self._live[:count]) if not lane.released and self._stays(lane, needed)]
+        self._live[:count] = kept  # atomic
+
+    def _stays(self, lane: Lane, needed: Callable[[Lane], bool]) -> bool:
+        """Whether the lane has to be looked at another time."""
+        if lane.over:
+            return needed(lane) or not self.release(lane)
+        if self.intake is not None and not lane.quiet:
+            return True
+        lane.listed = False  # before the look: whoever adds a record after it lists the lane
+        lane.listed = self.intake is not None and bool(lane.inbox)
+        return lane.listed
+
+    def release(self, lane: Lane) -> bool:
+        """Forget a lane, unless it is not over, or somebody may be about to append to it."""
+        if not lane.over or not self._lock.acquire(blocking=False):
+            return False
+        try:
+            # Whoever comes into `open` from here on does so in this thread (a garbage collection may log), and takes
+            # the lane out of `_closing`: it stays then.
+            self._closing[:] = [lane]
+            lane.append, lane.push = partial(self._pass_on, lane.name), partial(self._push_on, lane.name)
+            if _holders(lane) == _ALONE and lane.over:  # in this order: what is in the inbox then, is all there will be
+                self._unname(lane)
+                try:
+                    self._closing.pop()  # looks and takes in one: before it nobody has made another lane of the run
+                except IndexError:
+                    self._keep(lane)  # names that it was given back may have been lost again
+                    return False
+                lane.released = True
+                lane.stuck = None  # with frames that hold the lane
+                self._each.pop(lane, None)
+                return True
+            self._keep_closing()
+            return False
+        finally:
+            self._lock.release()
+
+    def _keep_closing(self) -> None:
+        for lane in self._closing.copy():  # taken out last: whoever comes in here meanwhile has to find its way in
+            self._keep(lane)
+        self._closing.clear()
+
+    def _keep(self, lane: Lane) -> None:
+        """Do not release it after all."""
+        for name in lane.names:
+            self.lanes.setdefault(name, lane)
+        if self.intake is None:
+            lane.append = lane.push = lane.inbox.append
+        else:  # never the bare way in between: what takes it is not counted
+            self.intake.guard(lane)
+
+    def _unname(self, lane: Lane) -> None:
+        for name in lane.names:
+            if self.lanes.get(name) is lane:
+                self.lanes.pop(name, None)
+
+    def _pass_on(self, name: Hashable, record: Record) -> bool | None:
+        """`append` of a lane that is released, or was about to be."""
+        return self.open(name, opened=True).append(record)
+
+    def _push_on(self, name: Hashable, record: Record) -> None:
+        self.open(name, opened=True).push(record)
+
+    # -- counts --------------------------------------------------------------------------------------------------------
 
     def counts(self) -> dict[str, int]:
         """Entries accepted, pending, in flight, stored, failed and dropped; exact when no call is under way."""
@@ -127,3 +250,11 @@ class Accumulator:
 
     def __repr__(self) -> str:
         return f"<Accumulator lanes={len(self.all())} pending={self.counts()['pending']}>"
+
+
+def _holders(lane: Any) -> int:
+    """References to the inbox: the lane's own, those of this call, and one for each call that has a way into it."""
+    return getrefcount(lane.inbox)
+
+
+_ALONE: Final = _holders(SimpleNamespace(inbox=deque[Record]()))

@@ -75,6 +75,11 @@ class Gate:
         """Whether there is any use in offering records to `pack`."""
         return self._encode_many is not None and not self._memory
 
+    @property
+    def remembers(self) -> bool:
+        """Whether the encoder keeps something of this run, such as which keys were cut to what."""
+        return bool(self._memory)
+
     def pack(self, records: Sequence[Record], count: int) -> Pack | None:
         """These records of metrics, with so many entries; None if they have to pass one by one."""
         if self._encode_many is None or (self._barred and self._any_barred(records)):

@@ -4,6 +4,9 @@ The way of a record into its lane where a client streams or bounds what is pendi
     bell    a lane has as much as fills a batch, or something has arrived after a lull: the engine is told, once
     bound   all that is not settled would become more than `max_pending`: the caller waits, is refused, or loses the record
 
+And it lists the lanes that are worth a look: a record that enters a lane which is not listed lists it; the engine
+unlists those that have nothing to do (see `Accumulator.tidy`), so that its work does not grow with the runs it has seen.
+
 Rules of this file: the usual call reads and adds two numbers and appends; no lock, no object. The engine's thread alone
 moves the marks. `taken` is added to by any thread without a lock: CPython switches threads between calls and at
 backward jumps, never between the reading and the writing of one such statement, nor between a comparison and the
@@ -63,6 +66,8 @@ class Intake:
     """`taken` up to which a call has nothing to think about; below 0 at first, so that the first call rings."""
     bells: list[Lane] = attrs.field(factory=list)
     """Lanes that have as much as fills a batch."""
+    live: list[Lane] = attrs.field(factory=list)
+    """Lanes that may have something to send or to report; one may stand there twice. Always the same list."""
     crowded: bool = False
     """Whether a call found no room; until the engine has seen to it."""
     dropped: dict[object, int] = attrs.field(factory=dict)
@@ -77,7 +82,7 @@ class Intake:
 
     def guard(self, lane: Lane) -> None:
         """Stand before this lane's inbox."""
-        append = lane.inbox.append
+        append, enlist = lane.inbox.append, self.live.append
 
         def take(record: Record) -> bool:
             count = len(record[1])
@@ -86,9 +91,14 @@ class Intake:
                 self.taken += count
             elif not self.admit(lane, record):
                 return True
-            lane.fresh += count
-            append(record)
-            if lane.fresh >= self.loud and not lane.rung:
+            lane.fresh = fresh = lane.fresh + count
+            try:
+                append(record)
+            finally:  # after an interrupt too: nobody would see the record
+                if not lane.listed:  # after the record: whoever unlists a lane looks at its inbox then
+                    lane.listed = True
+                    enlist(lane)
+            if fresh >= self.loud and not lane.rung:
                 rings = lane.rung = True
                 self.bells.append(lane)
             if rings:
@@ -96,9 +106,15 @@ class Intake:
             return False
 
         def push(record: Record) -> None:
-            self.taken += len(record[1])
-            lane.fresh += len(record[1])
-            append(record)
+            count = len(record[1])  # before: a call between the reading and the writing lets another thread in
+            self.taken += count
+            lane.fresh += count
+            try:
+                append(record)
+            finally:
+                if not lane.listed:
+                    lane.listed = True
+                    enlist(lane)
             if self.taken > self.mark:
                 self._call()
 

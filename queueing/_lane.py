@@ -6,7 +6,8 @@ Everything queued for one run.
 
 Rules of this file: it decides, and does no I/O: no clock, no socket, no await. `inbox` is the only thing another
 thread may touch, by `append` alone, which is atomic; all else belongs to the engine's thread. One batch at a time is
-out of a lane, and that is what keeps a run's requests in order.
+out of a lane, and that is what keeps a run's requests in order. Nobody but `append` and `push` holds the inbox's own
+`append`: by that an accumulator knows that a lane can be released.
 
 `deal` closes a **window** over all that waits in the inbox. Windows are emptied one after the other, each in the order
 "create, data, inputs, final status"; so that order holds in every flush, and no flush overtakes another. What came back
@@ -52,8 +53,14 @@ class Lane:
         self.push: Callable[[Record], None] = self.inbox.append
         """The same for what belongs to a record that was let in: it is let in too."""
         self.ended = False  # whether a final status was asked for
+        self.made = False  # whether the client creates its run; a note of the log calls, like the next one
+        self.raised = False  # whether the run's block has ended by an exception
         self.fresh = 0  # entries in the inbox, where an intake counts them
         self.rung = False  # whether the intake has told of this lane
+        self.listed = False  # whether it stands among the lanes that are looked at, where an intake keeps them
+        self.released = False  # whether it was forgotten: no name leads to it, and nobody can append any more
+        self.name = run  # by which another lane of the run is to be opened
+        self.names: list[Hashable] = [run]  # by which it is found
         self.opened = opened
         self.parent = parent
         self.stuck: Exception | None = None  # why its pump ended with entries left
@@ -70,6 +77,16 @@ class Lane:
     def idle(self) -> bool:
         """Whether everything that was dealt is settled."""
         return not self._windows and not self._returned and self.flying is None
+
+    @property
+    def quiet(self) -> bool:
+        """Whether there is nothing to send, and nothing to report."""
+        return not self.inbox and self.idle and self._account.clean
+
+    @property
+    def over(self) -> bool:
+        """Whether it can be released: its run has ended, or it never held a thing, and it knows nothing of use."""
+        return (self.ended or not self.dealt) and self.opened and self.quiet and not self._gate.remembers
 
     @property
     def owed(self) -> int:
@@ -159,6 +176,7 @@ class Lane:
         batch = self._land()
         if batch.opens:
             self.opened = True
+            self.parent = None  # else a chain of nested runs would keep each other
         self._returned.stored(batch)
         self._gate.remember(batch)
         self._account.store(batch.weight)

@@ -67,6 +67,8 @@ class FailureLog:
         self.full: list[Failure] = []
         self.counted: Counter[tuple[Any, int, str]] = Counter()
         self.errors: dict[tuple[Any, int, str], Exception] = {}
+        self.count = 0
+        """Entries, and final statuses."""
         self._kept = 0
         self._causes: set[tuple[int, str]] = set()
         self._news: list[Failure] = []
@@ -77,6 +79,7 @@ class FailureLog:
         return news
 
     def add(self, failure: Failure) -> None:
+        self.count += max(1, failure.weight)
         known = (failure.kind, getattr(failure.error, "code", None) or str(failure.error)[:_TOLD_APART])
         if known not in self._causes and len(self._causes) < MOST_CAUSES:
             self._causes.add(known)

@@ -161,7 +161,9 @@ class Sender:
         """
         flush = self.begin(lane)
         await self.completion(flush, timeout)
-        return flush.report()
+        report = flush.report()
+        self.tidy(flush)
+        return report
 
     async def completion(self, flush: Flush, timeout: float | None) -> None:
         """Wait for a flush that `begin` has begun."""
@@ -203,6 +205,20 @@ class Sender:
         self._flushes.remove(flush)
         for lane in flush.open:
             self._halt_unless_awaited(lane)
+
+    def tidy(self, flush: Flush | None = None) -> None:
+        """
+        Let lanes go that have nothing to do.
+
+        Args:
+            flush: It has ended, and has reported.
+        """
+        if flush is not None:
+            self.accumulator.nominate(flush.goals)
+        self.accumulator.tidy(self._needs)
+
+    def _needs(self, lane: Lane) -> bool:
+        return lane in self._pumps or any(lane in flush.goals for flush in self._flushes)
 
     def _halt_unless_awaited(self, lane: Lane) -> None:
         if self._streams:
@@ -285,6 +301,7 @@ class Sender:
             if lane.flying is not None:  # we were cancelled in mid-request
                 lane.give_back()
             del self._pumps[lane]
+            self.accumulator.nominate([lane])
             self._progress(lane, ended=True)
 
     async def _wait_for_parent(self, lane: Lane, pump: _Pump) -> None:

@@ -59,7 +59,7 @@ class Stream:
         self._interval = interval
         self._tell = tell
         self._claims = claims
-        self._claimed = 0  # failed entries, when failures were let go last
+        self._claimed = 0  # of the log's count, when failures were let go last
         self._refusals: set[str] = set()  # causes for which runs were not created, that were told
         self._full: list[Lane] = []  # that hold a full batch, which cannot be sent now; they do not ring
         self._bell = anyio.Event()
@@ -89,6 +89,8 @@ class Stream:
                 # end of another interval. The mark stays down meanwhile.
                 asleep, resting = resting, True
                 self._intake.rest()
+                if not asleep:
+                    self._sender.tidy()
                 await self._listen(None if asleep else self._interval)
                 if not self._bell.is_set():
                     continue
@@ -110,11 +112,12 @@ class Stream:
     def _turn(self) -> None:
         full = self._intake.answer()
         if self._next < math.inf:
-            full += [lane for lane in self._accumulator.all() if lane.fresh >= self._intake.full and not lane.rung]
+            full += [lane for lane in self._accumulator.live() if lane.fresh >= self._intake.full and not lane.rung]
         crowded, self._intake.crowded = self._intake.crowded, False
         if anyio.current_time() >= self._due or (crowded and not self._sender.busy):
             self._sender.tick()
             self._postpone()
+            self._sender.tidy()  # not by every turn: it looks closer than the others
             full += self._full
             self._full = []
         elif full:
@@ -134,7 +137,7 @@ class Stream:
     def _expect(self) -> None:
         """By the pace of what came in since the last look: when will the fullest lane have filled a batch?"""
         now, full = anyio.current_time(), self._intake.full
-        waiting = [lane.fresh for lane in self._accumulator.all() if not lane.doomed]
+        waiting = [lane.fresh for lane in self._accumulator.live() if not lane.doomed]
         seen = self._accumulator.ledger.dealt + sum(waiting)
         elapsed, came = now - self._seen_at, seen - self._seen
         self._seen_at, self._seen = now, seen
@@ -149,7 +152,7 @@ class Stream:
         self._intake.loud = full if self._next == math.inf else 2 * full  # a burst rings all the same
 
     def _is_idle(self) -> bool:
-        return not any(lane.inbox or not lane.idle for lane in self._accumulator.all())
+        return not any(lane.inbox or not lane.idle for lane in self._accumulator.live())
 
     def _shed(self) -> None:
         """Make room: nothing of a run that was refused will ever be sent without somebody's doing."""
@@ -159,9 +162,9 @@ class Stream:
         self._sender.moved()
 
     def _say(self) -> None:
-        log, failed = self._accumulator.ledger.log, self._accumulator.ledger.failed
-        if self._claims and failed - self._claimed > KEPT_IN_FULL:
-            self._claimed = failed
+        log = self._accumulator.ledger.log
+        if self._claims and log.count - self._claimed > KEPT_IN_FULL:
+            self._claimed = log.count
             for lane in self._accumulator.busy():
                 lane.claim(lane.dealt)
         news, dropped = [*self._refused(), *log.news()], self._intake.told()

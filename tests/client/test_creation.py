@@ -6,6 +6,7 @@ both event loops, with a clock that jumps.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -253,6 +254,112 @@ async def test_two_flushes_may_look_at_the_same_time(patience: float, caplog: py
             tasks.start_soon(b.flush)
         assert b.store.active() == [run.run_id]
         assert "cannot tell" not in caplog.text
+
+
+# -- without a flush -------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def watched(store: ListStore, patience: float = 60, healthy: Callable[[], bool] = lambda: True) -> Any:
+    """A bench whose store is watched as by a client that streams."""
+    async with bench(store, patience=patience) as b, anyio.create_task_group() as tasks:
+        tasks.start_soon(b.creation.watch, healthy)
+        yield b
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
+async def test_a_surplus_run_is_deleted_without_a_flush(caplog: pytest.LogCaptureFixture) -> None:
+    """By one look, when the doubtful request may not be carried out any more; before it nothing is asked."""
+    async with watched(ListStore([Outcome.LATE], lateness=100)) as b:
+        run = b.create_run()
+        await b.sender.flush()
+        b.store.commit_late()
+        before = len(b.store.calls)
+        await anyio.sleep(50)
+        assert len(b.store.calls) == before and len(b.store.active()) == 2
+        await anyio.sleep(20)
+        assert b.store.active() == [run.run_id]
+        assert "a duplicate of" in caplog.text
+        await anyio.sleep(1_000)
+        assert b.store.names()[before:] == ["search", "delete"]
+
+
+@pytest.mark.anyio
+async def test_doubts_are_looked_into_one_after_the_other() -> None:
+    """Each in its own time, and those that come later too."""
+    async with watched(ListStore([Outcome.LATE, Outcome.STORED] * 3, lateness=1_000)) as b:
+        for pause in (30, 500, 0):
+            b.create_run()
+            await b.sender.flush()
+            b.store.commit_late()
+            await anyio.sleep(pause)
+        assert len(b.store.active()) == 4
+        await anyio.sleep(200)
+        assert len(b.store.active()) == 3 and not b.creation._doubtful
+
+
+@pytest.mark.anyio
+async def test_where_nothing_is_in_doubt_nobody_looks() -> None:
+    """However long."""
+    async with watched(ListStore()) as b:
+        b.create_run()
+        await b.flush()
+        await anyio.sleep(10_000)
+        assert b.store.names() == ["create"]
+
+
+@pytest.mark.anyio
+async def test_nobody_looks_in_an_outage() -> None:
+    """But after it."""
+    up = False
+    async with watched(ListStore([Outcome.LATE], lateness=100), healthy=lambda: up) as b:
+        run = b.create_run()
+        await b.sender.flush()
+        b.store.commit_late()
+        before = len(b.store.calls)
+        await anyio.sleep(1_000)
+        assert len(b.store.calls) == before
+        up = True
+        await anyio.sleep(100)
+        assert b.store.active() == [run.run_id]
+
+
+@pytest.mark.anyio
+async def test_a_look_that_fails_is_repeated_in_growing_pauses(caplog: pytest.LogCaptureFixture) -> None:
+    """As each is said."""
+    async with watched(ListStore([Outcome.LATE], lateness=1_000)) as b:
+        run = b.create_run()
+        await b.sender.flush()
+        b.store.commit_late()
+        b.store.searches += [error_of(503, None, "later")] * 100
+        await anyio.sleep(86_400)
+        said = caplog.text.count("cannot tell whether the run")
+        assert 24 < said < 40
+        b.store.searches.clear()
+        await anyio.sleep(4_000)
+        assert b.store.active() == [run.run_id]
+
+
+@pytest.mark.anyio
+async def test_a_flush_looks_on_its_own_account(caplog: pytest.LogCaptureFixture) -> None:
+    """Before, after and while the other one does; the surplus run is deleted once."""
+    async with watched(ListStore([Outcome.LATE], lateness=1_000)) as b:
+        run = b.create_run()
+        await b.flush()
+        began = anyio.current_time()
+        b.store.commit_late()
+        async with anyio.create_task_group() as tasks:
+            for at in (60.99, 61.0, 61.005, 61.02):
+
+                async def flush(at: float = at) -> None:
+                    await anyio.sleep(began + at - anyio.current_time())
+                    await b.flush()
+
+                tasks.start_soon(flush)
+        await anyio.sleep(100)
+        assert b.store.active() == [run.run_id]
+        assert caplog.text.count("deleted the run") == 1 and "cannot tell" not in caplog.text
 
 
 # -- what travels inside ---------------------------------------------------------------------------------------------

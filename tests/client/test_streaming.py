@@ -6,7 +6,9 @@ Rules of this file: nothing is slept for; what is waited for is a request, a thr
 
 from __future__ import annotations
 
+import itertools
 import logging
+import pickle
 import sys
 import threading
 import time
@@ -74,7 +76,7 @@ def assert_books(client: Any) -> None:
     now = client.statistics()
     assert now.accepted == now.pending + now.in_flight + now.stored + now.failed + now.dropped
     intake = client._engine.accumulator.intake
-    if not client._closed:
+    if intake is not None and not client._closed:
         assert intake.pending == now.pending + now.in_flight
 
 
@@ -634,6 +636,102 @@ def test_at_the_bound_the_data_of_refused_runs_are_given_up_first(
         assert client.statistics().dropped == 40
     assert steps(server) == list(range(200))
     assert any("40 entries of run" in text and "dropped" in text for text in warnings(caplog))
+
+
+# -- runs that have ended --------------------------------------------------------------------------------------------
+
+
+def lanes(client: Any) -> list[Any]:
+    return list(client._engine.accumulator.all())
+
+
+@pytest.mark.parametrize("flush_interval", [None, SOON])
+def test_a_run_that_has_ended_leaves_nothing_behind_and_may_go_on(
+    server: ScriptedServer, flush_interval: float | None
+) -> None:
+    """By its placeholder, by its real id, as a parent, by a handle, and out of a pickle."""
+    ids = itertools.count()
+    with runqueue.Client(server.uri, flush_interval=flush_interval) as client:
+
+        def end(run: Any) -> None:
+            client.set_terminated(run)
+            if flush_interval is None:
+                client.flush(run_id=run)
+            else:
+                until(lambda: not pending(client))
+            until(lambda: lanes(client) == [] and not client._engine.accumulator.lanes)
+
+        def create(**settings: Any) -> Any:
+            server.fail("runs/create", Fault.answer(200, {"run": {"info": {"run_id": f"r{next(ids)}"}}}))
+            return client.create_run("7", **settings)
+
+        run = create()
+        log(client, 5, run=run)
+        end(run)
+        assert run.run_id == "r0"
+        uses = [run, "r0", client.attach(run).id, pickle.loads(pickle.dumps(run))]
+        for at, name in enumerate(uses, start=1):
+            log(client, 5, run=name, start=5 * at)
+            assert len(lanes(client)) == 1
+            end(name)
+        assert client.flush(run_id=run).report == runqueue.FlushReport(total=0, failures=())
+        child = create(parent_run_id=run)
+        log(client, 5, run=child)
+        end(child)
+        assert (child.run_id, steps(server, "r1")) == ("r1", list(range(5)))
+        assert steps(server, "r0") == list(range(25))
+        assert_books(client)
+
+
+@pytest.mark.parametrize("flush_interval", [None, 0.01])
+def test_threads_may_end_a_run_and_go_on_logging_to_it(server: ScriptedServer, flush_interval: float | None) -> None:
+    """Again and again, while it is sent: every point is stored once, in the order of its thread."""
+    with runqueue.Client(server.uri, flush_interval=flush_interval) as client:
+
+        def work(thread: int) -> None:
+            for step in range(1_000):
+                client.log_metric(RUN, f"t{thread}", 1.0, step)
+                if step % 10 == thread:
+                    client.set_terminated(RUN)
+                if step % 100 == thread:
+                    client.flush(run_id=RUN if thread % 2 else None)
+
+        in_threads(work, 4)
+        client.set_terminated(RUN)
+        client.flush()
+        for thread in range(4):
+            assert steps(server, key=f"t{thread}") == list(range(1_000))
+        now = client.statistics()
+        assert (now.accepted, now.stored) == (4_000, 4_000)
+        assert_books(client)
+        until(lambda: lanes(client) == [])
+
+
+def test_a_create_run_that_finds_no_room_leaves_nothing_behind(server: ScriptedServer) -> None:
+    """The lane that was opened for it, which nobody has heard of."""
+    with runqueue.Client(server.uri, max_pending=10) as client:
+        log(client, 10)
+        before = client.statistics()
+        for _ in range(100):
+            with pytest.raises(QueueFullError):
+                client.create_run("7", tags={"mlflow.source.name": "x"})
+        assert client.statistics() == before
+        assert [lane.run for lane in lanes(client)] == [RUN]
+        assert list(client._engine.accumulator.lanes) == [RUN]
+
+
+def test_a_surplus_run_is_deleted_without_a_flush(server: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:
+    """A slow server has committed a request that was not answered in time; the client streams on and on."""
+    server.fail("runs/create", Fault.hold())
+    server.fail("runs/create", CREATED)
+    server.fail("runs/search", Fault.answer(200, {}))
+    server.fail("runs/search", Fault.answer(200, {"runs": [{"info": {"run_id": each}} for each in ("late", "r1")]}))
+    with runqueue.Client(server.uri, flush_interval=SOON, request_timeout=0.5) as client:
+        client.create_run("7")
+        until(lambda: server.count("runs/delete") == 1)
+        assert server.to("runs/delete")[0].json == {"run_id": "late"}
+        until(lambda: "deleted the run late, a duplicate of r1" in caplog.text)
+        server.let_go()
 
 
 # -- an engine that cannot start ---------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 import threading
 import time
 from collections import Counter
@@ -544,3 +545,17 @@ def test_failures_whose_texts_name_the_entry_do_not_fill_the_memory(monkeypatch:
         log.add(Failure("r", record, 0, 1, RejectedError(f"a text of its own, for the entry {at}"), final=True))
     assert sum(count for *_, count in log.rest()) == 490
     assert len(log.counted) <= 41
+
+
+@pytest.mark.parametrize("way", ["append", "push"])
+def test_threads_lose_no_count_between_its_reading_and_its_writing(way: str) -> None:
+    """Whichever way a record takes."""
+    house, each = Gatehouse(), 5_000
+    lane = house.lane()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        in_threads(lambda _: [getattr(lane, way)(metrics(step, a=1)) for step in range(each)], 4)
+    finally:
+        sys.setswitchinterval(interval)
+    assert (house.intake.taken, lane.fresh) == (4 * each, 4 * each)
