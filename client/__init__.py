@@ -2,12 +2,23 @@
 An asynchronous, batching logging client for MLflow tracking servers.
 
 Rule of this file: `import runqueue` loads nothing; the first use of a public name loads all of `_public`. So a library
-may import it at no cost, as MLflow does with each of its plugins.
+may import it at no cost, as MLflow does with each of its plugins. One hook of atexit's is registered all the same: what
+is registered early runs late, after hooks of the user's that may log, see `_exit`.
 """
 
 from __future__ import annotations
 
+import atexit as _atexit
+import sys as _sys
 from typing import TYPE_CHECKING as _TYPE_CHECKING
+
+
+@_atexit.register
+def _last() -> None:
+    exit_ = _sys.modules.get("runqueue._exit")
+    if exit_ is not None:
+        exit_.end_again()
+
 
 if _TYPE_CHECKING:  # no `__getattr__` then: a checker would believe in every name
     from runqueue._public import *  # pyright: ignore[reportWildcardImportFromLibrary]

@@ -9,7 +9,7 @@ positively MLflow's own "done" is an error, and the table below says what follow
     200, 201                    other           UnexpectedAnswer      final for the batch
     2xx else, 3xx               any             UnexpectedAnswer      final for the batch
     400                         MLflow's JSON   Rejected              halved; of the run's state: final for the run
-    400                         a race in SQL   Unavailable           retried, the third time halved
+    400                         a race in SQL   Unavailable           retried; if the store works, the third time halved
     400                         pool exhausted  Unavailable           retried
     401                         any             Auth                  the flush ends, all stays queued
     403                         any             Auth                  final for the run
@@ -18,7 +18,7 @@ positively MLflow's own "done" is an error, and the table below says what follow
     409                         ABORTED         Unavailable           retried; RESOURCE_CONFLICT likewise
     413                         any             Rejected              halved, and later batches are smaller
     any from 400                INVALID_STATE   NotFound              final for the run
-    500                         INTERNAL_ERROR  Unavailable           retried, the third time halved
+    500                         INTERNAL_ERROR  Unavailable           retried; if the store works, the third time halved
     500                         other           Unavailable           retried
     other                       any             UnexpectedAnswer      final for the batch
 """
@@ -44,7 +44,10 @@ UNPROCESSED: Final = frozenset((425, 429))
 """Of these, the ones that say the request was not worked on."""
 
 REPEATS: Final = 3
-"""MLflow's file store answers INTERNAL_ERROR to one bad entry; so often, and such an answer is a rejection."""
+"""
+MLflow's file store answers INTERNAL_ERROR to one bad entry, any store to everything while its database is down: so often,
+and such an answer is a rejection, unless the store is found not to work (see `runqueue.queueing._evidence`).
+"""
 
 _BAD_NAME: Final = re.compile(
     r"^Invalid value .* for parameter '(?:metrics|params|tags)\[\d+\]\.(?:name|key)' supplied"  # MLflow 2.15 and later

@@ -87,6 +87,20 @@ class Creation:
             return [(TAG, new.tags, False)]
         return ()
 
+    async def check(self, pending: PendingRunId, batch: Batch) -> None:
+        """
+        Look for the run, or for its experiment, and change nothing.
+
+        Raises:
+            StoreError: The store does not answer even that.
+        """
+        (record,) = batch.records(RUN)
+        new: NewRun = record[3]
+        if new.experiment_id is not None:
+            await self._find(pending, new.experiment_id)
+        elif new.experiment_name is not None:
+            await self._experiments.find(new.experiment_name)
+
     async def _seek(self, pending: PendingRunId, new: NewRun) -> None:
         """Find a run that another process creates."""
         experiment_id = new.experiment_id

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from runqueue._run import PendingRunId
-from runqueue._store import LOG_BATCH, LOG_INPUTS, UPDATE_RUN, Store
+from runqueue._store import GET_RUN, LOG_BATCH, LOG_INPUTS, UPDATE_RUN, Store
 from runqueue._wire import log_batch_body, log_inputs_body, status_body
 from runqueue.queueing import Accumulator, Batch, Lane, Record
 from runqueue.queueing._batch import DATASET, STATUS
@@ -47,3 +47,13 @@ class Delivery:
         else:
             await self._store.call(LOG_BATCH, log_batch_body(run_id, batch))
         return ()
+
+    async def check(self, lane: Lane, batch: Batch) -> None:
+        """See `runqueue.queueing._sender.Check`."""
+        run = lane.run
+        if batch.opens:
+            assert isinstance(run, PendingRunId)
+            await self._creation.check(run, batch)
+        else:
+            run_id = run.run_id if isinstance(run, PendingRunId) else run
+            await self._store.call(GET_RUN, query={"run_id": str(run_id)})

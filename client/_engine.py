@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from time import time_ns
@@ -85,6 +85,7 @@ class Engine:
         self._ending = False
         self.traffic = Traffic()
         self._final = 0  # entries that the last flush has reported as left
+        self._said_late = 0  # entries that came after the end, when that was said last
         self._start_pause = 0.0
         self._thread = LoopThread(self._assembled)
         self.accumulator.reset()  # the same object: the log calls hold on to its lanes
@@ -124,12 +125,27 @@ class Engine:
         lanes = [lane for lane in self.accumulator.all() if lane.raised and lane.opened]
         return self._thread.submit(self._say_last, lanes) if lanes else None
 
-    def begin_end(self) -> Future[FlushReport] | None:
+    def begin_end(self, timeout: float) -> Future[FlushReport] | None:
         """See `_exit.Ending`."""
-        if self._stopped or (not self._thread.started and self.accumulator.idle()):
+        idle = self.accumulator.idle()
+        if self._stopped or (idle and not self._thread.started):
+            return None
+        if self._ending and idle and self.unsent() <= self._final:
             return None
         self._ending = True
-        return self._thread.submit(self._flush, Future(), None, self.exit_timeout, True, True)
+        return self._thread.submit(self._flush, Future(), None, timeout, True, True)
+
+    def watch_late(self, heard: Callable[[], None]) -> None:
+        """See `_exit.Ending`."""
+        self.accumulator.watch(heard)
+
+    def say_late(self) -> None:
+        """See `_exit.Ending`. By ever larger counts, as there may be a log call in a loop."""
+        late = self.unsent() - self._final
+        if late > 0 and late >= 2 * self._said_late:
+            self._said_late = late
+            text = "the interpreter ends: %d entries were logged too late for a client of %s, and were not sent"
+            _say.warning(text, late, without_secrets(self.uri))
 
     def speak(self) -> None:
         """See `_exit.Ending`."""
@@ -150,6 +166,11 @@ class Engine:
         """Entries that are queued or in flight."""
         counts = self.accumulator.counts()
         return counts["pending"] + counts["in_flight"]
+
+    def write_off(self) -> int:
+        """See `_exit.Ending`."""
+        self._final = self.unsent()
+        return self._final
 
     @property
     def exit_timeout(self) -> float:
@@ -204,6 +225,9 @@ class Engine:
             # After its end, what another thread was just logging can be left: its lane was looked up before.
             how = "got data while it was closed" if self._stopped else "was never closed"
             _say.warning("a client of %s %s: %d entries were not sent", without_secrets(self.uri), how, lost)
+        if not self._stopped:
+            self._final = lost
+            _exit.say_late(self)
         self._thread.stop()  # not joined: this may be a garbage collection
 
     def drain(self) -> Future[None]:
@@ -260,9 +284,11 @@ class Engine:
         self._start_pause = 0.0
         try:
             self._creation = Creation(store, self.config.seconds_per_request())
+            delivery = Delivery(store, self._creation, self.accumulator)
             self._sender = Sender(
                 self.accumulator,
-                Delivery(store, self._creation, self.accumulator),
+                delivery,
+                check=delivery.check,
                 bounds=_bounds(self.config, store.limits),
                 max_workers=self.config.max_workers,
                 retry=RetryPolicy(**attrs.asdict(self.config.retrying())),

@@ -130,7 +130,7 @@ class OperationFailure:
     operation: str
     """The method's name, e.g. "log_metrics"."""
     entries: Sequence[Entry]
-    """What was not stored. Empty where only a count was kept (see `Client.failures`)."""
+    """What was not stored. Fewer than `count` where of some only the count was kept (see `Client.failures`)."""
     error: Exception
     """Why: a `StoreError`, or what was wrong with the entry."""
     final: bool
@@ -146,7 +146,7 @@ class OperationFailure:
         what = first.kind if first.key is None else f"{first.kind} {first.key!r}"
         if first.kind == "metric":
             what += f" at step {first.step}"
-        if len(self.entries) == 1:
+        if len(self.entries) == 1 and self.count <= 1:
             return f"{self.operation} ({what})"
         return f"{self.operation} of {self.count:,} entries ({what}, ...)"
 

@@ -11,6 +11,11 @@ The hook is atexit's: it comes after the threads of the program have ended, so w
 before daemon threads such as the engine's are cut off. The workers of multiprocessing that were forked end without it;
 multiprocessing has a hook of its own for them.
 
+atexit's hooks run in the reverse order of their registration, so those of the user's that were there before the first
+client come after ours, and may log. What they log is sent within what is left of `exit_timeout`: at once by a second
+hook, registered by `import runqueue`; after that by each log call itself, which waits for it. When no time is left, or
+the client does not stream, it is said with counts.
+
 Rules of this file: the only state is what the hooks need; the handler is installed from the main thread only, in the
 place of the default action and nobody else's, and goes with the last client that wants it.
 """
@@ -18,14 +23,17 @@ place of the default action and nobody else's, and goes with the last client tha
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from types import FrameType
 from typing import Any, Final, Protocol
 
@@ -41,8 +49,20 @@ class Ending(Protocol):
     @property
     def exit_timeout(self) -> float: ...
 
-    def begin_end(self) -> Future[Any] | None:
-        """Begin the last flush; None if there is nothing to send."""
+    def begin_end(self, timeout: float) -> Future[Any] | None:
+        """Begin the last flush, for so many seconds; None if there is nothing to send, or nothing new since the last."""
+        ...
+
+    def serves(self) -> bool:
+        """Whether the caller is the engine's own thread."""
+        ...
+
+    def watch_late(self, heard: Callable[[], None]) -> None:
+        """Call this after each log call from now on."""
+        ...
+
+    def say_late(self) -> None:
+        """Say how much has come too late to be sent, if there is news."""
         ...
 
     def speak(self) -> None:
@@ -53,8 +73,8 @@ class Ending(Protocol):
         """Queue KILLED as the final status of what this client has made and not ended."""
         ...
 
-    def unsent(self) -> int:
-        """Entries that are queued or in flight."""
+    def write_off(self) -> int:
+        """Entries that are queued or in flight, and that nobody will wait for any more."""
         ...
 
 
@@ -64,6 +84,8 @@ class _Hooks:
     def __init__(self) -> None:
         self.streaming: set[Ending] = set()
         self.killed: set[Ending] = set()  # those of them that SIGTERM ends too
+        self.over: weakref.WeakSet[Ending] = weakref.WeakSet()  # that do not stream, and cannot send any more
+        self.begun: float | None = None  # when the interpreter began to end
         self.registered = False
         self.installed = False
         self.worker: int | None = None  # the process in which multiprocessing was asked to call us
@@ -72,6 +94,8 @@ class _Hooks:
         """A child has nothing of its parent's to send, and dies when it is told to."""
         self.streaming.clear()
         self.killed.clear()
+        self.over.clear()
+        self.begun = None
         self.uninstall()
 
     def uninstall(self) -> None:
@@ -120,7 +144,39 @@ def forget(engine: Ending) -> None:
 
 
 def _at_exit() -> None:
-    _end(_hooks.streaming)
+    if _hooks.begun is None:
+        _hooks.begun = time.monotonic()
+    _end_all(_hooks.streaming, _hooks.begun)
+
+
+def _end_all(engines: Iterable[Ending], begun: float) -> None:
+    if not _end(engines, begun):
+        _hooks.begun = -math.inf  # nobody wants to wait for anything any more
+
+
+def end_again() -> None:
+    """For what hooks have logged after `_at_exit`; later ones see to it by themselves."""
+    _at_exit()
+    for engine in list(_hooks.streaming):
+        engine.watch_late(partial(_send_late, engine))
+    for engine in list(_hooks.over):
+        _outcome(engine.say_late)
+
+
+def say_late(engine: Ending) -> None:
+    """This engine, which does not stream, cannot send any more: what it is given from now on is only counted."""
+    _hooks.over.add(engine)
+    engine.watch_late(engine.say_late)
+
+
+def _send_late(engine: Ending) -> None:
+    if engine.serves():  # it would wait for itself
+        return
+    begun = time.monotonic() if _hooks.begun is None else _hooks.begun
+    if time.monotonic() < begun + engine.exit_timeout:
+        _end_all((engine,), begun)
+    else:
+        engine.say_late()
 
 
 def _on_term(number: int, frame: FrameType | None) -> None:
@@ -129,16 +185,16 @@ def _on_term(number: int, frame: FrameType | None) -> None:
     for engine in list(_hooks.killed):
         engine.kill_runs()
     try:
-        _end(_hooks.killed)
+        _end(_hooks.killed, time.monotonic())
     finally:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _end(engines: Iterable[Ending]) -> None:
-    """Flush them side by side; returns when all have, or their time is over, or when somebody interrupts."""
-    begun = time.monotonic()
+def _end(engines: Iterable[Ending], begun: float) -> bool:
+    """Flush them side by side, until all have, or their time is over, or somebody interrupts: then False."""
     ending = list(engines)
-    flushes = [_outcome(engine.begin_end) for engine in ending]
+    spent = time.monotonic() - begun
+    flushes = [_outcome(partial(engine.begin_end, max(0.0, engine.exit_timeout - spent))) for engine in ending]
     interrupted = False
     for engine, flush in zip(ending, flushes, strict=True):
         failure = flush if isinstance(flush, BaseException) else None
@@ -149,8 +205,9 @@ def _end(engines: Iterable[Ending]) -> None:
         if failure is not None:
             interrupted = interrupted or isinstance(failure, KeyboardInterrupt)
             cause = str(failure) or type(failure).__name__
-            _say.warning("%d entries were not sent: %s", engine.unsent(), cause)
+            _say.warning("%d entries were not sent: %s", engine.write_off(), cause)
         _outcome(engine.speak)
+    return not interrupted
 
 
 def _outcome(function: Callable[[], Any]) -> Any:

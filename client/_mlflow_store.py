@@ -20,7 +20,7 @@ import importlib
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
@@ -34,10 +34,7 @@ from runqueue._config import _SECRET_ITEM, without_secrets
 from runqueue._file_lock import locked
 from runqueue._fork import importing
 from runqueue._mlflow_calls import CALLS, Appended, load_mlflow, log_batch
-from runqueue._store import (
-    Endpoint,
-    Traffic,
-)
+from runqueue._store import GET_EXPERIMENT, GET_RUN, SEARCH_RUNS, Endpoint, Traffic
 from runqueue._wire import MLFLOW_LIMITS
 from runqueue.errors import AuthError, RejectedError, UnavailableError
 from runqueue.queueing import Limits, Scope, StoreError
@@ -57,6 +54,8 @@ _ROLLED_BACK: Final = frozenset(("40001", "40P01", "55P03", "1205", "1213"))
 """SQLSTATEs and numbers (of MySQL and SQL Server) of a transaction that another one was in the way of."""
 _UNFIT_FOR_FILES: Final = frozenset((errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG))
 """What a key that cannot be a file's name, beside those that are there, ends with."""
+
+_READS: Final = frozenset((GET_EXPERIMENT, GET_RUN, SEARCH_RUNS))
 
 _turns: Final[dict[str, threading.Semaphore]] = {}
 if hasattr(os, "register_at_fork"):  # what a thread held has no holder in the child
@@ -109,9 +108,10 @@ class MlflowStore:
         self._traffic.count(body)
         data = orjson.loads(body) if body else dict(query or {})
         # Cancelling ends the waiting. The engine never sends for this lane again before then.
-        return await in_thread(self._perform, CALLS[endpoint], data, limiter=self._threads)
+        return await in_thread(self._perform, endpoint, data, limiter=self._threads)
 
-    def _perform(self, call: Callable[[Any, dict[str, Any]], dict[str, Any]], data: dict[str, Any]) -> dict[str, Any]:
+    def _perform(self, endpoint: Endpoint, data: dict[str, Any]) -> dict[str, Any]:
+        call = CALLS[endpoint]
         failure: StoreError
         with self._turns:
             try:
@@ -125,6 +125,8 @@ class MlflowStore:
                     return call(store, data)
                 except Exception as error:
                     failure = self._describe(error)
+                    if self._retries and failure.retriable and hasattr(error, "get_http_status_code"):
+                        failure = _without_retries(failure, reads=endpoint in _READS)
         raise failure
 
     def _opened(self) -> Any:
@@ -182,8 +184,7 @@ class MlflowStore:
         if getattr(database, "connection_invalidated", False) or _PASSING & _names(database):
             return UnavailableError(f"{type(database).__name__}: {text}", ambiguous=True)
         if getattr(error, "get_http_status_code", None) is not None:  # an MlflowException
-            failure = self._described(error, text)
-            return _without_retries(failure) if self._retries and failure.retriable else failure
+            return self._described(error, text)
         generic = StoreError(f"{type(error).__name__}: {text}")
         return _of_the_system(error, text) if isinstance(error, OSError) else generic
 
@@ -221,10 +222,14 @@ def _of_the_system(error: OSError, text: str) -> StoreError:
     return UnavailableError(f"{type(error).__name__}: {text}", ambiguous=True)
 
 
-def _without_retries(failure: StoreError) -> StoreError:
-    """Of a store that has tried again already, for as long as its own settings say."""
-    if failure.rejects_after is not None:
-        return RejectedError(str(failure), ambiguous=failure.ambiguous, code=failure.code)
+def _without_retries(failure: StoreError, *, reads: bool) -> StoreError:
+    """
+    Of a store that has tried again already, for as long as its own settings say. What may be a rejection is one at
+    once, if the store works; where it cannot even be read, the flush ends, with everything queued.
+    """
+    if failure.rejects_after is not None and not reads:
+        failure.rejects_after = 1
+        return failure
     failure.retriable, failure.scope = False, Scope.STORE
     return failure
 

@@ -1,15 +1,17 @@
 """
 The books of one lane: how many of its entries are settled, and which have failed.
 
-Rule of this file: every count changes here, in the lane's own figures and in the ledger of all lanes at once.
+Rule of this file: every count changes here, in the lane's own figures and in the ledger of all lanes at once. What has
+failed is kept until a report names it: in full as long as all lanes together have few, counted beyond that.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 
 from runqueue.queueing._part import Part
-from runqueue.queueing._report import Failure, Ledger
+from runqueue.queueing._report import KEPT_IN_FULL, Failure, Ledger, Tally
 
 
 class Account:
@@ -24,7 +26,11 @@ class Account:
         self.ledger = ledger
         self.entries = 0  # dealt
         self.settled = 0  # stored or failed
+        self.unnamed = 0
+        """Failed entries that no report has named yet."""
         self._failures: list[Failure] = []
+        self._tallies: list[Tally] = []
+        self._bounds: list[int] = []  # the last windows of flushes that have reported nothing yet, in order
 
     @property
     def pending(self) -> int:
@@ -32,14 +38,9 @@ class Account:
         return self.entries - self.settled
 
     @property
-    def unnamed(self) -> int:
-        """Failed entries that no report has named yet."""
-        return sum(failure.weight for failure in self._failures)
-
-    @property
     def clean(self) -> bool:
         """Whether everything is settled, and every failure named; a final status is no entry, and fails all the same."""
-        return not self._failures and self.entries == self.settled
+        return not (self._failures or self._tallies) and self.entries == self.settled
 
     def deal(self, count: int) -> None:
         self.entries += count
@@ -60,10 +61,34 @@ class Account:
         error.__traceback__ = None  # its frames hold the request, and reports are kept
         for record, start, stop in part.stretches():
             failure = Failure(self.run, record, start, stop, error, final=True, serial=serial)
-            self._failures.append(failure)
+            self._keep(failure)
             self.ledger.log.add(failure)
         self.ledger.failed += part.weight
         self.settled += part.weight
+
+    def _keep(self, failure: Failure) -> None:
+        self.unnamed += failure.weight
+        count, room = failure.weight, KEPT_IN_FULL - self.ledger.unclaimed
+        if room > 0:
+            self.ledger.unclaimed += min(count, room)
+            if count <= room:
+                self._failures.append(failure)
+                return
+            kept, failure = failure.split(room)
+            self._failures.append(kept)
+        serial = failure.serial
+        tally = next((each for each in self._tallies if serial <= each.bound), None)
+        if tally is None:
+            tally = Tally(next((bound for bound in self._bounds if serial <= bound), math.inf))
+            self._tallies.append(tally)
+        tally.add(failure)
+
+    def close(self, serial: int) -> None:
+        """A flush will report what has failed of the windows up to this one, and not of later ones."""
+        if serial not in self._bounds:
+            self._bounds.append(serial)
+        for tally in self._tallies:
+            tally.bound = min(tally.bound, serial) if tally.last <= serial else tally.bound
 
     def drop(self, count: int) -> None:
         """Give up entries that are queued."""
@@ -81,4 +106,10 @@ class Account:
         mine = [failure for failure in self._failures if failure.serial <= serial]
         if mine:
             self._failures = [failure for failure in self._failures if failure.serial > serial]
+            self.ledger.unclaimed -= sum(failure.weight for failure in mine)
+        self._bounds = [bound for bound in self._bounds if bound > serial]
+        for tally in [each for each in self._tallies if each.last <= serial]:
+            self._tallies.remove(tally)
+            mine += tally.failures(self.run)
+        self.unnamed -= sum(failure.weight for failure in mine)
         return mine

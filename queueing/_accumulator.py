@@ -53,6 +53,7 @@ class Accumulator:
 
     def reset(self) -> None:
         """Begin anew, with nothing queued and nothing counted, as in a child process."""
+        self._heard: Callable[[], None] | None = None
         self.lanes.clear()
         self._each: dict[Lane, None] = {}
         self._closing: list[Lane] = []  # the one that is being released; whoever takes it out decides
@@ -87,7 +88,15 @@ class Accumulator:
                     if opened and not lane.listed:  # if nothing comes of it, it goes again
                         lane.listed = True
                         self._live.append(lane)
+                    if self._heard is not None:
+                        _watch(lane, self._heard)
             return lane
+
+    def watch(self, heard: Callable[[], None]) -> None:
+        """Call this after each record from now on, in the thread that has logged it."""
+        self._heard = heard
+        for lane in self.all():
+            _watch(lane, heard)
 
     def alias(self, run: Hashable, lane: Lane) -> None:
         """Let the lane be found by a second name too, unless that name has a lane already."""
@@ -195,6 +204,8 @@ class Accumulator:
             lane.append = lane.push = lane.inbox.append
         else:  # never the bare way in between: what takes it is not counted
             self.intake.guard(lane)
+        if self._heard is not None:
+            _watch(lane, self._heard)
 
     def _unname(self, lane: Lane) -> None:
         for name in lane.names:
@@ -258,3 +269,18 @@ def _holders(lane: Any) -> int:
 
 
 _ALONE: Final = _holders(SimpleNamespace(inbox=deque[Record]()))
+
+
+def _watch(lane: Lane, heard: Callable[[], None]) -> None:
+    append, push = lane.append, lane.push
+
+    def take(record: Record) -> bool | None:
+        dropped = append(record)
+        heard()
+        return dropped
+
+    def put(record: Record) -> None:
+        push(record)
+        heard()
+
+    lane.append, lane.push = take, put

@@ -25,7 +25,7 @@ from typing import Any, Final, TypeAlias
 import attrs
 
 from runqueue.queueing import _part
-from runqueue.queueing._errors import ConfigError
+from runqueue.queueing._errors import ConfigError, StoreError
 from runqueue.queueing._part import Pack, Part, Slice
 
 RUN: Final = 0
@@ -164,10 +164,26 @@ class Batch:
     The other fields serve the search for bad entries (`_returned`): `rejections` counts the answers that will pass for a rejection
     when there are more of them; `sibling` is the other half of what was rejected, to be tried after this one; `suspect`
     says that this half has to hold a bad entry, because the other was stored; `regroup` that its untried parts may be
-    joined again once a bad entry is found.
+    joined again once a bad entry is found. For `_evidence`: `since` and `seen` are how much was stored when it, or what it
+    is a part of, was first refused, and when it was refused last; `doubted` is the refusal that proves nothing yet; `passed` says that something
+    of a later request was tried since.
     """
 
-    __slots__ = ("count", "groups", "regroup", "rejections", "serial", "sibling", "size", "suspect", "weight")
+    __slots__ = (
+        "count",
+        "doubted",
+        "groups",
+        "passed",
+        "regroup",
+        "rejections",
+        "seen",
+        "serial",
+        "sibling",
+        "since",
+        "size",
+        "suspect",
+        "weight",
+    )
 
     def __init__(self, serial: int) -> None:
         self.serial = serial  # the window it was taken from
@@ -175,6 +191,10 @@ class Batch:
         self.sibling: Batch | None = None
         self.suspect = False
         self.regroup = True
+        self.since: int | None = None
+        self.seen = 0
+        self.doubted: StoreError | None = None
+        self.passed = False
         self.groups: dict[int, list[Part]] = {}
         self.count = 0
         self.size = 0
@@ -192,6 +212,8 @@ class Batch:
         batch = Batch.of(self.serial, parts)
         batch.rejections, batch.sibling = self.rejections, self.sibling
         batch.suspect, batch.regroup = self.suspect, self.regroup
+        batch.since, batch.seen, batch.doubted = self.since, self.seen, self.doubted
+        batch.passed = self.passed
         return batch
 
     def add(self, part: Part) -> None:
@@ -271,6 +293,7 @@ class Batch:
         share(self.parts(), self.count // 2)
         first.sibling = second
         first.regroup = second.regroup = self.regroup
+        first.since = second.since = self.since
         return first, second
 
     def __repr__(self) -> str:

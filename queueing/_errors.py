@@ -42,7 +42,7 @@ class StoreError(RunqueueError):
         retry_after: Seconds the store asked us to wait, if it did.
         scope: How far the failure reaches once retrying is over. Default: the class's.
         rejects_after: A retriable answer that some stores also give to a bad entry: after so many of them for one
-            batch it counts as a rejection of that batch. None: never.
+            batch it counts as a rejection of that batch, if the store works (see `_evidence`). None: never.
         bars_key: The fault lies in the *name* of the entry that stood alone, so no other entry of that kind and key
             need be sent to this run.
         too_large: The store takes no batch of as many bytes; later ones are made smaller.

@@ -126,6 +126,8 @@ class Lane:
             self._open = tick
         else:
             self._open = self._open and tick  # what a flush has closed stays so
+        if not tick:
+            self._account.close(self.dealt)
 
     def deal_batches(self, size: int) -> None:
         """Deal, for a tick, no more than what fills batches of so many entries; the rest waits for company."""
@@ -137,8 +139,7 @@ class Lane:
     def take(self, bounds: Bounds) -> Batch | None:
         """The next batch, as full as the bounds allow; None when nothing that was dealt is left."""
         assert self.flying is None, "one batch at a time"
-        while not self.idle:
-            batch = self._next(bounds)
+        while (batch := self._next(bounds)) is not None:
             if batch.count:
                 self.flying = batch
                 self._account.fly(batch.weight)
@@ -151,10 +152,14 @@ class Lane:
         if self._windows and not self._returned:
             self._windows[0].prepare(bounds, self._gate)
 
-    def _next(self, bounds: Bounds) -> Batch:
-        if self._returned:
+    def _next(self, bounds: Bounds) -> Batch | None:
+        if self._returned.untried:
             return self._gate.screen(self._returned.next())
-        batch = self._windows[0].fill(bounds, self._gate)
+        window = next(filter(None, self._windows), None)  # an emptied one stays as long as some of it is in doubt
+        if window is None:
+            return None
+        self._returned.passed_over()
+        batch = window.fill(bounds, self._gate)
         if self._gate.never is not None:
             self._fail_rest(self._gate.never)
         return batch
@@ -180,6 +185,7 @@ class Lane:
         self._returned.stored(batch)
         self._gate.remember(batch)
         self._account.store(batch.weight)
+        self._fail_doubts(self._returned.overtaken(batch))
         for record in reversed(leftovers):
             self._account.deal(weight(record))
             self._account.ledger.redealt += weight(record)
@@ -221,6 +227,45 @@ class Lane:
             self._fail_rest(error)
         self._retire()
         return True
+
+    # -- in doubt, see `_evidence` -----------------------------------------------------------------------------------
+
+    def doubt(self, error: StoreError) -> None:
+        """The store refused the batch that is out, as it might in an outage; nothing proves yet which of both it is."""
+        batch = self._land()
+        batch.doubted = error
+        self._returned.doubt(batch)
+
+    @property
+    def doubts(self) -> Sequence[Batch]:
+        """What is in doubt."""
+        return self._returned.doubts
+
+    @property
+    def searching(self) -> bool:
+        """Whether something that came with it is to be tried next."""
+        return self._returned.untried
+
+    @property
+    def untouched(self) -> bool:
+        """Whether something was dealt that was not tried at all."""
+        return any(self._windows)
+
+    def retry_doubts(self, most: int | None = None) -> None:
+        """Have another go at so many of what is in doubt; None: all."""
+        self._returned.retry(most)
+
+    def fail_doubts(self) -> None:
+        """What is in doubt has failed for good."""
+        self._fail_doubts(self._returned.doubts)
+        self._returned.doubts.clear()
+        self._retire()
+
+    def _fail_doubts(self, doubts: Sequence[Batch]) -> None:
+        for batch in doubts:
+            assert batch.doubted is not None
+            for part in batch.parts():
+                self._account.fail(part, batch.doubted, batch.serial)
 
     def _reject_opening(self, batch: Batch, error: StoreError) -> bool:
         if error.scope is not Scope.ENTRY or TAG not in batch.groups:

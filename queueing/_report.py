@@ -16,7 +16,10 @@ import attrs
 from runqueue.queueing._batch import STATUS, Record
 
 KEPT_IN_FULL: Final = 10_000
-"""Failed entries that a [FailureLog][] keeps one by one; a run that fails for days must not fill the memory."""
+"""
+Failed entries of one client that are kept one by one: by its [FailureLog][], and as many again for the next flush to
+report. A run that fails for days must not fill the memory.
+"""
 MOST_CAUSES: Final = 1_000
 """Causes that are told apart for a warning each; beyond them, failures are counted and reported, and not warned of."""
 _TOLD_APART: Final = 40
@@ -58,6 +61,47 @@ class Failure:
     def __repr__(self) -> str:
         state = "final" if self.final else "pending"
         return f"<Failure run={self.run} kind={self.kind} {self.start}:{self.stop} {state}: {self.error}>"
+
+
+class Counted(Failure):
+    """Any number of entries that were not stored for one cause, and are not kept themselves."""
+
+    __slots__ = ("count",)
+
+    def __init__(self, run: Hashable, kind: int, error: Exception, count: int, *, serial: int) -> None:
+        super().__init__(run, (kind, ()), 0, 0, error, final=True, serial=serial)
+        self.count = count
+
+    @property
+    def weight(self) -> int:
+        return self.count
+
+
+class Tally:
+    """
+    Final failures of one lane that are counted, by operation and cause.
+
+    Args:
+        bound: The window that a flush has closed which will report them. Infinite: none has yet.
+    """
+
+    def __init__(self, bound: float) -> None:
+        self.bound = bound
+        self.last = 0  # the last window that any of them came from
+        self._counts: Counter[tuple[int, str]] = Counter()
+        self._errors: dict[tuple[int, str], Exception] = {}
+
+    def add(self, failure: Failure) -> None:
+        self.last = max(self.last, failure.serial)
+        cause = (failure.kind, str(failure.error))
+        if cause not in self._counts and len(self._counts) >= MOST_CAUSES:
+            cause = (failure.kind, "")
+        self._counts[cause] += failure.weight
+        self._errors.setdefault(cause, failure.error)
+
+    def failures(self, run: Hashable) -> Iterator[Failure]:
+        for cause, count in self._counts.items():
+            yield Counted(run, cause[0], self._errors[cause], count, serial=self.last)
 
 
 class FailureLog:
@@ -114,7 +158,19 @@ class Ledger:
     windows, so that a reader in another thread knows when to count anew.
     """
 
-    __slots__ = ("dealt", "dropped", "failed", "in_flight", "log", "redealt", "refused", "retried", "stored", "turn")
+    __slots__ = (
+        "dealt",
+        "dropped",
+        "failed",
+        "in_flight",
+        "log",
+        "redealt",
+        "refused",
+        "retried",
+        "stored",
+        "turn",
+        "unclaimed",
+    )
 
     def __init__(self) -> None:
         self.dealt = 0
@@ -126,6 +182,7 @@ class Ledger:
         self.redealt = 0  # dealt by the engine itself, and taken by no log call
         self.retried = 0  # attempts, not entries
         self.log = FailureLog()
+        self.unclaimed = 0  # failed entries that are kept in full until a flush reports them
         self.turn = 0  # odd while records change from an inbox into a window
 
     @property

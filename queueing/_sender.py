@@ -6,11 +6,12 @@ until each of its lanes has emptied that window or is stuck. A pump is the order
 it, settles it, and takes the next. Whether to halve, to fail or to go on is decided by the lane and by the error; the
 sender only waits, and counts who waits.
 
-A pump ends when its lane is empty, or *stuck*, for one of four reasons, each of which leaves what is queued in place
+A pump ends when its lane is empty, or *stuck*, for one of five reasons, each of which leaves what is queued in place
 for a later flush:
   - the outage: retrying is over, or a probe has failed (see `_retry.Outage`)
   - the credentials were refused
   - its run, or its run's parent, could not be created
+  - all that is left of it is in doubt (see `_evidence`)
   - nobody waits for it any longer: the flush timed out or was cancelled, or no request has ended for so long that it
     lost its patience. A request that is under way then is neither cancelled nor repeated; its pump settles it and ends.
 
@@ -36,6 +37,7 @@ from anyio.abc import TaskGroup
 from runqueue.queueing._accumulator import Accumulator
 from runqueue.queueing._batch import METRIC, Batch, Bounds, Record
 from runqueue.queueing._errors import Scope, StoreError
+from runqueue.queueing._evidence import Evidence
 from runqueue.queueing._flush import Flush, HaltedError
 from runqueue.queueing._lane import Lane
 from runqueue.queueing._report import Report
@@ -48,6 +50,12 @@ Deliver: TypeAlias = Callable[[Lane, Batch], Awaitable[Sequence[Record]]]
 """
 `await deliver(lane, batch)` stores the batch, or raises a StoreError. It returns records that a request which creates
 a run could not carry after all; otherwise nothing.
+"""
+
+Check: TypeAlias = Callable[[Lane, Batch], Awaitable[None]]
+"""
+`await check(lane, batch)` reads something that the store keeps of the batch's run, and changes nothing; or raises a
+StoreError.
 """
 
 SLOW: Final = 0.005
@@ -63,6 +71,10 @@ class _Pump:
     epoch: int
     halted: bool = False
     nap: anyio.Event | None = None
+    tries_doubt: bool = False
+    """Whether it begins with another go at an entry that was left in doubt: the store may have recovered."""
+    goes_on: bool = False
+    """Whether that go is under way: if it fails, the rest of the lane has one too."""
 
     async def sleep(self, seconds: float | None) -> None:
         """Sleep so long, or until woken."""
@@ -91,6 +103,7 @@ class Sender:
     Args:
         accumulator: Where the lanes are.
         deliver: See [Deliver][].
+        check: See [Check][]; asked before an answer that an outage gives too passes for a rejection. None: it does.
         bounds: Of a batch.
         max_workers: Requests under way at once.
         retry: When to try again.
@@ -106,6 +119,7 @@ class Sender:
         deliver: Deliver,
         *,
         bounds: Bounds,
+        check: Check | None = None,
         max_workers: int = 8,
         retry: RetryPolicy | None = None,
         on_outage: Callable[[StoreError], None] | None = None,
@@ -117,6 +131,8 @@ class Sender:
         self.bounds = bounds
         self.outage = Outage(timeout=policy.timeout, on_outage=on_outage)
         self._deliver = deliver
+        self._check_store = check
+        self._evidence = Evidence()
         self._retry = Retrying(policy, self.outage)
         self._streams = streams
         self._patience = patience
@@ -290,7 +306,10 @@ class Sender:
         lane.stuck = None
         try:
             await self._wait_for_parent(lane, pump)
+            pump.tries_doubt = bool(lane.doubts)
             while not lane.idle:
+                if lane.doubts:
+                    self._weigh_doubts(lane, pump)
                 await self._turn(lane, pump)
         except _StopError as stop:
             lane.stuck = stop.reason
@@ -345,14 +364,19 @@ class Sender:
                 lane.give_back()
             raise
         except SpentError as spent:
+            # Of those that probe, one whose entry may be bad itself does not speak for the others.
+            probes_doubt = self.outage.spent and lane.flying is not None and lane.flying.doubted is not None
             lane.give_back()
-            if spent.error.scope is not Scope.LANE:
+            if self._goes_on(lane, pump):
+                return
+            if spent.error.scope is not Scope.LANE and not probes_doubt:
                 self._spend(spent.error)
             raise _StopError(spent.error) from None
         except StoreError as error:
-            if error.retriable:  # it has come so often that it passes for a rejection: the store works
-                self.outage.succeeded()
             batch = lane.flying
+            if error.retriable and batch is not None and not self._stands(batch):
+                self._suspect(lane, pump, batch, error)
+                return
             if error.too_large and batch is not None and batch.count > 1:
                 self.bounds = self.bounds.below(batch.size)
             goes_on = lane.reject(error)
@@ -362,23 +386,62 @@ class Sender:
                     self._spend(error)
                 raise _StopError(error) from None
 
+    def _stands(self, batch: Batch) -> bool:
+        """Whether an answer that has come so often that it passes for a rejection was one."""
+        stands = batch.opens or self._evidence.proves(batch)  # a run that is not created stays queued in any case
+        if stands:
+            self.outage.succeeded()
+        return stands
+
+    def _suspect(self, lane: Lane, pump: _Pump, batch: Batch, error: StoreError) -> None:
+        """The store can be read, and nothing shows yet that it takes data."""
+        if error.scope is Scope.ENTRY and batch.count > 1:
+            lane.reject(error)
+        else:
+            lane.doubt(error)
+        self._progress(lane, ended=False)
+        if not self._goes_on(lane, pump) and self.outage.spent:  # this was a probe
+            raise _StopError(error) from None
+
+    @staticmethod
+    def _goes_on(lane: Lane, pump: _Pump) -> bool:
+        goes_on, pump.goes_on = pump.goes_on, False
+        return goes_on and (lane.searching or lane.untouched)
+
+    def _weigh_doubts(self, lane: Lane, pump: _Pump) -> None:
+        """Some of a lane's entries are in doubt: what is to be tried next? By the table of `_evidence`."""
+        doubts = lane.doubts
+        if any(map(self._evidence.proves, doubts)):
+            lane.retry_doubts()
+        elif not lane.searching and self._evidence.lets_pass(doubts):
+            self.outage.succeeded()
+            lane.fail_doubts()
+            self._progress(lane, ended=False)
+        elif pump.tries_doubt:
+            pump.tries_doubt, pump.goes_on = False, True
+            lane.retry_doubts(1)
+        elif not lane.searching and not lane.untouched:
+            raise _StopError(doubts[0].doubted or HaltedError("in doubt"))
+
     async def _attempt(self, lane: Lane) -> None:
         batch = lane.flying
         assert batch is not None
         try:
             leftovers = await self._delivered(lane, batch)
         except StoreError as error:
-            if error.rejects_after is not None:
-                batch.rejections += 1
-            if error.retriable and error.scope is not Scope.LANE:
-                self.outage.failed(error, anyio.current_time())
-            elif error.scope in (Scope.ENTRY, Scope.LANE):
+            found = error if error.rejects_after is None else await self._examined(lane, batch, error)
+            if found.retriable and found.scope is not Scope.LANE:
+                self.outage.failed(found, anyio.current_time())
+            elif found.scope in (Scope.ENTRY, Scope.LANE):
                 self.outage.succeeded()  # the store works: it judged what we sent
-            raise
+            if found is error:
+                raise
+            raise found from None
         except Exception as error:
             # A defect in a store. It must neither end the engine nor pass for delivered.
             raise StoreError(f"the store failed unexpectedly: {type(error).__name__}: {error}") from error
         self.outage.succeeded()
+        self._evidence.stored()
         lane.store(leftovers)
         self._progress(lane, ended=False)
 
@@ -398,6 +461,24 @@ class Sender:
         await anyio.sleep(SENT)
         if lane.flying is not None:
             lane.prepare(self.bounds)
+
+    async def _examined(self, lane: Lane, batch: Batch, error: StoreError) -> StoreError:
+        """The error of an answer that will pass for a rejection; that of the store if it is found not to work."""
+        between = self._evidence.refused(batch)
+        # A look before the last of them and one after it: a single one could come just when an outage ends.
+        if between or self._check_store is None or batch.rejections < (error.rejects_after or 0) - 1:
+            return error
+        try:
+            await self._check_store(lane, batch)
+        except StoreError as fault:
+            if fault.retriable or fault.scope is Scope.STORE:
+                batch.rejections = 0  # they told of the store, not of the batch
+                return fault
+        except Exception:  # a defect in a store says nothing of its health
+            return error
+        finally:
+            self._ended += 1
+        return error
 
     @asynccontextmanager
     async def _admitted(self, pump: _Pump) -> AsyncGenerator[None, None]:

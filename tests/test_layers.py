@@ -34,7 +34,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "runqueue.queueing._errors",
         "runqueue.queueing._part",
         "runqueue.queueing._batch runqueue.queueing._retry",
-        "runqueue.queueing._report runqueue.queueing._returned",
+        "runqueue.queueing._report runqueue.queueing._returned runqueue.queueing._evidence",
         "runqueue.queueing._account",
         "runqueue.queueing._gate",
         "runqueue.queueing._window",

@@ -186,6 +186,87 @@ atexit.register(client.log_metric, "{RUN}", "m", 1.0, 7)
     assert steps(server) == [7]
 
 
+LATE = f"""
+made = []
+def last():
+    for step in range(3):
+        made[0].log_metric("{RUN}", "m", 1.0, step)
+    made[0].set_tags("{RUN}", dict(late="1"))
+"""
+HOOKS = {
+    "runqueue": ("", "atexit.register(last)"),
+    "the hook": ("import atexit\natexit.register(lambda: last())\n", ""),
+}
+"""What comes first: `import runqueue`, or a hook that logs. Each with what stands before that import, and after it."""
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("used", [True, False])
+@pytest.mark.parametrize("first", HOOKS)
+def test_what_is_logged_after_our_exit_flush_is_sent_too(
+    server: ScriptedServer, first: str, used: bool, transport: str
+) -> None:
+    """By a hook that was there before the client, and so runs after ours; `used`: the exit flush has had work."""
+    before, hook = HOOKS[first]
+    done = run(
+        LATE
+        + f"""
+{hook}
+made.append(runqueue.Client(URI, flush_interval=60, transport=sys.argv[2]))
+if {used}:
+    made[0].log_metric("{RUN}", "m", 1.0, 99)
+sys.exit(3)
+""",
+        by_name(server.uri),
+        transport,
+        before=before,
+    )
+    assert (done.code, done.err) == (3, "")
+    assert sorted(steps(server)) == [0, 1, 2, *([99] if used else [])]
+    assert sum(len(entries(request, "tags")) for request in server.to("runs/log-batch")) == 1
+
+
+def test_what_is_logged_too_late_for_a_server_that_is_down_is_said_with_counts() -> None:
+    """No time is left; the process ends no later for it, and with its own status."""
+    begun = time.monotonic()
+    done = run(
+        LATE
+        + """
+made.append(runqueue.Client(URI, flush_interval=60, exit_timeout=1))
+made[0].log_metric("r", "m", 1.0)
+sys.exit(3)
+""",
+        f"http://127.0.0.1:{free_port()}",
+        before=HOOKS["the hook"][0],
+    )
+    assert done.code == 3
+    assert time.monotonic() - begun < 15
+    assert "1 of 1 entries were not stored" in done.err
+    assert "4 entries were logged too late" in done.err
+
+
+@pytest.mark.parametrize("first", HOOKS)
+def test_what_is_logged_after_the_end_of_a_client_that_does_not_stream_is_said_with_counts(
+    server: ScriptedServer, first: str
+) -> None:
+    """Nobody has asked to send it, and nobody can any more."""
+    before, hook = HOOKS[first]
+    done = run(
+        LATE
+        + f"""
+{hook}
+made.append(runqueue.Client(URI))
+made[0].log_metrics("r", dict(a=1.0, b=2.0))
+sys.exit(3)
+""",
+        server.uri,
+        before=before,
+    )
+    assert done.code == 3 and server.count() == 0
+    assert "was never closed: 2 entries were not sent" in done.err
+    assert "4 entries were logged too late" in done.err
+
+
 @pytest.mark.parametrize(
     "method", [each for each in ("fork", "spawn", "forkserver") if each in multiprocessing.get_all_start_methods()]
 )

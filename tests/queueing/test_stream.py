@@ -460,6 +460,50 @@ async def test_failures_that_nobody_flushes_for_do_not_fill_the_memory() -> None
         assert len(b.told) == 1
 
 
+@pytest.mark.parametrize("lanes", [1, 7])
+async def test_failures_that_wait_for_a_flush_are_kept_in_full_up_to_a_bound_and_counted_beyond(lanes: int) -> None:
+    """A million of them, over many ticks: the flush that raises them tells exact counts."""
+    million, size = 1_000_000, 10_000
+    gone = StoreError("gone", scope=Scope.LANE)
+    async with bench(lambda r: gone, interval=2, limits=HUNDRED) as b:
+        for at in range(million // size):
+            b.lane(at % lanes, metrics(at, **{f"m{n}": n for n in range(size)}))
+            await anyio.sleep(5)
+        kept = [failure for lane in b.accumulator.all() for failure in lane._account._failures]
+        assert sum(failure.weight for failure in kept) == KEPT_IN_FULL
+        assert len(kept) <= KEPT_IN_FULL
+        report = await b.flush()
+        assert (report.total, report.not_stored) == (million, million)
+        assert len(report.failures) <= len(kept) + lanes
+        assert all(failure.final for failure in report.failures)
+        assert len(b.accumulator.ledger.log.full) <= KEPT_IN_FULL
+        assert sum(count for *_, count in b.accumulator.ledger.log.rest()) == million - KEPT_IN_FULL
+        assert await b.flush() == Report(total=0)
+        b.lane(0, *points(3))
+        report = await b.flush()
+        assert (report.total, named(report.failures)) == (3, flat(points(3)))
+
+
+async def test_counted_failures_belong_to_the_flush_whose_window_holds_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ticks find while a flush is under way is reported by the next one, also where it is only counted."""
+    monkeypatch.setattr("runqueue.queueing._account.KEPT_IN_FULL", 10)
+    async with bench(lambda r: StoreError("no"), interval=2, limits=TEN) as b:
+        b.lane("r", *points(100))
+        reports: list[Report] = []
+
+        async def flush() -> None:
+            reports.append(await b.flush())
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(flush)
+            await anyio.sleep(1)
+            for _ in range(10):
+                b.lane("r", *points(20))
+                await anyio.sleep(5)
+        reports.append(await b.flush())
+        assert [(report.total, report.not_stored) for report in reports] == [(100, 100), (200, 200)]
+
+
 async def test_a_refused_run_is_told_at_once_and_once() -> None:
     """A training may go on for days before anybody flushes; its run will not have been created."""
     async with bench(Server(refused(), runs=("bad", "worse")), interval=2) as b:

@@ -34,7 +34,7 @@ from runqueue.queueing import (
 from runqueue.queueing._batch import DATASET, METRIC, PARAM, RUN, STATUS, TAG
 from runqueue.queueing._intake import Intake, OnFull
 from runqueue.queueing._retry import RetryPolicy
-from runqueue.queueing._sender import Sender
+from runqueue.queueing._sender import Check, Sender
 from runqueue.queueing._stream import Stream
 
 Entry: TypeAlias = tuple[int, Any, Any, Any]
@@ -372,6 +372,7 @@ class Bench:
 async def bench(
     script: Script | None = None,
     *,
+    check: Check | None = None,
     seconds: float = 1.0,
     limits: Bounds | None = None,
     max_workers: int = 8,
@@ -386,6 +387,7 @@ async def bench(
     """
     Args:
         script: What the store answers.
+        check: Of the sender.
         seconds: What a request takes.
         limits: Of a batch.
         max_workers: Of the sender.
@@ -420,6 +422,7 @@ async def bench(
             accumulator,
             store,
             bounds=limits,
+            check=check,
             max_workers=max_workers,
             retry=policy,
             on_outage=outages.append,

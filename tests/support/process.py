@@ -75,6 +75,7 @@ class Process:
         folder: To work in.
         variables: More of the environment.
         flags: For the interpreter.
+        before: Python, before `PREAMBLE`.
     """
 
     def __init__(
@@ -84,8 +85,9 @@ class Process:
         folder: Path | None = None,
         variables: Mapping[str, str] | None = None,
         flags: tuple[str, ...] = (),
+        before: str = "",
     ) -> None:
-        self._command = [sys.executable, *flags, "-c", PREAMBLE + script, *arguments]
+        self._command = [sys.executable, *flags, "-c", before + PREAMBLE + script, *arguments]
         self._folder = folder
         self._environment = clean_environment() | dict(variables or {})
         self._lines: queue.Queue[str] = queue.Queue()
@@ -152,9 +154,11 @@ class Process:
                     lines.put(line.rstrip("\n"))
 
 
-def run(script: str, *arguments: str, folder: Path | None = None, flags: tuple[str, ...] = ()) -> Ended:
+def run(
+    script: str, *arguments: str, folder: Path | None = None, flags: tuple[str, ...] = (), before: str = ""
+) -> Ended:
     """Run a script to its end."""
-    with Process(script, *arguments, folder=folder, flags=flags) as process:
+    with Process(script, *arguments, folder=folder, flags=flags, before=before) as process:
         return process.end()
 
 
