@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 class Delivery:
     """
-    Stores batches; see `runqueue.queueing._sender.Deliver`.
+    Stores batches; see `runqueue.queueing._dispatch.Deliver`.
 
     Args:
         store: Where to.
@@ -49,7 +49,7 @@ class Delivery:
         return ()
 
     async def check(self, lane: Lane, batch: Batch) -> None:
-        """See `runqueue.queueing._sender.Check`."""
+        """See `runqueue.queueing._dispatch.Check`."""
         run = lane.run
         if batch.opens:
             assert isinstance(run, PendingRunId)

@@ -41,6 +41,8 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "runqueue.queueing._lane",
         "runqueue.queueing._intake runqueue.queueing._flush",
         "runqueue.queueing._accumulator",
+        "runqueue.queueing._dispatch",
+        "runqueue.queueing._pump",
         "runqueue.queueing._sender",
         "runqueue.queueing._stream",
         "runqueue.queueing",

@@ -32,9 +32,10 @@ from runqueue.queueing import (
     StoreError,
 )
 from runqueue.queueing._batch import DATASET, METRIC, PARAM, RUN, STATUS, TAG
+from runqueue.queueing._dispatch import Check
 from runqueue.queueing._intake import Intake, OnFull
 from runqueue.queueing._retry import RetryPolicy
-from runqueue.queueing._sender import Check, Sender
+from runqueue.queueing._sender import Sender
 from runqueue.queueing._stream import Stream
 
 Entry: TypeAlias = tuple[int, Any, Any, Any]
