@@ -646,7 +646,7 @@ def test_what_passes_is_tried_again(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0.01")
     workspace.fail("runs/log-batch", Fault.answer(answer[0], error(answer[1])), times=2)
     log_one()
-    assert len(workspace.calls) == 3
+    assert sum(call.target.endswith("runs/log-batch") for call in workspace.calls) == 3
 
 
 DETAILS = [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "X", "domain": "databricks.com"}]
