@@ -1,8 +1,10 @@
 """
-What carries a request: a bare transport of httpx or aiohttp, or, where the environment names proxies, httpx's client.
+What carries a request: a connection of httpcore's, aiohttp's transport, or, where the environment names proxies, httpx's
+client.
 
-A bare transport where no proxy is set: what the client adds (cookies, redirects, hooks, the choice of a proxy) is not
-wanted here, and costs as much as the transport itself. Among proxies the client chooses as its users know it.
+Bare connections where no proxy is set: what the client adds (cookies, redirects, hooks, the choice of a proxy) is not
+wanted here, and costs as much as the rest; httpcore's pool, and httpx's transport around it, a fifth of what is left. Among
+proxies the client chooses as its users know it.
 
 Rules of this file: it carries, and judges nothing; a response is closed when its block ends, whatever ends it.
 """
@@ -10,15 +12,28 @@ Rules of this file: it carries, and judges nothing; a response is closed when it
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import AsyncGenerator
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final, Protocol
 from urllib.request import getproxies
 
+import anyio
+import httpcore
 import httpx
 
 from runqueue._config import Config
 from runqueue._tls import default_context, verification
+
+_KEPT: Final = 5.0
+"""Seconds for which an idle connection is used again; httpx's own default, below what servers keep them for."""
+_PORTS: Final = {"http": 80, "https": 443}
+_FAULTS: Final = (
+    httpcore.NetworkError,
+    httpcore.ProtocolError,
+    httpcore.TimeoutException,
+    httpcore.UnsupportedProtocol,
+)
 
 
 class Carrier(Protocol):
@@ -52,12 +67,11 @@ def carrier(config: Config, url: httpx.URL) -> Carrier:
     if secured and verify is True:
         verify = default_context()  # once; and httpx, not to look at the environment, would pass over SSL_CERT_FILE
     # To plain http no certificate is shown, and loading those to compare it with takes 40 ms.
-    settings: dict[str, Any] = {"verify": verify if secured else False, "trust_env": config.proxies}
     if not fast:
-        return _ByTransports(**settings)
+        return _ByConnections(url, verify if secured else None)
     from httpx_aiohttp import AiohttpTransport
 
-    return _ByOne(AiohttpTransport(limits=pool, **settings))
+    return _ByOne(AiohttpTransport(limits=pool, verify=verify if secured else False, trust_env=config.proxies))
 
 
 class _ByClient:
@@ -103,42 +117,69 @@ class _ByOne:
         await self._transport.aclose()
 
 
-class _ByTransports:
+class _ByConnections:
     """
-    httpx's: one for each request that is under way at once, each of one connection. httpcore looks at every connection
-    of a pool, and asks the system about it, twice a request: with eight, half of a request's CPU.
+    httpcore's connections, one for each request that is under way at once. Its pool looks at every connection, and asks
+    the system about it, twice a request: with eight, half of a request's CPU.
     """
 
     library = "httpx"
-    _ONE: Final = httpx.Limits(max_connections=1, max_keepalive_connections=1)
 
-    def __init__(self, **settings: Any) -> None:
-        self._settings = settings
-        self._free: list[httpx.AsyncHTTPTransport] = []  # the one used last comes first: the others may close
-        self._all: list[httpx.AsyncHTTPTransport] = []
-        self._free.append(self._new())  # at once, for what is wrong with the settings
+    def __init__(self, url: httpx.URL, context: ssl.SSLContext | None) -> None:
+        self._origin = httpcore.Origin(url.raw_scheme, url.raw_host, url.port or _PORTS[url.scheme])
+        self._context = context
+        self._idle: list[httpcore.AsyncHTTPConnection] = []  # the one used last comes first: the others may close
 
-    def _new(self) -> httpx.AsyncHTTPTransport:
-        transport = httpx.AsyncHTTPTransport(limits=self._ONE, **self._settings)
-        self._all.append(transport)
-        return transport
+    def __repr__(self) -> str:
+        return f"<_ByConnections {self._origin} idle={len(self._idle)}>"
+
+    async def _connection(self) -> httpcore.AsyncHTTPConnection:
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.has_expired():  # the server may have closed it meanwhile
+                return connection
+            await connection.aclose()
+        return httpcore.AsyncHTTPConnection(self._origin, ssl_context=self._context, keepalive_expiry=_KEPT)
 
     @asynccontextmanager
     async def send(self, request: httpx.Request) -> AsyncGenerator[httpx.Response, None]:
-        transport = self._free.pop() if self._free else self._new()
+        connection = await self._connection()
+        url = request.url
         try:
-            response = await transport.handle_async_request(request)
+            answer = await connection.handle_async_request(
+                httpcore.Request(
+                    request.method,
+                    httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
+                    headers=request.headers.raw,
+                    content=request.stream,
+                )
+            )
             try:
+                response = httpx.Response(answer.status, headers=answer.headers, stream=_Body(answer))
                 await _keep_location(response)
                 yield response
             finally:
-                await response.aclose()
+                await answer.aclose()
+        except _FAULTS as error:
+            raise getattr(httpx, type(error).__name__)(str(error)) from error  # the names are the same
         finally:
-            self._free.append(transport)
+            if connection.is_idle() and not connection.is_closed():
+                self._idle.append(connection)
+            else:
+                with anyio.CancelScope(shield=True):
+                    await connection.aclose()
 
     async def aclose(self) -> None:
-        for transport in self._all:
-            await transport.aclose()
+        while self._idle:
+            await self._idle.pop().aclose()
+
+
+class _Body(httpx.AsyncByteStream):
+    def __init__(self, answer: httpcore.Response) -> None:
+        self._answer = answer
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._answer.aiter_stream()
 
 
 async def _keep_location(response: httpx.Response) -> None:

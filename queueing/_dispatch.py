@@ -36,8 +36,9 @@ StoreError.
 
 SLOW: Final = 0.005
 """Seconds to an answer from which it is worth while to encode the next batch meanwhile: a task costs a tenth of that."""
-SENT: Final = 0.001
-"""Seconds after which a request is on its way; nothing is to come before that."""
+SOON: Final = 0.9
+"""By when, of the time that the last answer took: what is encoded is in the processor's caches still when it is sent, and
+no longer in memory than need be."""
 
 
 class StopError(Exception):
@@ -169,7 +170,7 @@ class Dispatch:
     async def _prepare(self, lane: Lane) -> None:
         """While the answer is on its way: what comes next is encoded by the time it is there."""
         # Not where others wait for a slot: they fill the time, and each of them would keep a whole body in memory.
-        await anyio.sleep(SENT)
+        await anyio.sleep(SOON * self._answered)
         if lane.flying is not None:
             lane.prepare(self.bounds)
 

@@ -89,6 +89,7 @@ TYPING_ONLY = {"typing_extensions"}
 NEEDED_BY = {
     "click": {"runqueue._commands"},
     "databricks": {"runqueue._databricks"},
+    "httpcore": {"runqueue._transports"},
     "httpx": {"runqueue._http_store", "runqueue._tls", "runqueue._transports"},
     "httpx_aiohttp": {"runqueue._transports"},
     "mlflow": {"runqueue._mlflow_calls", "runqueue._mlflow_store", "runqueue._plugins", "runqueue._tables"},
