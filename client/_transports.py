@@ -22,6 +22,7 @@ import anyio
 import httpcore
 import httpx
 
+from runqueue._asyncio_network import Network
 from runqueue._config import Config
 from runqueue._tls import default_context, verification
 
@@ -139,7 +140,8 @@ class _ByConnections:
             if not connection.has_expired():  # the server may have closed it meanwhile
                 return connection
             await connection.aclose()
-        return httpcore.AsyncHTTPConnection(self._origin, ssl_context=self._context, keepalive_expiry=_KEPT)
+        network = Network() if self._context is None else None
+        return httpcore.AsyncHTTPConnection(self._origin, self._context, _KEPT, network_backend=network)
 
     @asynccontextmanager
     async def send(self, request: httpx.Request) -> AsyncGenerator[httpx.Response, None]:

@@ -26,7 +26,7 @@ from sys import getrefcount
 from types import SimpleNamespace
 from typing import Any, Final
 
-from runqueue.queueing._batch import Record, weight
+from runqueue.queueing._batch import Record, weights
 from runqueue.queueing._gate import Encode
 from runqueue.queueing._intake import Intake
 from runqueue.queueing._lane import Lane
@@ -136,7 +136,7 @@ class Accumulator:
 
     def waiting(self) -> int:
         """Entries in the inboxes, not dealt yet."""
-        return sum(sum(map(weight, lane.inbox.copy())) for lane in set(self.live()))
+        return sum(sum(weights(lane.inbox.copy())) for lane in set(self.live()))
 
     # -- the engine's thread -------------------------------------------------------------------------------------------
 

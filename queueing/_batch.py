@@ -20,6 +20,7 @@ Rules of this file: no clock, no socket, no thread, no await.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
 from typing import Any, Final, TypeAlias
 
 import attrs
@@ -44,9 +45,17 @@ STAGES: Final = ((RUN,), (PARAM, TAG, METRIC), (DATASET,), (STATUS,))
 MERGED: Final = STAGES[1]
 
 
+_entries = itemgetter(1)
+
+
 def weight(record: Record) -> int:
     """How many entries the record counts for."""
     return len(record[1])
+
+
+def weights(records: Iterable[Record]) -> Iterator[int]:
+    """The same of each record, without a call of Python's for each."""
+    return map(len, map(_entries, records))
 
 
 def _positive(_: object, field: attrs.Attribute[Any], value: object) -> None:

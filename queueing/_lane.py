@@ -22,7 +22,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import accumulate
 
 from runqueue.queueing._account import Account
-from runqueue.queueing._batch import TAG, Batch, Bounds, Record, weight
+from runqueue.queueing._batch import TAG, Batch, Bounds, Record, weight, weights
 from runqueue.queueing._errors import Scope, StoreError
 from runqueue.queueing._gate import Encode, Gate
 from runqueue.queueing._part import JoinError, Slice
@@ -96,7 +96,7 @@ class Lane:
     def __repr__(self) -> str:
         # From any thread, so no queue is walked; the inbox is copied, which is atomic.
         flying = 0 if self.flying is None else self.flying.weight
-        pending = self._account.pending - flying + sum(map(weight, self.inbox.copy()))
+        pending = self._account.pending - flying + sum(weights(self.inbox.copy()))
         return f"<Lane run={self.run} pending={pending} in_flight={flying} settled={self._account.settled}>"
 
     def deal(self, most: int | None = None, *, tick: bool = False) -> None:
@@ -131,7 +131,7 @@ class Lane:
 
     def deal_batches(self, size: int) -> None:
         """Deal, for a tick, no more than what fills batches of so many entries; the rest waits for company."""
-        totals = list(accumulate(map(weight, self.inbox.copy())))
+        totals = list(accumulate(weights(self.inbox.copy())))
         wanted = totals[-1] // size * size if totals else 0
         if wanted:
             self.deal(max(1, bisect_right(totals, wanted)), tick=True)

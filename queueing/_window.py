@@ -27,6 +27,7 @@ from runqueue.queueing._batch import (
     Bounds,
     must_take,
     weight,
+    weights,
 )
 from runqueue.queueing._gate import Gate
 from runqueue.queueing._part import JoinError, Pack, Record, Slice
@@ -39,7 +40,6 @@ PACKED: Final = 1_000
 """Entries in one pack at most. More of them gain nothing, and what does not fit into a batch was encoded in vain."""
 
 _kind = itemgetter(0)
-_entries = itemgetter(1)
 
 
 class _Repeats:
@@ -80,7 +80,7 @@ class Window:
             if kind == STATUS:
                 queue.clear()  # a run has one final status: the last one asked for
                 members = members[-1:]
-            count = sum(map(len, map(_entries, members)))
+            count = sum(weights(members))
             queue.extend(members)
             self.left[kind] += count
             total += count
@@ -118,7 +118,7 @@ class Window:
         if self._ahead is None and gate.packs and self._lone_metrics:
             records = self._records(self._most(bounds.room(METRIC), bounds.body))
             if records:
-                self._ahead = gate.pack(records, sum(map(len, map(_entries, records))))
+                self._ahead = gate.pack(records, sum(weights(records)))
 
     def _fill_merged(self, batch: Batch, bounds: Bounds, gate: Gate) -> None:
         if self._lone_metrics:
@@ -181,7 +181,7 @@ class Window:
         queue = self.queues[METRIC]
         most = self._most(count, room)
         while records := self._records(most):
-            entries = sum(map(len, map(_entries, records)))
+            entries = sum(weights(records))
             ahead, self._ahead = self._ahead, None
             pack = ahead if ahead is not None and gate.holds(ahead, records) else gate.pack(records, entries)
             if pack is None:
@@ -211,7 +211,7 @@ class Window:
             return []
         records: list[Any] = list(islice(queue, most // first))
         try:
-            totals = list(accumulate(map(len, map(_entries, records))))
+            totals = list(accumulate(weights(records)))
         except TypeError:  # a slice is among them: records were put back before it
             return []
         return records if totals[-1] <= most else records[: bisect_right(totals, most)]

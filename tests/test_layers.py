@@ -53,7 +53,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "runqueue._environment",
         "runqueue._config runqueue._tls",
         # the wire format, and what needs nothing else
-        "runqueue._signing runqueue._points",
+        "runqueue._signing runqueue._points runqueue._asyncio_network",
         "runqueue._wire runqueue._answer runqueue._credentials runqueue._operations runqueue._store",
         "runqueue._conversion runqueue._reports runqueue._plugins",
         "runqueue._transports",
@@ -89,7 +89,7 @@ TYPING_ONLY = {"typing_extensions"}
 NEEDED_BY = {
     "click": {"runqueue._commands"},
     "databricks": {"runqueue._databricks"},
-    "httpcore": {"runqueue._transports"},
+    "httpcore": {"runqueue._asyncio_network", "runqueue._transports"},
     "httpx": {"runqueue._http_store", "runqueue._tls", "runqueue._transports"},
     "httpx_aiohttp": {"runqueue._transports"},
     "mlflow": {"runqueue._mlflow_calls", "runqueue._mlflow_store", "runqueue._plugins", "runqueue._tables"},
