@@ -17,7 +17,7 @@ from benchmarks.work import Work
 METRICS_PER_CALL = 10
 WARM_UP_METRICS = 10
 METRICS_PER_RUN = 1_000  # a full batch, in the case of ever more runs
-LEAST_MEASURED = 100_000  # metrics; less work than that is repeated, as it would be too short to be timed
+LEAST_MEASURED = 1_000_000  # metrics; less work than that is repeated, as it would be too short to be timed
 A_RUN = "0" * 32
 
 

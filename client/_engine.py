@@ -12,7 +12,7 @@ import math
 import threading
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from time import time_ns
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -361,16 +361,34 @@ class Engine:
             self._tell([], self.accumulator.intake.told())
 
     async def _completed(self, flush: Flush, timeout: float | None) -> None:
+        import asyncio
+
         import anyio
 
-        ledger = self.accumulator.ledger
-        begun = ledger.stored + ledger.failed
-        async with anyio.create_task_group() as tasks:
-            if self.config.progress and flush.open:
-                settled = lambda: min(flush.total, ledger.stored + ledger.failed - begun)
-                tasks.start_soon(_progress.show, flush.total, settled)
+        if not (self.config.progress and flush.open):
             await self._sender.completion(flush, timeout)
-            tasks.cancel_scope.cancel()
+            return
+        ledger, showing = self.accumulator.ledger, anyio.CancelScope()
+        begun = ledger.stored + ledger.failed
+
+        async def show() -> None:
+            with showing, suppress(Exception):  # it may not be shown, and ends neither the flush nor the engine
+                await _progress.show(flush.total, lambda: min(flush.total, ledger.stored + ledger.failed - begun))
+
+        def start() -> None:
+            nonlocal started
+            started = True
+            self._tasks.start_soon(show)
+
+        # Most flushes end before there is anything to show: no task for those, and no cancelling.
+        started = False
+        later = asyncio.get_running_loop().call_later(_progress.SHOWN_AFTER, start)
+        try:
+            await self._sender.completion(flush, timeout)
+        finally:
+            later.cancel()
+            if started:
+                showing.cancel()
 
     def _end_by_itself(self) -> None:
         async def end() -> None:

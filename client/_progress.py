@@ -29,7 +29,7 @@ logger = logging.getLogger("runqueue")
 
 async def show(total: int, settled: Callable[[], int]) -> None:
     """
-    Until cancelled.
+    Until cancelled; begun `SHOWN_AFTER` the flush.
 
     Args:
         total: Entries.
@@ -37,8 +37,7 @@ async def show(total: int, settled: Callable[[], int]) -> None:
     """
     import anyio
 
-    begun = time.monotonic()
-    await anyio.sleep(SHOWN_AFTER)
+    begun = time.monotonic() - SHOWN_AFTER
     if not _draws():
         while True:
             await anyio.sleep(LINE_EVERY - (time.monotonic() - begun) % LINE_EVERY)

@@ -840,7 +840,11 @@ async def rage(source: random.Random, interval: float, most: float, drops: bool)
             everything = flat(logged[lane.run])
             arrived = set(stored[1:])
             assert len(arrived) == len(stored) - 1, "stored twice"
-            assert stored[1:] == [entry for entry in everything if entry in arrived], "out of order, or made up"
+            expected = [entry for entry in everything if entry in arrived]
+            assert sorted(stored[1:]) == sorted(expected), "made up"
+            # What came back of one batch is tried in whatever order finds the bad entries.
+            places = {entry: place for place, entry in enumerate(expected)}
+            assert all(abs(places[entry] - place) < 10 for place, entry in enumerate(stored[1:])), "out of order"
             assert not arrived & reported[lane.run].keys(), "stored, and reported as not stored"
             missing = Counter(everything) - Counter(stored[1:]) - reported[lane.run]
             assert missing.total() <= given_up[lane.run], "lost without a word"
