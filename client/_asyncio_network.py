@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import select
-from collections.abc import Iterable
 from typing import Any, Final
 
 import httpcore
@@ -21,25 +20,18 @@ _NEXT_ADDRESS: Final = 0.25
 """Seconds after which a host's next address is tried too; source: RFC 8305, section 8."""
 
 
-class Network(httpcore.AsyncNetworkBackend):
-    """Opens connections in the running asyncio loop."""
+async def connect(host: str, port: int) -> httpcore.AsyncNetworkStream:
+    """
+    In the running asyncio loop.
 
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        try:
-            reader, writer = await asyncio.open_connection(host, port, happy_eyeballs_delay=_NEXT_ADDRESS)
-        except (OSError, UnicodeError) as error:  # idna's, of a host that is no name
-            raise httpcore.ConnectError(str(error)) from error
-        return _Stream(reader, writer)
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
+    Raises:
+        httpcore.ConnectError: There is no such host, or nobody listens.
+    """
+    try:
+        reader, writer = await asyncio.open_connection(host, port, happy_eyeballs_delay=_NEXT_ADDRESS)
+    except (OSError, UnicodeError) as error:  # idna's, of a host that is no name
+        raise httpcore.ConnectError(str(error)) from error
+    return _Stream(reader, writer)
 
 
 class _Stream(httpcore.AsyncNetworkStream):

@@ -151,6 +151,11 @@ class Creation:
         found: list[Any] = runs
         return [run_id for run_id in map(_run_id, found) if run_id is not None]
 
+    @property
+    def doubtful(self) -> bool:
+        """Whether there is anything to have a last look at."""
+        return bool(self._doubtful)
+
     async def last_look(self) -> None:
         """Delete what a slow server has created beyond the one run; a look that fails is repeated after the next flush."""
         async with self._looking:

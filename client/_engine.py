@@ -325,7 +325,7 @@ class Engine:
         flush = self._sender.begin(lane)
         begun.set_result(None)  # what is logged from now on belongs to the next flush
         await self._completed(flush, timeout)
-        if self._sender.outage.since is None:
+        if self._creation.doubtful and self._sender.outage.since is None:
             patience = self.config.seconds_per_request()
             if timeout is not None:
                 patience = min(patience, max(0.0, start + timeout - anyio.current_time()))
@@ -368,12 +368,16 @@ class Engine:
         if not (self.config.progress and flush.open):
             await self._sender.completion(flush, timeout)
             return
-        ledger, showing = self.accumulator.ledger, anyio.CancelScope()
+        ledger, showing, gone = self.accumulator.ledger, anyio.CancelScope(), anyio.Event()
         begun = ledger.stored + ledger.failed
+        started = False
 
         async def show() -> None:
-            with showing, suppress(Exception):  # it may not be shown, and ends neither the flush nor the engine
-                await _progress.show(flush.total, lambda: min(flush.total, ledger.stored + ledger.failed - begun))
+            try:
+                with showing, suppress(Exception):  # it may not be shown, and ends neither the flush nor the engine
+                    await _progress.show(flush.total, lambda: min(flush.total, ledger.stored + ledger.failed - begun))
+            finally:
+                gone.set()
 
         def start() -> None:
             nonlocal started
@@ -381,7 +385,6 @@ class Engine:
             self._tasks.start_soon(show)
 
         # Most flushes end before there is anything to show: no task for those, and no cancelling.
-        started = False
         later = asyncio.get_running_loop().call_later(_progress.SHOWN_AFTER, start)
         try:
             await self._sender.completion(flush, timeout)
@@ -389,6 +392,8 @@ class Engine:
             later.cancel()
             if started:
                 showing.cancel()
+                with anyio.CancelScope(shield=True):
+                    await gone.wait()
 
     def _end_by_itself(self) -> None:
         async def end() -> None:

@@ -70,9 +70,10 @@ class Client(Recorder):
         """
         operations, begun = self._begin_flush(run_id, timeout, synchronous=synchronous)
         try:
-            begun.result()
             if synchronous:
                 operations.await_completion()
+            else:
+                begun.result()
         except KeyboardInterrupt:
             operations.cancel()  # the rest stays queued
             raise

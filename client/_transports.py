@@ -15,14 +15,14 @@ import importlib.util
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 from urllib.request import getproxies
 
 import anyio
 import httpcore
 import httpx
 
-from runqueue._asyncio_network import Network
+from runqueue._asyncio_network import connect
 from runqueue._config import Config
 from runqueue._tls import default_context, verification
 
@@ -35,6 +35,9 @@ _FAULTS: Final = (
     httpcore.TimeoutException,
     httpcore.UnsupportedProtocol,
 )
+
+
+_Connection: TypeAlias = httpcore.AsyncHTTPConnection | httpcore.AsyncHTTP11Connection
 
 
 class Carrier(Protocol):
@@ -129,25 +132,27 @@ class _ByConnections:
     def __init__(self, url: httpx.URL, context: ssl.SSLContext | None) -> None:
         self._origin = httpcore.Origin(url.raw_scheme, url.raw_host, url.port or _PORTS[url.scheme])
         self._context = context
-        self._idle: list[httpcore.AsyncHTTPConnection] = []  # the one used last comes first: the others may close
+        self._idle: list[_Connection] = []  # the one used last comes first: the others may close
 
     def __repr__(self) -> str:
         return f"<_ByConnections {self._origin} idle={len(self._idle)}>"
 
-    async def _connection(self) -> httpcore.AsyncHTTPConnection:
+    async def _connection(self, host: str) -> _Connection:
         while self._idle:
             connection = self._idle.pop()
             if not connection.has_expired():  # the server may have closed it meanwhile
                 return connection
             await connection.aclose()
-        network = Network() if self._context is None else None
-        return httpcore.AsyncHTTPConnection(self._origin, self._context, _KEPT, network_backend=network)
+        if self._context is not None:
+            return httpcore.AsyncHTTPConnection(self._origin, self._context, _KEPT)
+        return httpcore.AsyncHTTP11Connection(self._origin, await connect(host, self._origin.port), _KEPT)
 
     @asynccontextmanager
     async def send(self, request: httpx.Request) -> AsyncGenerator[httpx.Response, None]:
-        connection = await self._connection()
+        connection: _Connection | None = None
         url = request.url
         try:
+            connection = await self._connection(url.host)
             answer = await connection.handle_async_request(
                 httpcore.Request(
                     request.method,
@@ -165,9 +170,9 @@ class _ByConnections:
         except _FAULTS as error:
             raise getattr(httpx, type(error).__name__)(str(error)) from error  # the names are the same
         finally:
-            if connection.is_idle() and not connection.is_closed():
+            if connection is not None and connection.is_idle() and not connection.is_closed():
                 self._idle.append(connection)
-            else:
+            elif connection is not None:
                 with anyio.CancelScope(shield=True):
                     await connection.aclose()
 

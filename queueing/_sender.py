@@ -119,16 +119,17 @@ class Sender:
     async def completion(self, flush: Flush, timeout: float | None) -> None:
         """Wait for a flush that `begin` has begun."""
         try:
-            with anyio.move_on_after(timeout) as waiting:
-                while not flush.done.is_set():
-                    ended = self._dispatch.ended
-                    with anyio.move_on_after(self._patience):
-                        await flush.done.wait()
-                    if ended == self._dispatch.ended and not flush.done.is_set():
-                        flush.late = f"no request had ended for {self._patience:g} s"
-                        return
-            if waiting.cancelled_caught:
-                flush.late = f"the flush timed out after {timeout:g} s"
+            end = math.inf if timeout is None else anyio.current_time() + timeout
+            while not flush.done.is_set():
+                ended, left = self._dispatch.ended, end - anyio.current_time()
+                if left <= 0:
+                    flush.late = f"the flush timed out after {timeout:g} s"
+                    return
+                with anyio.move_on_after(min(left, self._patience)):
+                    await flush.done.wait()
+                if ended == self._dispatch.ended and left > self._patience and not flush.done.is_set():
+                    flush.late = f"no request had ended for {self._patience:g} s"
+                    return
         finally:
             self._end(flush)
 
