@@ -200,7 +200,7 @@ CASES: dict[str, Case] = {
             title="a numpy step of 1 ms, 10 metrics a step, streaming, against the same loop without logging",
             quantities=(Quantity(name="step", unit="step time ÷ without"), Quantity(name="p99", unit="µs/call")),
             peers=("mlflow", "mlflow-async", "wandb", "neptune", "trackio", *OURS),
-            sizes=(4_000,),
+            sizes=(6_000,),
             quick_sizes=(400,),
             measure=training.training_loop,
             backend=RAW,
