@@ -44,6 +44,9 @@ def main() -> int:
     if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
         parser.error("--plot needs matplotlib, of the extra `bench`")
 
+    for folder in filter(None, (options.plot, options.json and options.json.parent)):
+        folder.mkdir(parents=True, exist_ok=True)  # now, not after half an hour
+
     environment = report.environment(shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]))
     print(report.header(environment), end="\n\n")
     results: list[Result] = []

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 
 import runqueue
@@ -304,3 +307,27 @@ def test_tags_of_a_new_run_beyond_its_bounds_go_by_log_batch(client: runqueue.Cl
     assert len(keys) == len(set(keys)) == 200 + 1_502 + 1
     assert {"bad$key", "long"} <= {tag["key"] for tag in later}
     assert len(carried) > 30
+
+
+class Growing:
+    """A number that changes, and whose sum with floats is none."""
+
+    def __init__(self) -> None:
+        self.value = 1.0
+
+    def __float__(self) -> float:
+        return self.value
+
+
+def test_a_number_that_may_change_is_found_behind_floats_too(server: ScriptedServer) -> None:
+    """However a call looks for those that have to be converted at once."""
+    growing, array = Growing(), np.array(2.0)
+    with runqueue.Client(server.uri) as client:
+        client.log_metrics(RUN, {"a": 1.0, "b": growing, "c": 3})
+        client.log_metrics(RUN, {"a": 1.0, "b": array, "c": 3})
+        client.log_metrics(RUN, {"a": np.float64(1), "b": array, "c": Decimal(3)})
+        client.log_metrics(RUN, {"a": 1.0, "b": Fraction(5, 2), "c": True})
+        growing.value = 9.0
+        array[...] = 9.0
+    (request,) = server.to("runs/log-batch")
+    assert [point["value"] for point in entries(request, "metrics") if point["key"] == "b"] == [1.0, 2.0, 2.0, 2.5]
