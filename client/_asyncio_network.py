@@ -1,9 +1,9 @@
 """
 httpcore's network on asyncio's own streams, for connections without TLS.
 
-httpcore speaks to asyncio by anyio, which guards each read and write with a scope, a time-out and a turn of the loop: a
-quarter of the CPU of a whole client. Here one deadline guards the whole attempt (see `_http_store`), so nothing of that
-is wanted. TLS is left to httpcore: asyncio's streams can be upgraded from Python 3.11 on only.
+httpcore speaks to asyncio by anyio, which guards each read and write with a scope, a time-out and a turn of the loop. Here
+one deadline guards the whole attempt (see `_http_store`), so nothing of that is wanted. TLS is left to httpcore: asyncio's
+streams can be upgraded from Python 3.11 on only.
 
 Rules of this file: whatever goes wrong is an error of httpcore's; what it says of time-outs is not looked at.
 """

@@ -3,8 +3,8 @@ What carries a request: a connection of httpcore's, aiohttp's transport, or, whe
 client.
 
 Bare connections where no proxy is set: what the client adds (cookies, redirects, hooks, the choice of a proxy) is not
-wanted here, and costs as much as the rest; httpcore's pool, and httpx's transport around it, a fifth of what is left. Among
-proxies the client chooses as its users know it.
+wanted here, and costs as much as the rest; nor is httpcore's pool, with httpx's transport around it. Among proxies the
+client chooses as its users know it.
 
 Rules of this file: it carries, and judges nothing; a response is closed when its block ends, whatever ends it.
 """

@@ -757,7 +757,7 @@ def test_the_logs_of_every_library_are_looked_at(echo: EchoServer, face: Face) -
     echo.answer = message(400, "BAD_REQUEST", lambda _: "no")
     with watched("nosuchword") as evidence:
         drive(evidence, face, echo.uri, QUICK | {"transport": "httpx"})
-    assert {"runqueue", "httpcore.connection", "httpcore.http11", "asyncio"} <= evidence.loggers
+    assert {"runqueue", "httpcore.http11", "asyncio"} <= evidence.loggers
 
 
 def test_a_secret_in_a_stores_error_is_found_wherever_it_gets_to(
