@@ -12,7 +12,7 @@ import math
 import threading
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from time import time_ns
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -361,39 +361,14 @@ class Engine:
             self._tell([], self.accumulator.intake.told())
 
     async def _completed(self, flush: Flush, timeout: float | None) -> None:
-        import asyncio
-
-        import anyio
-
         if not (self.config.progress and flush.open):
             await self._sender.completion(flush, timeout)
             return
-        ledger, showing, gone = self.accumulator.ledger, anyio.CancelScope(), anyio.Event()
+        ledger = self.accumulator.ledger
         begun = ledger.stored + ledger.failed
-        started = False
-
-        async def show() -> None:
-            try:
-                with showing, suppress(Exception):  # it may not be shown, and ends neither the flush nor the engine
-                    await _progress.show(flush.total, lambda: min(flush.total, ledger.stored + ledger.failed - begun))
-            finally:
-                gone.set()
-
-        def start() -> None:
-            nonlocal started
-            started = True
-            self._tasks.start_soon(show)
-
-        # Most flushes end before there is anything to show: no task for those, and no cancelling.
-        later = asyncio.get_running_loop().call_later(_progress.SHOWN_AFTER, start)
-        try:
+        settled = lambda: min(flush.total, ledger.stored + ledger.failed - begun)
+        async with _progress.shown(self._tasks, flush.total, settled):
             await self._sender.completion(flush, timeout)
-        finally:
-            later.cancel()
-            if started:
-                showing.cancel()
-                with anyio.CancelScope(shield=True):
-                    await gone.wait()
 
     def _end_by_itself(self) -> None:
         async def end() -> None:

@@ -28,7 +28,7 @@ from runqueue._credentials import Credentials
 from runqueue._signing import Outgoing, Signer
 from runqueue._spellings import SECRET_NAME, of_header, of_proxies, veil
 from runqueue._store import Endpoint, Traffic
-from runqueue._transports import carrier
+from runqueue._transports import PORTS, carrier
 from runqueue._wire import MLFLOW_LIMITS
 from runqueue.errors import ConfigError, UnavailableError, UnexpectedAnswerError
 from runqueue.queueing import Limits, Scope, StoreError
@@ -262,8 +262,7 @@ def _redirected(response: httpx.Response, url: httpx.URL, method: str) -> httpx.
 
 
 def _origin(url: httpx.URL) -> str:
-    default = {"http": 80, "https": 443}.get(url.scheme)
-    return f"{url.scheme}://{url.host}:{url.port or default}"
+    return f"{url.scheme}://{url.host}:{url.port or PORTS.get(url.scheme)}"
 
 
 async def _read(response: httpx.Response, cap: int) -> bytes:

@@ -12,11 +12,14 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Any, Final
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final
 
 from runqueue._fork import importing
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
 
 SHOWN_AFTER: Final = 2.0
 """Seconds."""
@@ -27,23 +30,56 @@ _DRAWN_EVERY: Final = 0.2
 logger = logging.getLogger("runqueue")
 
 
-async def show(total: int, settled: Callable[[], int]) -> None:
+@asynccontextmanager
+async def shown(tasks: TaskGroup, total: int, settled: Callable[[], int]) -> AsyncGenerator[None, None]:
     """
-    Until cancelled; begun `SHOWN_AFTER` the flush.
+    Shows a block that lasts longer than `SHOWN_AFTER`; nothing is shown any more when it ends.
 
     Args:
+        tasks: Where what shows it runs. Most flushes end before: no task for those, and no cancelling.
         total: Entries.
         settled: How many of them are stored, or have failed, by now.
     """
+    import asyncio
+
+    import anyio
+
+    scope, gone = anyio.CancelScope(), anyio.Event()
+    started = False
+
+    async def show() -> None:
+        try:
+            with scope, suppress(Exception):  # tqdm's, or the terminal's
+                await _show(total, settled)
+        finally:
+            gone.set()
+
+    def start() -> None:
+        nonlocal started
+        started = True
+        tasks.start_soon(show)
+
+    later = asyncio.get_running_loop().call_later(SHOWN_AFTER, start)
+    try:
+        yield
+    finally:
+        later.cancel()
+        if started:
+            scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await gone.wait()
+
+
+async def _show(total: int, settled: Callable[[], int]) -> None:
+    """Until cancelled."""
     import anyio
 
     begun = time.monotonic() - SHOWN_AFTER
-    if not _draws():
-        while True:
-            await anyio.sleep(LINE_EVERY - (time.monotonic() - begun) % LINE_EVERY)
-            logger.warning("still flushing after %.0f s: %d of %d entries", time.monotonic() - begun, settled(), total)
-    with suppress(Exception):  # tqdm's, or the terminal's
+    if _draws():
         await _draw(total, settled)
+    while True:
+        await anyio.sleep(LINE_EVERY - (time.monotonic() - begun) % LINE_EVERY)
+        logger.warning("still flushing after %.0f s: %d of %d entries", time.monotonic() - begun, settled(), total)
 
 
 async def _draw(total: int, settled: Callable[[], int]) -> None:

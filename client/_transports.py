@@ -28,14 +28,13 @@ from runqueue._tls import default_context, verification
 
 _KEPT: Final = 5.0
 """Seconds for which an idle connection is used again; httpx's own default, below what servers keep them for."""
-_PORTS: Final = {"http": 80, "https": 443}
+PORTS: Final = {"http": 80, "https": 443}
 _FAULTS: Final = (
     httpcore.NetworkError,
     httpcore.ProtocolError,
     httpcore.TimeoutException,
     httpcore.UnsupportedProtocol,
 )
-
 
 _Connection: TypeAlias = httpcore.AsyncHTTPConnection | httpcore.AsyncHTTP11Connection
 
@@ -130,7 +129,7 @@ class _ByConnections:
     library = "httpx"
 
     def __init__(self, url: httpx.URL, context: ssl.SSLContext | None) -> None:
-        self._origin = httpcore.Origin(url.raw_scheme, url.raw_host, url.port or _PORTS[url.scheme])
+        self._origin = httpcore.Origin(url.raw_scheme, url.raw_host, url.port or PORTS[url.scheme])
         self._context = context
         self._idle: list[_Connection] = []  # the one used last comes first: the others may close
 

@@ -159,6 +159,7 @@ class Dispatch:
 
     async def _delivered(self, lane: Lane, batch: Batch) -> Sequence[Record]:
         began = anyio.current_time()
+        # Not where others wait for a slot: they fill the time, and each of them would keep a whole body in memory.
         if self._answered >= SLOW and not self._slots.statistics().tasks_waiting:
             self.tasks.start_soon(self._prepare, lane)
         try:
@@ -169,7 +170,6 @@ class Dispatch:
 
     async def _prepare(self, lane: Lane) -> None:
         """While the answer is on its way: what comes next is encoded by the time it is there."""
-        # Not where others wait for a slot: they fill the time, and each of them would keep a whole body in memory.
         await anyio.sleep(SOON * self._answered)
         if lane.flying is not None:
             lane.prepare(self.bounds)

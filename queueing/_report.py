@@ -77,6 +77,32 @@ class Counted(Failure):
         return self.count
 
 
+class Causes:
+    """
+    Entries counted by a key and the text of their error. Texts that name the entry are as many as the entries: beyond
+    `MOST_CAUSES`, what they have in common has to do.
+    """
+
+    def __init__(self) -> None:
+        self._counts: Counter[tuple[Any, ...]] = Counter()
+        self._errors: dict[tuple[Any, ...], Exception] = {}
+
+    def add(self, failure: Failure, *key: Any, common: str) -> None:
+        cause = (*key, str(failure.error))
+        if cause not in self._counts and len(self._counts) >= MOST_CAUSES:
+            cause = (*key, common)
+        self._errors.setdefault(cause, failure.error)  # first: another thread may go through the counts
+        self._counts[cause] += failure.weight
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def __iter__(self) -> Iterator[tuple[tuple[Any, ...], Exception, int]]:
+        """Key and text, the first error, and how many; from any thread."""
+        for cause, count in list(self._counts.items()):
+            yield cause, self._errors[cause], count
+
+
 class Tally:
     """
     Final failures of one lane that are counted, by operation and cause.
@@ -88,20 +114,15 @@ class Tally:
     def __init__(self, bound: float) -> None:
         self.bound = bound
         self.last = 0  # the last window that any of them came from
-        self._counts: Counter[tuple[int, str]] = Counter()
-        self._errors: dict[tuple[int, str], Exception] = {}
+        self._causes = Causes()
 
     def add(self, failure: Failure) -> None:
         self.last = max(self.last, failure.serial)
-        cause = (failure.kind, str(failure.error))
-        if cause not in self._counts and len(self._counts) >= MOST_CAUSES:
-            cause = (failure.kind, "")
-        self._counts[cause] += failure.weight
-        self._errors.setdefault(cause, failure.error)
+        self._causes.add(failure, failure.kind, common="")
 
     def failures(self, run: Hashable) -> Iterator[Failure]:
-        for cause, count in self._counts.items():
-            yield Counted(run, cause[0], self._errors[cause], count, serial=self.last)
+        for (kind, _), error, count in self._causes:
+            yield Counted(run, kind, error, count, serial=self.last)
 
 
 class FailureLog:
@@ -109,8 +130,7 @@ class FailureLog:
 
     def __init__(self) -> None:
         self.full: list[Failure] = []
-        self.counted: Counter[tuple[Any, int, str]] = Counter()
-        self.errors: dict[tuple[Any, int, str], Exception] = {}
+        self.counted = Causes()
         self.count = 0
         """Entries, and final statuses."""
         self._kept = 0
@@ -137,17 +157,12 @@ class FailureLog:
                 return
             kept, failure = failure.split(room)
             self.full.append(kept)
-        cause = (failure.run, failure.kind, str(failure.error))
-        if cause not in self.counted and len(self.counted) >= MOST_CAUSES:
-            # Texts that name the entry are as many as the entries.
-            cause = (failure.run, failure.kind, known[1] if known in self._causes else "")
-        self.counted[cause] += failure.weight
-        self.errors.setdefault(cause, failure.error)
+        self.counted.add(failure, failure.run, failure.kind, common=known[1] if known in self._causes else "")
 
     def rest(self) -> Iterator[tuple[Any, int, Exception, int]]:
         """Of those beyond the bound: run, kind, error, number of entries."""
-        for (run, kind, text), count in list(self.counted.items()):
-            yield run, kind, self.errors[run, kind, text], count
+        for (run, kind, _), error, count in self.counted:
+            yield run, kind, error, count
 
 
 class Ledger:

@@ -9,6 +9,7 @@ import base64
 import itertools
 import math
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,11 @@ import runqueue
 from runqueue._config import Config
 from runqueue._credentials import Credentials, read_file
 from runqueue._http_store import HttpStore
-from runqueue._store import LOG_BATCH, Traffic
 from runqueue.errors import AuthError, ConfigError
 from runqueue.queueing import Accumulator, StoreError
 from runqueue.queueing._retry import RetryPolicy
 from runqueue.queueing._sender import Sender
+from support import store_calls
 from support.engine import ETERNITY, FakeStore, bounds, encode, points
 from support.mlflow_server import HOST, free_port
 from support.proxy import Fault, ScriptedServer
@@ -212,18 +213,7 @@ def write(file: Path, user: str | None = "fu", password: str | None = "fp", sect
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def call(uri: str, times: int = 1, **settings: Any) -> None:
-    """So many calls of one store."""
-
-    async def main() -> None:
-        store = HttpStore(Config(**settings), uri, Traffic())
-        try:
-            for _ in range(times):
-                await store.call(LOG_BATCH, b"{}")
-        finally:
-            await store.aclose()
-
-    anyio.run(main)
+call = partial(store_calls.call, make=HttpStore)  # without plugins
 
 
 def basic(user: str, password: str) -> str:

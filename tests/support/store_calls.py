@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -11,11 +12,11 @@ from runqueue._store import LOG_BATCH, Traffic
 from runqueue._stores import make_store
 
 
-def call(uri: str, times: int = 1, **settings: Any) -> None:
-    """So many calls to one store, which is closed after them."""
+def call(uri: str, times: int = 1, make: Callable[..., Any] = make_store, **settings: Any) -> None:
+    """So many calls to one store, which is closed after them; `make` makes it."""
 
     async def main() -> None:
-        store = make_store(Config(**settings), uri, Traffic())
+        store = make(Config(**settings), uri, Traffic())
         try:
             for _ in range(times):
                 await store.call(LOG_BATCH, b"{}")
