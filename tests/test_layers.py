@@ -73,6 +73,9 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "runqueue._async_client",
         "runqueue._public",
         "runqueue",
+        # under the APIs of others
+        "runqueue.integrations",
+        "runqueue.integrations.mlflow",
         # the command line
         "runqueue._veil runqueue._tables",
         "runqueue._findings",
@@ -87,6 +90,7 @@ QUEUEING_NEEDS = {"anyio", "attrs", "tenacity"}
 CLIENT_NEEDS = {"anyio", "attrs", "orjson", "sniffio"}
 TYPING_ONLY = {"typing_extensions"}
 NEEDED_BY = {
+    "aiohttp": {"runqueue._transports"},
     "click": {"runqueue._commands"},
     "databricks": {"runqueue._databricks"},
     "httpcore": {"runqueue._asyncio_network", "runqueue._transports"},
