@@ -28,7 +28,7 @@ from runqueue._credentials import Credentials
 from runqueue._signing import Outgoing, Signer
 from runqueue._spellings import SECRET_NAME, of_header, of_proxies, veil
 from runqueue._store import Endpoint, Traffic
-from runqueue._transports import PORTS, carrier
+from runqueue._transports import PORTS, Reply, carrier
 from runqueue._wire import MLFLOW_LIMITS
 from runqueue.errors import ConfigError, UnavailableError, UnexpectedAnswerError
 from runqueue.queueing import Limits, Scope, StoreError
@@ -171,7 +171,7 @@ class HttpStore:
         except Exception as error:
             if not _from_aiohttp(error):
                 raise
-            failure = _describe(error)  # one that httpx-aiohttp has no name for
+            failure = _describe(error)
         # Outside of the handlers: neither the cause nor its frames go with it.
         raise failure
 
@@ -194,20 +194,18 @@ class HttpStore:
                 self._urls[outgoing.url] = url
         for _ in range(MAX_REDIRECTS):
             self._traffic.count(outgoing.body)
-            # Not by `build_request`: with cookies, params and defaults to merge, it takes a quarter of the whole request.
-            request = httpx.Request(outgoing.method, url, headers=outgoing.headers, content=outgoing.body or None)
-            async with self._carrier.send(request) as response:
-                if 300 <= response.status_code < 400:
-                    url = _redirected(response, url, outgoing.method)
+            async with self._carrier.send(outgoing.method, url, outgoing.headers, outgoing.body) as reply:
+                if 300 <= reply.status < 400:
+                    url = _redirected(reply, url, outgoing.method)
                     continue
-                return _Answer(response.status_code, response.headers, await _read(response, cap))
+                return _Answer(reply.status, reply.headers, await _read(reply, cap))
         raise UnexpectedAnswerError(f"more than {MAX_REDIRECTS} redirects, the last to {_origin(url)}")
 
 
 class _Answer:
     __slots__ = ("body", "headers", "status")
 
-    def __init__(self, status: int, headers: httpx.Headers, body: bytes) -> None:
+    def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         self.status = status
         self.headers = headers
         self.body = body
@@ -239,16 +237,16 @@ def _user_agent() -> str:
         return "runqueue"
 
 
-def _redirected(response: httpx.Response, url: httpx.URL, method: str) -> httpx.URL:
+def _redirected(reply: Reply, url: httpx.URL, method: str) -> httpx.URL:
     """
     Where a redirect leads, if it may be followed.
 
     Raises:
         UnexpectedAnswerError: It would turn the POST into a GET, or carry headers and body to another origin.
     """
-    status = response.status_code
+    status = reply.status
     try:
-        target = url.join(response.extensions["location"])
+        target = url.join(reply.headers["location"])
     except (KeyError, httpx.InvalidURL):
         raise UnexpectedAnswerError(f"{status}: a redirect that does not say where to") from None
     if _origin(target) != _origin(url):
@@ -265,7 +263,7 @@ def _origin(url: httpx.URL) -> str:
     return f"{url.scheme}://{url.host}:{url.port or PORTS.get(url.scheme)}"
 
 
-async def _read(response: httpx.Response, cap: int) -> bytes:
+async def _read(reply: Reply, cap: int) -> bytes:
     """
     The body, decompressed, up to `cap` bytes.
 
@@ -275,21 +273,18 @@ async def _read(response: httpx.Response, cap: int) -> bytes:
         UnexpectedAnswerError: It is larger, or encoded in a way that was not asked for.
         UnavailableError: It was cut.
     """
-    coding = response.headers.get("content-encoding", "identity").strip().lower() or "identity"
+    coding = reply.headers.get("content-encoding", "identity").strip().lower() or "identity"
     if coding not in ("identity", "gzip", "deflate"):
-        raise UnexpectedAnswerError(f"{response.status_code}: an answer in the coding {coding!r}", ambiguous=True)
+        raise UnexpectedAnswerError(f"{reply.status}: an answer in the coding {coding!r}", ambiguous=True)
     inflate = None if coding == "identity" else zlib.decompressobj(47 if coding == "gzip" else 15)
     body = bytearray()
-    assert isinstance(response.stream, httpx.AsyncByteStream)
-    async for chunk in response.stream:  # not by `aiter_raw`, whose accounts and chunks nobody wants
+    async for chunk in reply.chunks:
         try:
             body += chunk if inflate is None else inflate.decompress(chunk, cap + 1 - len(body))
         except zlib.error as error:
             raise UnexpectedAnswerError(f"an answer that is no {coding}: {error}", ambiguous=True) from None
         if len(body) > cap:
-            raise UnexpectedAnswerError(
-                f"{response.status_code}: an answer too large, more than {cap:,} bytes", ambiguous=True
-            )
+            raise UnexpectedAnswerError(f"{reply.status}: an answer too large, more than {cap:,} bytes", ambiguous=True)
     if inflate is not None and not inflate.eof:
         raise UnavailableError(f"the answer was cut after {len(body):,} bytes", ambiguous=True)
     return bytes(body)
@@ -297,10 +292,10 @@ async def _read(response: httpx.Response, cap: int) -> bytes:
 
 def _describe(error: Exception) -> StoreError:
     text = str(error) or type(error).__name__
-    cause = error.__cause__
-    if cause is not None and _from_aiohttp(cause):
+    origin = error if _from_aiohttp(error) else error.__cause__  # the cause where httpx's client carries over aiohttp
+    if origin is not None and _from_aiohttp(origin):
         # httpx-aiohttp calls every lost connection a ConnectTimeout; only aiohttp's own class tells if it ever stood.
-        unsent = any(each.__name__ == "ClientConnectorError" for each in type(cause).__mro__)
+        unsent = any(each.__name__ == "ClientConnectorError" for each in type(origin).__mro__)
     else:
         unsent = isinstance(error, _UNSENT)
     fault = _tls_fault(error)

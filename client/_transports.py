@@ -1,10 +1,10 @@
 """
-What carries a request: a connection of httpcore's, aiohttp's transport, or, where the environment names proxies, httpx's
-client.
+What carries a request: a connection of httpcore's, a session of aiohttp's, or, where the environment names proxies,
+httpx's client.
 
-Bare connections where no proxy is set: what the client adds (cookies, redirects, hooks, the choice of a proxy) is not
-wanted here, and costs as much as the rest; nor is httpcore's pool, with httpx's transport around it. Among proxies the
-client chooses as its users know it.
+No client of httpx's where no proxy is set: what it adds (cookies, redirects, hooks, the choice of a proxy) is not
+wanted here, and costs as much as the rest; nor are its requests and responses, httpcore's pool, or a transport around
+them. Among proxies the client chooses as its users know it.
 
 Rules of this file: it carries, and judges nothing; a response is closed when its block ends, whatever ends it.
 """
@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import importlib.util
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 from urllib.request import getproxies
 
 import anyio
@@ -25,6 +25,9 @@ import httpx
 from runqueue._asyncio_network import connect
 from runqueue._config import Config
 from runqueue._tls import default_context, verification
+
+if TYPE_CHECKING:
+    import aiohttp
 
 _KEPT: Final = 5.0
 """Seconds for which an idle connection is used again; httpx's own default, below what servers keep them for."""
@@ -39,14 +42,33 @@ _FAULTS: Final = (
 _Connection: TypeAlias = httpcore.AsyncHTTPConnection | httpcore.AsyncHTTP11Connection
 
 
+class Reply:
+    """
+    An answer whose body is not read yet.
+
+    Args:
+        headers: By their names in lower case.
+        chunks: Of the body, as they came.
+    """
+
+    __slots__ = ("chunks", "headers", "status")
+
+    def __init__(self, status: int, headers: Mapping[str, str], chunks: AsyncIterable[bytes]) -> None:
+        self.status = status
+        self.headers = headers
+        self.chunks = chunks
+
+
 class Carrier(Protocol):
     """Sends requests, each once."""
 
     library: str
     """"httpx" or "aiohttp"."""
 
-    def send(self, request: httpx.Request) -> AbstractAsyncContextManager[httpx.Response]:
-        """The answer, its body not read yet; the request is given up when the block ends."""
+    def send(
+        self, method: str, url: httpx.URL, headers: Mapping[str, str], body: bytes
+    ) -> AbstractAsyncContextManager[Reply]:
+        """The answer; the request is given up when the block ends."""
         ...
 
     async def aclose(self) -> None: ...
@@ -70,11 +92,8 @@ def carrier(config: Config, url: httpx.URL) -> Carrier:
     if secured and verify is True:
         verify = default_context()  # once; and httpx, not to look at the environment, would pass over SSL_CERT_FILE
     # To plain http no certificate is shown, and loading those to compare it with takes 40 ms.
-    if not fast:
-        return _ByConnections(url, verify if secured else None)
-    from httpx_aiohttp import AiohttpTransport
-
-    return _ByOne(AiohttpTransport(limits=pool, verify=verify if secured else False, trust_env=config.proxies))
+    context = verify if secured else None
+    return _BySession(context, config.max_workers) if fast else _ByConnections(url, context)
 
 
 class _ByClient:
@@ -88,10 +107,17 @@ class _ByClient:
         )
 
     @asynccontextmanager
-    async def send(self, request: httpx.Request) -> AsyncGenerator[httpx.Response, None]:
+    async def send(
+        self, method: str, url: httpx.URL, headers: Mapping[str, str], body: bytes
+    ) -> AsyncGenerator[Reply, None]:
+        # Not by `build_request`: with cookies, params and defaults to merge, it takes a quarter of the whole request.
+        request = httpx.Request(method, url, headers=headers, content=body or None)
         response = await self._client.send(request, stream=True)
+        assert isinstance(response.stream, httpx.AsyncByteStream)
         try:
-            yield response
+            kept = response.extensions.get("location", {})
+            # Not by `aiter_raw`, whose accounts and chunks nobody wants.
+            yield Reply(response.status_code, {**response.headers, **kept}, response.stream)
         finally:
             await response.aclose()
 
@@ -99,25 +125,57 @@ class _ByClient:
         await self._client.aclose()
 
 
-class _ByOne:
-    """aiohttp's, whose pool finds a connection at once."""
+class _BySession:
+    """
+    aiohttp's, whose parser and writer are in C.
+
+    Args:
+        context: For https.
+        most: Connections at once.
+    """
 
     library = "aiohttp"
 
-    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
-        self._transport = transport
+    def __init__(self, context: ssl.SSLContext | None, most: int) -> None:
+        import aiohttp
+
+        self._refused = aiohttp.InvalidURL
+        self._context = context
+        self._most = most
+        self._session: aiohttp.ClientSession | None = None
+
+    def _begun(self) -> aiohttp.ClientSession:
+        """In the running loop, which a session belongs to."""
+        import aiohttp
+
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=self._most, keepalive_timeout=_KEPT, ssl=True if self._context is None else self._context
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(),  # none: one deadline guards the whole attempt
+            auto_decompress=False,
+        )
 
     @asynccontextmanager
-    async def send(self, request: httpx.Request) -> AsyncGenerator[httpx.Response, None]:
-        response = await self._transport.handle_async_request(request)
+    async def send(
+        self, method: str, url: httpx.URL, headers: Mapping[str, str], body: bytes
+    ) -> AsyncGenerator[Reply, None]:
+        session = self._session
+        if session is None:
+            session = self._session = self._begun()
+        _ascii(headers.items())
         try:
-            await _keep_location(response)
-            yield response
-        finally:
-            await response.aclose()
+            async with session.request(
+                method, str(url), headers=headers, data=body or None, allow_redirects=False
+            ) as answer:
+                yield Reply(answer.status, _headers(answer.raw_headers), answer.content.iter_any())
+        except self._refused as error:  # stricter than httpx is
+            raise httpx.InvalidURL(str(error)) from error
 
     async def aclose(self) -> None:
-        await self._transport.aclose()
+        if self._session is not None:
+            await self._session.close()
 
 
 class _ByConnections:
@@ -147,23 +205,27 @@ class _ByConnections:
         return httpcore.AsyncHTTP11Connection(self._origin, await connect(host, self._origin.port), _KEPT)
 
     @asynccontextmanager
-    async def send(self, request: httpx.Request) -> AsyncGenerator[httpx.Response, None]:
+    async def send(
+        self, method: str, url: httpx.URL, headers: Mapping[str, str], body: bytes
+    ) -> AsyncGenerator[Reply, None]:
         connection: _Connection | None = None
-        url = request.url
+        fields = _ascii(headers.items())
+        if not any(name.lower() == b"host" for name, _ in fields):
+            fields.insert(0, (b"Host", url.netloc))
+        if body or method != "GET":
+            fields.append((b"Content-Length", b"%d" % len(body)))
         try:
             connection = await self._connection(url.host)
             answer = await connection.handle_async_request(
                 httpcore.Request(
-                    request.method,
+                    method,
                     httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
-                    headers=request.headers.raw,
-                    content=request.stream,
+                    headers=fields,
+                    content=body or None,
                 )
             )
             try:
-                response = httpx.Response(answer.status, headers=answer.headers, stream=_Body(answer))
-                await _keep_location(response)
-                yield response
+                yield Reply(answer.status, _headers(answer.headers), answer.aiter_stream())
             finally:
                 await answer.aclose()
         except _FAULTS as error:
@@ -180,15 +242,31 @@ class _ByConnections:
             await self._idle.pop().aclose()
 
 
-class _Body(httpx.AsyncByteStream):
-    def __init__(self, answer: httpcore.Response) -> None:
-        self._answer = answer
+def _ascii(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+    """
+    Raises:
+        UnicodeError: There is a header that is not.
+    """
+    return [(name.encode("ascii"), value.encode("ascii")) for name, value in headers]
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._answer.aiter_stream()
+
+def _headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Those of an answer; of one that came more than once the values are joined, as RFC 9110, section 5.3, has it."""
+    found: dict[str, str] = {}
+    for name, value in raw:
+        key, text = _text(name).lower(), _text(value)
+        found[key] = f"{found[key]}, {text}" if key in found else text
+    return found
+
+
+def _text(raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
 
 
 async def _keep_location(response: httpx.Response) -> None:
     # Away from httpx, which would take a Location that it cannot read for a broken connection.
     if "location" in response.headers:
-        response.extensions["location"] = response.headers.pop("location")
+        response.extensions["location"] = {"location": response.headers.pop("location")}

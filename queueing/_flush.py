@@ -30,9 +30,13 @@ class Flush:
     open: set[Lane]
     parents: set[Lane]
     """Lanes of which only the creation of the run is wanted."""
+    number: int
+    """1 for a sender's first flush, and so on."""
     done: anyio.Event = attrs.field(factory=anyio.Event)
     late: str = "the engine was stopped"
     """Why it ended before it was done, if it did."""
+    fault: StoreError | None = None
+    """What the store answered when it was given up."""
 
     def progress(self, lane: Lane, *, ended: bool) -> None:
         if ended or lane.done >= self.goals[lane] or (lane in self.parents and lane.opened):
@@ -40,10 +44,15 @@ class Flush:
         if not self.open:
             self.done.set()
 
+    def give_up(self, error: StoreError) -> None:
+        """What was tried after this flush began has failed, and is tried again for later ones only."""
+        self.fault = error
+        self.done.set()
+
     def report(self) -> Report:
         """What this flush, which has ended, did not store; each failure is named once."""
         failures: list[Failure] = []
-        late = HaltedError(f"still queued when {self.late}")
+        late = self.fault or HaltedError(f"still queued when {self.late}")
         for lane, goal in self.goals.items():
             reason = late if lane in self.open else lane.stuck or late
             if lane in self.parents:

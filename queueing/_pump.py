@@ -37,7 +37,8 @@ class Pump:
         dispatch: The way to the store.
         ledger: Where attempts are counted.
         moved: Told whenever something of the lane may have been settled.
-        spend: Gives the store up until the next flush.
+        spend: Gives the store up until the next flush. Is told which flush was the last when the attempt began; where
+            another one has begun since, that one has not had its try yet, and it returns False.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Pump:
         ledger: Ledger,
         *,
         moved: Callable[[], None],
-        spend: Callable[[StoreError], None],
+        spend: Callable[[StoreError, int], bool],
     ) -> None:
         self.epoch = dispatch.outage.epoch
         self.halted = False
@@ -102,14 +103,15 @@ class Pump:
     async def _turn(self) -> None:
         """Deliver one batch, or a part of one that was halved, with as many attempts as it takes."""
 
-        lane, attempts = self._lane, 0
+        lane, attempts, asked = self._lane, 0, 0
 
         async def attempt() -> None:
-            nonlocal attempts
+            nonlocal attempts, asked
             async with self._dispatch.admitted(self.check, self.sleep):
                 if lane.flying is None and lane.take(self._dispatch.bounds) is None:
                     return
                 self._moved()
+                asked = self._dispatch.outage.asked
                 attempts += 1
                 if attempts > 1:
                     self._ledger.retried += 1
@@ -137,8 +139,8 @@ class Pump:
             lane.give_back()
             if self._goes_on():
                 return
-            if spent.error.scope is not Scope.LANE and not probes_doubt:
-                self._spend(spent.error)
+            if spent.error.scope is not Scope.LANE and not probes_doubt and not self._spend(spent.error, asked):
+                return
             raise StopError(spent.error) from None
         except StoreError as error:
             batch = lane.flying
@@ -150,8 +152,8 @@ class Pump:
             goes_on = lane.reject(error)
             self._moved()
             if not goes_on:
-                if error.scope is Scope.STORE:
-                    self._spend(error)
+                if error.scope is Scope.STORE and not self._spend(error, asked):
+                    return
                 raise StopError(error) from None
 
     def _stands(self, batch: Batch) -> bool:

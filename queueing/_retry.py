@@ -59,6 +59,8 @@ class Outage:
     spent: bool = False
     epoch: int = 0
     error: StoreError | None = None
+    asked: int = 0
+    """Flushes begun. What was sent before one began does not speak for it: the store may have been mended between."""
     told: bool = False
     probe_at: float = -math.inf
     _pause: float = 0.0

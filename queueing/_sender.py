@@ -135,6 +135,7 @@ class Sender:
 
     def begin(self, lane: Lane | None = None) -> Flush:
         """Close a window in each lane concerned and start what is needed to empty it; does not wait."""
+        self.outage.asked += 1
         lanes: Iterable[Lane] = self.accumulator.busy()
         if lane is not None:
             lanes = [*_unopened_parents(lane), lane]
@@ -144,7 +145,7 @@ class Sender:
             goals[each] = each.dealt
         parents = set(goals) - {lane} if lane is not None else set[Lane]()
         total = sum(each.owed for each in goals if each not in parents) + len(parents)
-        flush = Flush(goals, total, {each for each in goals if not each.idle}, parents)
+        flush = Flush(goals, total, {each for each in goals if not each.idle}, parents, self.outage.asked)
         for each in goals:
             if each in flush.open:
                 self._start(each)
@@ -272,10 +273,16 @@ class Sender:
             await pump.sleep(None)
             pump.check()
 
-    def _spend(self, error: StoreError) -> None:
+    def _spend(self, error: StoreError, asked: int) -> bool:
+        if asked < self.outage.asked:
+            for flush in self._flushes:
+                if flush.number <= asked:
+                    flush.give_up(error)
+            return False
         self.outage.spend(error)
         for pump in self._pumps.values():
             pump.wake()
+        return True
 
     def _progress(self, lane: Lane, *, ended: bool) -> None:
         self.moved()

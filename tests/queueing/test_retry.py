@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import anyio
@@ -178,6 +179,57 @@ async def test_one_probe_at_a_time_also_when_flushes_overlap() -> None:
                 tasks.start_soon(b.flush)
                 await anyio.sleep(0.3)
         assert b.store.most_busy == 1
+
+
+@pytest.mark.parametrize("fault", [later(), StoreError("401", scope=Scope.STORE)], ids=str)
+@pytest.mark.parametrize("joins", [True, False])
+async def test_a_probe_that_was_under_way_does_not_speak_for_a_flush_that_began_after_it(
+    fault: StoreError, joins: bool
+) -> None:
+    """Whoever has mended the server, and flushes, is not told of an answer from before."""
+    mended = math.inf
+    async with bench(lambda r: fault if r.at < mended else None, timeout=5, limits=TEN) as b:
+        probing, other = b.lane("a", *points(15)), b.lane("b", *points(15))
+        await b.flush()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(b.flush, probing)
+            await anyio.sleep(0.5)
+            mended = anyio.current_time()
+            assert await b.flush(probing if joins else other) == Report(total=15)
+        assert (await b.flush()).failures == ()
+
+
+async def test_flushes_that_follow_each_other_in_an_outage_cost_a_probe_each() -> None:
+    async with bench(lambda _: later(), timeout=5, limits=TEN) as b:
+        lane = b.lane("a", *points(15))
+        await b.flush()
+        sent = len(b.store.requests)
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(b.flush, lane)
+                await anyio.sleep(0.1)
+        assert len(b.store.requests) == sent + 2  # the one under way, and one for all who came meanwhile
+
+
+async def test_in_an_outage_no_flush_waits_for_those_that_come_after_it() -> None:
+    """Each has one try that began after it; without an end of new ones the old ones end all the same."""
+    lasted: list[float] = []
+    async with bench(lambda _: later(), timeout=5, limits=TEN) as b:
+        lane = b.lane("a", *points(15))
+        await b.flush()
+
+        async def flush() -> None:
+            began = anyio.current_time()
+            report = await b.flush(lane)
+            assert (report.not_stored, {str(each.error) for each in report.failures}) == (15, {"503"})
+            lasted.append(anyio.current_time() - began)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(50):
+                tasks.start_soon(flush)
+                await anyio.sleep(0.3)
+    assert len(lasted) == 50
+    assert max(lasted) <= 2.01
 
 
 async def test_retry_after_holds_back_all_lanes() -> None:
