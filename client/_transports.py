@@ -1,10 +1,10 @@
 """
-What carries a request: a connection of httpcore's, a session of aiohttp's, or, where the environment names proxies,
+What carries a request: a connection (`_connection`), a session of aiohttp's, or, where the environment names proxies,
 httpx's client.
 
 No client of httpx's where no proxy is set: what it adds (cookies, redirects, hooks, the choice of a proxy) is not
-wanted here, and costs as much as the rest; nor are its requests and responses, httpcore's pool, or a transport around
-them. Among proxies the client chooses as its users know it.
+wanted here, and costs as much as the rest; nor are its requests, responses and transports. Among proxies the client
+chooses as its users know it.
 
 Rules of this file: it carries, and judges nothing; a response is closed when its block ends, whatever ends it.
 """
@@ -15,31 +15,20 @@ import importlib.util
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.request import getproxies
 
-import anyio
-import httpcore
+import anyio.lowlevel
 import httpx
 
-from runqueue._asyncio_network import connect
 from runqueue._config import Config
+from runqueue._connection import KEPT, Body, Connection, connect
 from runqueue._tls import default_context, verification
 
 if TYPE_CHECKING:
     import aiohttp
 
-_KEPT: Final = 5.0
-"""Seconds for which an idle connection is used again; httpx's own default, below what servers keep them for."""
 PORTS: Final = {"http": 80, "https": 443}
-_FAULTS: Final = (
-    httpcore.NetworkError,
-    httpcore.ProtocolError,
-    httpcore.TimeoutException,
-    httpcore.UnsupportedProtocol,
-)
-
-_Connection: TypeAlias = httpcore.AsyncHTTPConnection | httpcore.AsyncHTTP11Connection
 
 
 class Reply:
@@ -66,7 +55,7 @@ class Carrier(Protocol):
     """"httpx" or "aiohttp"."""
 
     def send(
-        self, method: str, url: httpx.URL, headers: Mapping[str, str], body: bytes
+        self, method: str, url: httpx.URL, headers: Mapping[str, str], body: Body
     ) -> AbstractAsyncContextManager[Reply]:
         """The answer; the request is given up when the block ends."""
         ...
@@ -108,7 +97,7 @@ class _ByClient:
 
     @asynccontextmanager
     async def send(
-        self, method: str, url: httpx.URL, headers: Mapping[str, str], body: bytes
+        self, method: str, url: httpx.URL, headers: Mapping[str, str], body: Body
     ) -> AsyncGenerator[Reply, None]:
         # Not by `build_request`: with cookies, params and defaults to merge, it takes a quarter of the whole request.
         request = httpx.Request(method, url, headers=headers, content=body or None)
@@ -150,7 +139,7 @@ class _BySession:
 
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                limit=self._most, keepalive_timeout=_KEPT, ssl=True if self._context is None else self._context
+                limit=self._most, keepalive_timeout=KEPT, ssl=True if self._context is None else self._context
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(),  # none: one deadline guards the whole attempt
@@ -159,7 +148,7 @@ class _BySession:
 
     @asynccontextmanager
     async def send(
-        self, method: str, url: httpx.URL, headers: Mapping[str, str], body: bytes
+        self, method: str, url: httpx.URL, headers: Mapping[str, str], body: Body
     ) -> AsyncGenerator[Reply, None]:
         session = self._session
         if session is None:
@@ -180,66 +169,58 @@ class _BySession:
 
 class _ByConnections:
     """
-    httpcore's connections, one for each request that is under way at once. Its pool looks at every connection, and asks
-    the system about it, twice a request: with eight, half of a request's CPU.
+    Connections of our own, one for each request that is under way at once. httpcore's pool looks at every connection,
+    and asks the system about it, twice a request: with eight, half of a request's CPU.
+
+    Args:
+        url: Of the server.
+        context: For https.
     """
 
     library = "httpx"
 
     def __init__(self, url: httpx.URL, context: ssl.SSLContext | None) -> None:
-        self._origin = httpcore.Origin(url.raw_scheme, url.raw_host, url.port or PORTS[url.scheme])
+        self._host, self._port = url.raw_host.decode("ascii"), url.port or PORTS[url.scheme]
         self._context = context
-        self._idle: list[_Connection] = []  # the one used last comes first: the others may close
+        self._idle: list[Connection] = []  # the one used last comes first: the others may close
 
     def __repr__(self) -> str:
-        return f"<_ByConnections {self._origin} idle={len(self._idle)}>"
+        return f"<_ByConnections {self._host}:{self._port} idle={len(self._idle)}>"
 
-    async def _connection(self, host: str) -> _Connection:
+    async def _connection(self) -> Connection:
         while self._idle:
             connection = self._idle.pop()
-            if not connection.has_expired():  # the server may have closed it meanwhile
+            if connection.fresh:
                 return connection
-            await connection.aclose()
-        if self._context is not None:
-            return httpcore.AsyncHTTPConnection(self._origin, self._context, _KEPT)
-        return httpcore.AsyncHTTP11Connection(self._origin, await connect(host, self._origin.port), _KEPT)
+            connection.abort()
+        return await connect(self._host, self._port, self._context)
 
     @asynccontextmanager
     async def send(
-        self, method: str, url: httpx.URL, headers: Mapping[str, str], body: bytes
+        self, method: str, url: httpx.URL, headers: Mapping[str, str], body: Body
     ) -> AsyncGenerator[Reply, None]:
-        connection: _Connection | None = None
         fields = _ascii(headers.items())
-        if not any(name.lower() == b"host" for name, _ in fields):
+        given = {name.lower() for name, _ in fields}
+        if b"host" not in given:
             fields.insert(0, (b"Host", url.netloc))
-        if body or method != "GET":
+        if isinstance(body, bytes) and (body or method != "GET") and b"content-length" not in given:
             fields.append((b"Content-Length", b"%d" % len(body)))
+        connection = await self._connection()
+        rests = False
         try:
-            connection = await self._connection(url.host)
-            answer = await connection.handle_async_request(
-                httpcore.Request(
-                    method,
-                    httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
-                    headers=fields,
-                    content=body or None,
-                )
-            )
-            try:
-                yield Reply(answer.status, _headers(answer.headers), answer.aiter_stream())
-            finally:
-                await answer.aclose()
-        except _FAULTS as error:
-            raise getattr(httpx, type(error).__name__)(str(error)) from error  # the names are the same
+            answer = await connection.send(method, url.raw_path, fields, body)
+            yield Reply(answer.status_code, _headers(answer.headers), connection.body())
+            rests = connection.rest()
         finally:
-            if connection is not None and connection.is_idle() and not connection.is_closed():
+            if rests:
                 self._idle.append(connection)
-            elif connection is not None:
-                with anyio.CancelScope(shield=True):
-                    await connection.aclose()
+            else:
+                connection.abort()
 
     async def aclose(self) -> None:
         while self._idle:
-            await self._idle.pop().aclose()
+            self._idle.pop().abort()
+        await anyio.lowlevel.checkpoint()  # in which the sockets are closed
 
 
 def _ascii(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:

@@ -539,7 +539,7 @@ def test_a_defect_on_the_way_shows_no_secret(server: ScriptedServer, monkeypatch
     async def broken(*_: object, **__: object) -> None:
         raise LookupError(f"Bearer {SECRET}{SECRET}")
 
-    monkeypatch.setattr("httpcore.AsyncHTTP11Connection.handle_async_request", broken)
+    monkeypatch.setattr("runqueue._connection.Connection.send", broken)
     error = failure(server.uri, token=SECRET * 2, transport="httpx")
     assert "LookupError at test_credentials.py:" in str(error)
     assert_veiled(error)

@@ -752,8 +752,9 @@ def test_only_httpcores_own_records_of_an_answers_headers_are_left_out(name: str
 
 
 @by_face
-def test_the_logs_of_every_library_are_looked_at(echo: EchoServer, face: Face) -> None:
-    """At the level of debugging; a leak of any of them is found."""
+def test_the_logs_of_every_library_are_looked_at(echo: EchoServer, face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the level of debugging; a leak of any of them is found. httpcore's logs come with proxies."""
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     echo.answer = message(400, "BAD_REQUEST", lambda _: "no")
     with watched("nosuchword") as evidence:
         drive(evidence, face, echo.uri, QUICK | {"transport": "httpx"})

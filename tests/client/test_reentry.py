@@ -69,6 +69,13 @@ def log(client: runqueue.Client, count: int = 5) -> None:
 # -- log handlers ----------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def among_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """httpx's own client sends, and logs by httpcore; of plain http nothing goes to this proxy."""
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+
+
+@pytest.mark.usefixtures("among_proxies")
 @pytest.mark.parametrize("name", ["runqueue", "httpcore.http11", ""])
 @pytest.mark.parametrize("flush_interval", [None, 0.01])
 def test_a_handler_that_raises_costs_nothing(
@@ -93,6 +100,7 @@ def test_a_handler_that_raises_costs_nothing(
     assert "of the handler" in capfd.readouterr().err
 
 
+@pytest.mark.usefixtures("among_proxies")
 @pytest.mark.parametrize("name", ["runqueue", "httpcore.http11", ""])
 @pytest.mark.parametrize("flush_interval", [None, 0.01])
 def test_a_handler_may_log_metrics_and_flush(
@@ -126,6 +134,7 @@ def test_a_handler_may_log_metrics_and_flush(
     assert now.accepted == now.stored + now.failed + now.dropped and now.failed == 0
 
 
+@pytest.mark.usefixtures("among_proxies")
 @pytest.mark.parametrize("ours", ["runqueue", "httpcore.http11"])
 def test_a_handler_that_flushes_holds_its_lock_against_nobody(
     server: ScriptedServer, attach: Attach, ours: str

@@ -1,0 +1,245 @@
+"""One HTTP/1.1 connection, against servers that say what they like, when they like."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeAlias
+
+import httpx
+import pytest
+
+from runqueue._connection import Connection, connect
+
+Serve: TypeAlias = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+PATIENCE = 10.0
+MUCH = 8_000_000  # bytes, more than both sides' buffers hold
+
+
+async def head(reader: asyncio.StreamReader) -> bytes:
+    return await reader.readuntil(b"\r\n\r\n")
+
+
+def against(serve: Serve, use: Callable[[int], Awaitable[Any]]) -> Any:
+    """What `use` makes of the port on which each connection is served so."""
+
+    async def main() -> Any:
+        served: set[asyncio.Task[None]] = set()
+
+        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            served.add(task)
+            try:
+                await serve(reader, writer)
+            except (ConnectionError, asyncio.IncompleteReadError):
+                pass  # the client has had enough
+            finally:
+                writer.transport.abort()
+
+        server = await asyncio.start_server(accept, "127.0.0.1", 0)
+        try:
+            return await asyncio.wait_for(use(server.sockets[0].getsockname()[1]), PATIENCE)
+        finally:
+            server.close()
+            for task in served:
+                task.cancel()
+            await asyncio.gather(*served, return_exceptions=True)
+
+    return asyncio.run(main())
+
+
+def answering(*answers: bytes) -> Serve:
+    """One of these after each request's head."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for answer in answers:
+            await head(reader)
+            writer.write(answer)
+            await writer.drain()
+
+    return serve
+
+
+async def exchange(connection: Connection, body: Any = b"", length: int = 0) -> tuple[int, bytes]:
+    fields = [(b"Host", b"h"), (b"Content-Length", b"%d" % (length or len(body)))]
+    answer = await connection.send("POST", b"/", fields, body)
+    return answer.status_code, b"".join([chunk async for chunk in connection.body()])
+
+
+async def once(port: int) -> tuple[int, bytes]:
+    connection = await connect("127.0.0.1", port, None)
+    try:
+        return await exchange(connection)
+    finally:
+        connection.abort()
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (OK, (200, b"{}")),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" + OK, (200, b"{}")),
+        (b"HTTP/1.1 503 Busy\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n", (503, b"abcde")),
+        (b"HTTP/1.0 200 OK\r\n\r\nas long as it lasts", (200, b"as long as it lasts")),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", (204, b"")),
+    ],
+)
+def test_an_answer_is_read_to_its_end(answer: bytes, expected: tuple[int, bytes]) -> None:
+    async def in_pieces(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await head(reader)
+        for at in range(len(answer)):
+            writer.write(answer[at : at + 1])
+            await writer.drain()
+
+    assert against(answering(answer), once) == expected
+    assert against(in_pieces, once) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "text"),
+    [
+        (b"", httpx.RemoteProtocolError, "without sending a response"),
+        (b"HTTP/1.1 200 OK\r\nContent-Le", httpx.RemoteProtocolError, "peer unexpectedly closed connection"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}", httpx.RemoteProtocolError, "received 2 bytes, expected 9"),
+        (b"not HTTP\r\n\r\n", httpx.RemoteProtocolError, "illegal status line"),
+        (b"HTTP/1.1 200 OK\r\nA: " + b"a" * 200_000, httpx.RemoteProtocolError, "Receive buffer too long"),
+    ],
+)
+def test_what_is_no_answer_is_an_error_of_httpxs(answer: bytes, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        against(answering(answer), once)
+
+
+def test_a_connection_that_is_reset_says_so() -> None:
+    async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)  # what is left unread makes the system reset it
+
+    with pytest.raises(httpx.TransportError):
+        against(reset, once)
+
+
+def test_nobody_listens() -> None:
+    async def gone(port: int) -> int:
+        return port
+
+    async def nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None: ...
+
+    port = against(nothing, gone)
+    with pytest.raises(httpx.ConnectError):
+        asyncio.run(once(port))
+
+
+def test_a_connection_is_used_again() -> None:
+    async def twice(port: int) -> list[tuple[int, bytes]]:
+        connection = await connect("127.0.0.1", port, None)
+        answers = [await exchange(connection)]
+        assert repr(connection) == "<Connection busy>"
+        assert connection.rest()
+        assert connection.fresh
+        assert repr(connection) == "<Connection idle>"
+        answers.append(await exchange(connection))
+        connection.abort()
+        return answers
+
+    assert against(answering(OK, OK), twice) == [(200, b"{}")] * 2
+
+
+def test_an_idle_connection_that_is_told_anything_is_not_used_again() -> None:
+    """A proxy's 408 to nobody would pass for the answer to the next request."""
+
+    idle = asyncio.Event()
+
+    async def give_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await head(reader)
+        writer.write(OK)
+        await idle.wait()
+        writer.write(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
+        assert await reader.read() == b"", "it was used again"
+
+    async def use(port: int) -> None:
+        connection = await connect("127.0.0.1", port, None)
+        await exchange(connection)
+        assert connection.rest()
+        idle.set()
+        while not connection._ended:  # noqa: ASYNC110 - what is to be seen is that the loop has read the 408
+            await asyncio.sleep(0)
+        assert not connection.fresh
+        assert repr(connection) == "<Connection lost>"
+
+    against(give_up, use)
+
+
+def test_what_follows_an_answer_at_once_ends_the_connection() -> None:
+    async def twice_as_much(port: int) -> bool:
+        connection = await connect("127.0.0.1", port, None)
+        assert await exchange(connection) == (200, b"{}")
+        rests = connection.rest()
+        connection.abort()
+        return rests
+
+    assert against(answering(OK + OK), twice_as_much) is False
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_large_body_arrives_whole(streamed: bool) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(MUCH // 1_000):
+            yield b"x" * 1_000
+
+    async def count(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await head(reader)
+        body = await reader.readexactly(MUCH)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n%d" % body.count(b"x"))
+        await writer.drain()
+        await reader.read()
+
+    async def use(port: int) -> Any:
+        connection = await connect("127.0.0.1", port, None)
+        answer = await exchange(connection, pieces() if streamed else b"x" * MUCH, MUCH)
+        rests = connection.rest()
+        connection.abort()
+        return (*answer, rests)
+
+    assert against(count, use) == (200, b"8000000", True)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_server_that_answers_without_reading_on_is_heard(streamed: bool) -> None:
+    """413, say: to wait until all is sent would be to wait for ever."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(MUCH // 1_000):
+            yield b"x" * 1_000
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await head(reader)
+        writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+        await asyncio.Event().wait()
+
+    async def use(port: int) -> Any:
+        connection = await connect("127.0.0.1", port, None)
+        answer = await exchange(connection, pieces() if streamed else b"x" * MUCH, MUCH)
+        rests = connection.rest()
+        connection.abort()
+        return (*answer, rests)
+
+    assert against(refuse, use) == (413, b"", False)
+
+
+def test_a_body_shorter_than_was_said_is_an_error_and_not_a_wait() -> None:
+    async def short() -> AsyncIterator[bytes]:
+        yield b"x"
+
+    async def use(port: int) -> None:
+        connection = await connect("127.0.0.1", port, None)
+        try:
+            await exchange(connection, short(), 2)
+        finally:
+            connection.abort()
+
+    with pytest.raises(httpx.LocalProtocolError, match="Too little data"):
+        against(answering(OK), use)
