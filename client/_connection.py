@@ -16,7 +16,7 @@ import asyncio
 import select
 import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterable
+from collections.abc import AsyncIterable
 from typing import Any, Final, TypeAlias
 
 import h11
@@ -74,6 +74,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if not self._busy:  # a 408, say: it would pass for the next request's answer
+            self._end(None)
             self.abort()
             return
         self._heard = True
@@ -97,7 +98,8 @@ class Connection(asyncio.Protocol):
     def _end(self, fault: Exception | None) -> None:
         if not self._ended:
             self._ended, self._fault = True, fault
-            self._http.receive_data(b"")
+            if fault is None:  # the end of an answer without a length; a broken connection is none
+                self._http.receive_data(b"")
         self._wake()
 
     def _wake(self) -> None:
@@ -144,15 +146,15 @@ class Connection(asyncio.Protocol):
         await self._drained()
         return await self._head()
 
-    async def body(self) -> AsyncGenerator[bytes, None]:
-        """
-        The answer's body, as it comes.
+    def __aiter__(self) -> Connection:
+        """The pieces of the answer's body. Not a generator: one that is left early waits for the garbage collector."""
+        return self
 
-        Raises:
-            httpx.TransportError: It was cut, or is no HTTP.
-        """
-        while isinstance(event := await self._event(), h11.Data):
-            yield bytes(event.data)
+    async def __anext__(self) -> bytes:
+        event = await self._event()
+        if isinstance(event, h11.Data):
+            return bytes(event.data)
+        raise StopAsyncIteration
 
     def rest(self) -> bool:
         """Whether another request may follow; if so, it is idle from now on."""
@@ -182,9 +184,11 @@ class Connection(asyncio.Protocol):
                 raise httpx.RemoteProtocolError("Server disconnected without sending a response.")
 
     async def _event(self) -> object:
+        """
+        Raises:
+            httpx.TransportError: It was cut, or is no HTTP.
+        """
         while True:
-            if self._ended and self._fault is not None:
-                raise httpx.ReadError(str(self._fault)) from self._fault
             try:
                 event = self._http.next_event()
             except h11.RemoteProtocolError as error:
@@ -193,6 +197,8 @@ class Connection(asyncio.Protocol):
                 raise httpx.RemoteProtocolError(str(error)) from error
             if event is not h11.NEED_DATA:
                 return event
+            if self._ended:
+                raise httpx.ReadError(str(self._fault)) from self._fault
             await self._wait()
 
 

@@ -209,7 +209,7 @@ class _ByConnections:
         rests = False
         try:
             answer = await connection.send(method, url.raw_path, fields, body)
-            yield Reply(answer.status_code, _headers(answer.headers), connection.body())
+            yield Reply(answer.status_code, _headers(answer.headers), connection)
             rests = connection.rest()
         finally:
             if rests:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeAlias
 
+import h11
 import httpx
 import pytest
 
@@ -66,7 +69,7 @@ def answering(*answers: bytes) -> Serve:
 async def exchange(connection: Connection, body: Any = b"", length: int = 0) -> tuple[int, bytes]:
     fields = [(b"Host", b"h"), (b"Content-Length", b"%d" % (length or len(body)))]
     answer = await connection.send("POST", b"/", fields, body)
-    return answer.status_code, b"".join([chunk async for chunk in connection.body()])
+    return answer.status_code, b"".join([chunk async for chunk in connection])
 
 
 async def once(port: int) -> tuple[int, bytes]:
@@ -113,12 +116,35 @@ def test_what_is_no_answer_is_an_error_of_httpxs(answer: bytes, error: type[Exce
         against(answering(answer), once)
 
 
-def test_a_connection_that_is_reset_says_so() -> None:
-    async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read(1)  # what is left unread makes the system reset it
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.0 200 OK\r\n\r\nas long as"])
+def test_a_connection_that_is_reset_says_so(said: bytes) -> None:
+    """It is no end of an answer that has no length."""
 
-    with pytest.raises(httpx.TransportError):
+    async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await head(reader)
+        writer.write(said)
+        await writer.drain()
+        linger = struct.pack("ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+
+    with pytest.raises(httpx.ReadError, match="reset"):
         against(reset, once)
+
+
+def test_an_answer_counts_though_the_connection_breaks_after_it() -> None:
+    async def use(port: int) -> tuple[int, bytes]:
+        connection = await connect("127.0.0.1", port, None)
+        connection._busy = True
+        connection._http.send(h11.Request(method="POST", target="/", headers=[("Host", "h")]))
+        connection._http.send(h11.EndOfMessage())
+        connection.data_received(OK)
+        connection.connection_lost(ConnectionResetError("reset"))
+        answer = await connection._head()
+        read = b"".join([chunk async for chunk in connection])
+        connection.abort()
+        return answer.status_code, read
+
+    assert against(answering(), use) == (200, b"{}")
 
 
 def test_nobody_listens() -> None:
@@ -164,7 +190,7 @@ def test_an_idle_connection_that_is_told_anything_is_not_used_again() -> None:
         await exchange(connection)
         assert connection.rest()
         idle.set()
-        while not connection._ended:  # noqa: ASYNC110 - what is to be seen is that the loop has read the 408
+        while not connection._ended:  # noqa: ASYNC110 - no event is set when it is lost
             await asyncio.sleep(0)
         assert not connection.fresh
         assert repr(connection) == "<Connection lost>"
