@@ -21,7 +21,7 @@ import re
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -124,14 +124,23 @@ def source(config: Config, uri: str) -> str:
 
 def header_plugins() -> list[str]:
     """Names of the plugins that add headers: installed ones, and ones registered with an mlflow that is imported."""
-    from importlib.metadata import entry_points  # with what it imports, a tenth of `import runqueue`
-
-    names = [point.name for point in entry_points(group=_HEADERS_GROUP)]
     registered = getattr(
         sys.modules.get("mlflow.tracking.request_header.registry"), "_request_header_provider_registry", ()
     )
     kinds = [type(each) for each in registered]
-    return names + [kind.__name__ for kind in kinds if not kind.__module__.startswith("mlflow.")]
+    own = [kind.__name__ for kind in kinds if not kind.__module__.startswith("mlflow.")]
+    return [*_installed(tuple(sys.path)), *own]
+
+
+@lru_cache(maxsize=1)
+def _installed(_: tuple[str, ...]) -> tuple[str, ...]:
+    """
+    Names by entry points, for what is importable by this path. Once a process, as in mlflow: a look at all that is
+    installed takes longer than all else that an engine is started with, and autologging starts one for each fit.
+    """
+    from importlib.metadata import entry_points  # with what it imports, a tenth of `import runqueue`
+
+    return tuple(point.name for point in entry_points(group=_HEADERS_GROUP))
 
 
 def _request_auth(config: Config) -> RequestAuth | None:

@@ -75,6 +75,9 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "runqueue",
         # under the APIs of others
         "runqueue.integrations",
+        "runqueue.integrations.mlflow._run_operations",
+        "runqueue.integrations.mlflow._queueing_client",
+        "runqueue.integrations.mlflow._install",
         "runqueue.integrations.mlflow",
         # the command line
         "runqueue._veil runqueue._tables",
@@ -96,7 +99,15 @@ NEEDED_BY = {
     "h11": {"runqueue._connection"},
     "httpx": {"runqueue._connection", "runqueue._http_store", "runqueue._tls", "runqueue._transports"},
     "httpx_aiohttp": {"runqueue._transports"},
-    "mlflow": {"runqueue._mlflow_calls", "runqueue._mlflow_store", "runqueue._plugins", "runqueue._tables"},
+    "mlflow": {
+        "runqueue._mlflow_calls",
+        "runqueue._mlflow_store",
+        "runqueue._plugins",
+        "runqueue._tables",
+        "runqueue.integrations.mlflow._install",
+        "runqueue.integrations.mlflow._queueing_client",
+        "runqueue.integrations.mlflow._run_operations",
+    },
     "requests": {"runqueue._plugins"},
     "requests_auth_aws_sigv4": {"runqueue._plugins"},
     "tqdm": {"runqueue._progress"},

@@ -5,6 +5,7 @@ through aiohttp. The ways of authentication are in `test_request_auth.py`.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import logging
 import subprocess
@@ -331,6 +332,29 @@ def test_an_installed_plugin_is_found_by_its_entry_points(server: ScriptedServer
         assert request.headers["user-agent"].startswith("runqueue/")
         assert request.headers["user-agent"].endswith(" toy/1.0")
         assert request.headers["authorization"] == signature(request.body)
+
+
+def test_what_is_installed_is_looked_at_once_a_process(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Autologging makes a client for each fit, and the look takes longer than the rest of it; a new path counts."""
+    looks: list[object] = []
+    look = importlib.metadata.entry_points
+
+    def noted(**words: Any) -> Any:
+        looks.append(words)
+        return look(**words)
+
+    monkeypatch.setattr(importlib.metadata, "entry_points", noted)
+    _plugins._installed.cache_clear()
+    for _ in range(2):
+        with runqueue.Client(server.uri) as client:
+            client.log_metric("a" * 32, "m", 1.0)
+    assert (len(server.requests), len(looks)) == (2, 1)
+    install(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert [_plugins.header_plugins() for _ in range(2)] == [["toy"], ["toy"]]
+    assert len(looks) == 2
 
 
 def signature(body: bytes) -> str:

@@ -1,0 +1,191 @@
+"""
+Where MLflow's logging calls are here: prints docs/mlflow-parity.md, from the real classes.
+
+    python docs/parity.py > docs/mlflow-parity.md
+
+Names and signatures are read from the installed mlflow and runqueue; the words beside them stand in the tables below.
+A method that these do not know, as another mlflow may have one, gets a line that says so; a method of ours that is
+named and not there is an error. Signatures are shown without types, which differ in spelling from Python to Python.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any, Final
+
+import mlflow
+from mlflow.tracking.client import MlflowClient
+from mlflow.utils.autologging_utils import client as autologging
+
+import runqueue
+from runqueue.integrations.mlflow import QueueingClient, RunOperations
+
+LOGS: Final = re.compile(
+    r"log_.+|set_tag|delete_tag|set_terminated|(create|update|delete|restore)_run|create_experiment"
+    r"|(create|finalize|delete)_logged_model|(set|delete)_logged_model_tags?"
+)
+"""Methods of MlflowClient that write what a training logs; the others read, or keep a registry, prompts and traces."""
+
+UNKNOWN: Final = "not looked at: new in this mlflow"
+
+QUEUEING: Final = {
+    "create_run": "`run_name` is sent; a parent may be pending",
+    "set_terminated": "one request; sent also where the run's data was rejected",
+    "log_params": "single form `log_param`",
+    "log_inputs": "also takes `mlflow.data` datasets and `runqueue.Dataset`",
+    "log_metrics": "single form `log_metric`",
+    "set_tags": "single form `set_tag`",
+    "flush": "the failure names each entry that was not stored",
+}
+"""Of `MlflowAutologgingQueueingClient`: what is better in `runqueue.Client`."""
+
+ARTIFACT: Final = "straight through"
+ONE_RUN: Final = "the run's queue is flushed, then straight through"
+ALL_RUNS: Final = "all is flushed, then straight through"
+MODEL: Final = "straight through"
+NO_MODELS: Final = "-: models are MLflow's own"
+
+LOGGING: Final = {
+    "create_experiment": ("`Client.create_run`, by `experiment_name=`: looked up, or created", "straight through"),
+    "create_run": ("`Client.create_run`", "straight through: a real id at once"),
+    "update_run": ("`Client.set_terminated` (status), tag `mlflow.runName` (name)", ONE_RUN),
+    "set_terminated": ("`Client.set_terminated`", "waits for the run's data, then sent"),
+    "delete_run": ("-: use MLflow's", ONE_RUN),
+    "restore_run": ("-: use MLflow's", ONE_RUN),
+    "log_metric": ("`Client.log_metric`, `Client.log_metrics`", "queued"),
+    "log_param": ("`Client.log_param`, `Client.log_params`", "queued"),
+    "set_tag": ("`Client.set_tag`, `Client.set_tags`", "queued"),
+    "delete_tag": ("-: use MLflow's", ONE_RUN),
+    "log_batch": ("`Client.log_metrics`, `Client.log_params`, `Client.set_tags`: batches make themselves", "queued"),
+    "log_inputs": ("`Client.log_inputs`", "queued"),
+    "log_outputs": (NO_MODELS, ONE_RUN),
+    "log_artifact": ("`Client.log_artifact`", ARTIFACT),
+    "log_artifacts": ("`Client.log_artifacts`", ARTIFACT),
+    "log_text": ("`Client.log_text`", ARTIFACT),
+    "log_dict": ("`Client.log_dict`", ARTIFACT),
+    "log_figure": ("`Client.log_figure`", ARTIFACT),
+    "log_image": ("`Client.log_image`", ARTIFACT),
+    "log_stream": ("-: write a file, then `Client.log_artifact`", ARTIFACT),
+    "log_table": ("-: it reads the table that is there, and appends", ARTIFACT),
+    "create_logged_model": (NO_MODELS, MODEL),
+    "finalize_logged_model": (NO_MODELS, ALL_RUNS),
+    "delete_logged_model": (NO_MODELS, ALL_RUNS),
+    "set_logged_model_tags": (NO_MODELS, MODEL),
+    "delete_logged_model_tag": (NO_MODELS, MODEL),
+    "log_model_artifact": (NO_MODELS, MODEL),
+    "log_model_artifacts": (NO_MODELS, MODEL),
+    "log_model_params": (NO_MODELS, MODEL),
+}
+"""Of `MlflowClient`: where it is in `runqueue.Client`, and what the queued store does with it."""
+
+LATER: Final = frozenset(("log_artifact", "log_artifacts", "log_text", "log_dict", "log_figure", "log_image"))
+"""What `runqueue.Client` may not have yet: then the table says so."""
+
+
+def document() -> str:
+    """The whole of docs/mlflow-parity.md."""
+    return "\n".join(_lines()) + "\n"
+
+
+def public(kind: type[Any]) -> dict[str, Any]:
+    """The public methods of a class, in alphabetical order."""
+    return {
+        name: getattr(kind, name)
+        for name in sorted(dir(kind))
+        if not name.startswith("_") and callable(inspect.getattr_static(kind, name))
+    }
+
+
+def signature(name: str, function: Any) -> str:
+    """A call as one would write it: `log_metric(run_id, key, value, step=None)`."""
+    parts: list[str] = []
+    keyword_only = False
+    for each in list(inspect.signature(function).parameters.values()):
+        if each.name == "self":
+            continue
+        if each.kind is each.KEYWORD_ONLY and not keyword_only:
+            keyword_only = True
+            parts.append("*")
+        text = "*" * (each.kind is each.VAR_POSITIONAL) + "**" * (each.kind is each.VAR_KEYWORD) + each.name
+        parts.append(text if each.default is each.empty else f"{text}={_default(each.default)}")
+    return f"`{name}({', '.join(parts)})`"
+
+
+def _default(value: object) -> str:
+    return repr(value) if value is None or isinstance(value, (bool, int, float, str, tuple)) else "..."
+
+
+def _lines() -> Iterator[str]:
+    theirs: Any = autologging.MlflowAutologgingQueueingClient
+    yield "# MLflow's logging calls, and where they are here"
+    yield ""
+    yield f"Made by `python docs/parity.py > docs/mlflow-parity.md` from the classes of mlflow {mlflow.__version__}."
+    yield ""
+    yield "## `MlflowAutologgingQueueingClient`"
+    yield ""
+    yield "Its substitute, argument by argument, is `runqueue.integrations.mlflow.QueueingClient`; `install()` puts that"
+    yield "under MLflow's autologging. `runqueue.Client` has the same methods, and more."
+    yield ""
+    yield "| in MLflow | `QueueingClient` | `runqueue.Client` | beyond it |"
+    yield "| --- | --- | --- | --- |"
+    yield _compared("MlflowAutologgingQueueingClient", theirs, QueueingClient, runqueue.Client, "settings as keywords")
+    for name, method in public(theirs).items():
+        ours, client = getattr(QueueingClient, name, None), getattr(runqueue.Client, name, None)
+        yield _compared(name, method, ours, client, QUEUEING.get(name, UNKNOWN))
+    yield "| `with` | the same | the same | `SystemExit` with 0 or None is a clean exit |"
+    yield "| `PendingRunId()` | the same | the same | good after a flush, picklable, `.run_id` |"
+    pairs = (autologging.RunOperations, RunOperations, runqueue.RunOperations)
+    yield _compared("RunOperations", pairs[0], pairs[1], None, "of several: by their futures")
+    waits = [kind.await_completion for kind in pairs]
+    yield _compared("RunOperations.await_completion", waits[0], waits[1], waits[2], "awaitable; `.done`, `.report`")
+    yield ""
+    yield "What fails is an `MlflowException` with MLflow's words in `QueueingClient`, whose `__cause__` is the `FlushError`"
+    yield "that `runqueue.Client` raises. A run that either of ours creates carries the tag `runqueue.create_id`."
+    yield ""
+    yield "## The logging half of `MlflowClient`"
+    yield ""
+    yield "The last column is what becomes of it under MLflow's own API (`runqueue.integrations.mlflow.enable()`,"
+    yield "`runqueue run`, `MLFLOW_TRACKING_URI=runqueue+http://...`); the fluent functions `mlflow.log_...` go the same way."
+    yield ""
+    yield "| in MLflow | `runqueue.Client` | queued store |"
+    yield "| --- | --- | --- |"
+    methods = public(MlflowClient)
+    for name, method in methods.items():
+        if LOGS.fullmatch(name):
+            client, store = LOGGING.get(name, (UNKNOWN, "straight through"))
+            yield f"| {signature(name, method)} | {_checked(client)} | {store} |"
+    yield ""
+    others = sum(LOGS.fullmatch(name) is None for name in methods)
+    yield f"The other {others} public methods of `MlflowClient` read, or keep the registry, prompts, traces and the like:"
+    yield "`runqueue.Client` has none of them; under MLflow's own API they go straight through, reads after a flush of"
+    yield "what they concern."
+
+
+def _compared(name: str, theirs: Any, ours: Any, client: Any, beyond: str) -> str:
+    shown = signature(name, theirs)
+    same = "the same" if ours is not None and signature(name, ours) == shown else "not there"
+    if ours is not None and same != "the same":
+        same = signature(ours.__name__, ours)
+    own = "-" if client is None else "the same" if signature(name, client) == shown else _more(client)
+    return f"| {shown} | {same} | {own} | {beyond} |"
+
+
+def _more(client: Any) -> str:
+    return "`Client(tracking_uri=None, *, ...)`" if client is runqueue.Client else signature(client.__name__, client)
+
+
+def _checked(cell: str) -> str:
+    """A cell with the methods of ours that it names: they are there, or it says that they are not yet."""
+    named = re.findall(r"Client\.(\w+)", cell)
+    missing = [name for name in named if not hasattr(runqueue.Client, name)]
+    wrong = set(missing) - LATER
+    if wrong:
+        raise LookupError(f"runqueue.Client has no {', '.join(sorted(wrong))}")
+    return "-: use MLflow's" if missing else cell.replace("`Client.", "`")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(document())
