@@ -94,12 +94,12 @@ def test_a_second_sigterm_ends_at_once(server: ScriptedServer) -> None:
 def test_sigterm_while_the_server_is_down_ends_at_the_bound() -> None:
     """One message with counts: run, three entries."""
     begun = time.monotonic()
-    with Process(STREAMING + WAIT, f"http://127.0.0.1:{free_port()}", "1") as process:
+    with Process(STREAMING + WAIT, f"http://127.0.0.1:{free_port()}", "4") as process:
         process.expect("ready")
         process.signal(signal.SIGTERM)
         done = process.end()
     assert done.code == -signal.SIGTERM
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - begun < 25
     assert done.err.startswith("4 of 4 entries were not stored") and done.err.count("not stored") == 1
 
 
