@@ -22,6 +22,9 @@ from runqueue.errors import CallTypeError, ConfigError
 STATUSES: Final = ("RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED")
 """Source: `mlflow.entities.RunStatus`."""
 
+CONTEXT_TAG: Final = "mlflow.data.context"
+"""What a dataset is read for; source: `mlflow.utils.mlflow_tags.MLFLOW_DATASET_CONTEXT`."""
+
 _TEXT: Final = (str, bytes, bytearray, memoryview)
 _TEXT_DTYPES: Final = ("U", "S")
 _COMPLEX_DTYPES: Final = ("c",)
@@ -185,18 +188,65 @@ def _encodable(text: str) -> bool:
     return len(text) <= MAX_TAG_VALUE
 
 
-def datasets(given: Any) -> tuple[Dataset | Unfit, ...]:
+def datasets(given: Any, contexts: Any = None, tags_list: Any = None) -> tuple[Dataset | Unfit, ...]:
     """
     Dataset inputs as our own entity, with nothing in it that could change after the call.
 
+    Args:
+        given: What `log_inputs` takes.
+        contexts: What each is read for; the tag `CONTEXT_TAG`.
+        tags_list: More tags of each.
+
     Raises:
-        CallTypeError: It is no sequence.
+        CallTypeError: One of them is no list, a context is no text, tags are no mapping.
+        ConfigError: They are not of one length, or two values are given for a tag.
     """
     alone = any(hasattr(given, name) for name in ("dataset", "digest"))  # mlflow's entities are iterable
     if alone or isinstance(given, (str, bytes, bytearray, Mapping)) or not isinstance(given, Iterable):
         raise CallTypeError(f"datasets takes a list, not {_name(given)}")
     each_given: Iterable[Any] = given
-    return tuple(_dataset(each) for each in each_given)
+    made = tuple(_dataset(each) for each in each_given)
+    if contexts is None and tags_list is None:
+        return made
+    each_context = _one_each(contexts, "contexts", len(made))
+    each_tags = _one_each(tags_list, "tags_list", len(made))
+    return tuple(map(_tagged, made, each_context, each_tags))
+
+
+def _one_each(given: Any, name: str, count: int) -> list[Any]:
+    if given is None:
+        return [None] * count
+    if isinstance(given, (str, bytes, bytearray, Mapping)) or not isinstance(given, Iterable):
+        raise CallTypeError(f"{name} takes a list with one for each dataset, not {_name(given)}")
+    each_given: list[Any] = list(given)
+    if len(each_given) != count:
+        raise ConfigError(f"{name} holds {len(each_given)} for {count} datasets: one for each, or None")
+    return each_given
+
+
+def _tagged(dataset: Dataset | Unfit, context: Any, tags: Any) -> Dataset | Unfit:
+    """With what this call says of the dataset, besides what comes with it."""
+    context = text_or_none(context, "context")
+    added = {} if tags is None else {key: _text(value) for key, value in mapping(tags, "tags").items()}
+    if context:  # to MLflow, "" is none too
+        _agree(added, {CONTEXT_TAG: context})
+        added[CONTEXT_TAG] = context
+    if isinstance(dataset, Unfit):
+        return dataset
+    _agree(dataset.tags, added)
+    plain: dict[Any, str] = {}
+    for key, value in added.items():
+        if isinstance(value, Unfit):
+            return Unfit(dataset, f"tag {_shown(key)} of dataset {dataset.name!r}: {value.reason}")
+        plain[key] = value
+    return attrs.evolve(dataset, tags={**dataset.tags, **plain})
+
+
+def _agree(tags: Mapping[Any, Any], others: Mapping[Any, Any]) -> None:
+    for key in tags.keys() & others.keys():
+        if tags[key] != others[key]:
+            one, other = _shown(tags[key]), _shown(others[key])
+            raise ConfigError(f"two values are given for the tag {_shown(key)} of a dataset: {one} and {other}")
 
 
 def _dataset(given: Any) -> Dataset | Unfit:

@@ -87,6 +87,7 @@ class Engine:
         self._final = 0  # entries that the last flush has reported as left
         self._said_late = 0  # entries that came after the end, when that was said last
         self._start_pause = 0.0
+        self.entered: set[str] = set()  # runs that this process is the entry point of
         self._thread = LoopThread(self._assembled)
         self.accumulator.reset()  # the same object: the log calls hold on to its lanes
 
@@ -157,8 +158,10 @@ class Engine:
 
     def kill_runs(self) -> None:
         """See `_exit.Ending`."""
-        for lane in self.accumulator.all():
-            if lane.made and not lane.ended:
+        lanes = [lane for lane in self.accumulator.all() if lane.made]
+        lanes += [self.accumulator.open(run, opened=True) for run in self.entered]
+        for lane in lanes:
+            if not lane.ended:
                 lane.ended = True
                 lane.push((STATUS, (), "KILLED", time_ns() // 1_000_000))
 

@@ -70,7 +70,7 @@ class Ending(Protocol):
         ...
 
     def kill_runs(self) -> None:
-        """Queue KILLED as the final status of what this client has made and not ended."""
+        """Queue KILLED as the final status of what this client has made, or was started for, and not ended."""
         ...
 
     def write_off(self) -> int:

@@ -214,9 +214,15 @@ class Recorder(RunMaker):
         ended = time_ns() // 1_000_000 if end_time is None else convert.millis(end_time, "end_time")
         lane, over = self._lane(run_id), name not in ("RUNNING", "SCHEDULED")
         lane.ended = over
+        if over and self._engine.entered:
+            self._engine.entered.discard(run_id)
         lane.append((STATUS, (), name, ended))
         if lane.released:  # between these lines: the record went to the run's next lane
             self._lane(run_id).ended = over
+
+    def _enter_run(self, run_id: str) -> None:
+        """This process was started for the run: SIGTERM ends it, as nobody else would."""
+        self._engine.entered.add(run_id)
 
     def _end_run(self, run_id: RunId, status: str, *, raised: bool) -> None:
         """The end of a run's block; never an exception, as one may be on its way already."""
@@ -344,22 +350,42 @@ class Recorder(RunMaker):
         """Queue one tag; see `set_tags`."""
         self.set_tags(run_id, _single(key, value))
 
-    def log_inputs(self, run_id: RunId, datasets: Iterable[Any] | None) -> None:
+    def log_inputs(
+        self,
+        run_id: RunId,
+        datasets: Iterable[Any] | None,
+        *,
+        contexts: Iterable[str | None] | None = None,
+        tags_list: Iterable[Mapping[str, Any] | None] | None = None,
+    ) -> None:
         """
         Queue datasets that the run reads.
 
         Args:
             run_id: Real or pending.
             datasets: mlflow's `DatasetInput`, `mlflow.data` datasets, or `runqueue.Dataset`. None and [] do nothing.
+            contexts: What each is read for, e.g. "training"; as `mlflow.log_inputs` takes them. None: nothing is said.
+            tags_list: Tags of each, besides those that come with it; of each value the `str()` is stored.
 
         Raises:
-            CallTypeError: `datasets` is no list.
+            CallTypeError: `datasets`, `contexts` or `tags_list` is no list, or holds what it does not take.
+            ConfigError: They are not of one length, or two values are given for a tag of a dataset.
             ClosedError: The client was closed.
         """
-        entries = () if datasets is None else convert.datasets(datasets)
+        entries = convert.datasets(() if datasets is None else datasets, contexts, tags_list)
         lane = self._lane(run_id)
         if entries:
             lane.append((DATASET, entries))
+
+    def log_input(
+        self, run_id: RunId, dataset: Any, context: str | None = None, tags: Mapping[str, Any] | None = None
+    ) -> None:
+        """
+        Queue one dataset that the run reads; see `log_inputs`.
+
+            client.log_input(run, mlflow.data.from_pandas(frame), context="training")
+        """
+        self.log_inputs(run_id, [dataset], contexts=[context], tags_list=[tags])
 
     # -- lanes -------------------------------------------------------------------------------------------------------
 

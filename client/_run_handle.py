@@ -55,7 +55,16 @@ class Logs(Protocol):
 
     def set_tags(self, run_id: RunId, tags: Mapping[str, Any]) -> None: ...
 
-    def log_inputs(self, run_id: RunId, datasets: Iterable[Any] | None) -> None: ...
+    def log_inputs(
+        self,
+        run_id: RunId,
+        datasets: Iterable[Any] | None,
+        *,
+        contexts: Iterable[str | None] | None = ...,
+        tags_list: Iterable[Mapping[str, Any] | None] | None = ...,
+    ) -> None: ...
+
+    def _enter_run(self, run_id: str) -> None: ...
 
     def _end_run(self, run_id: RunId, status: str, *, raised: bool) -> None: ...
 
@@ -138,9 +147,19 @@ class Run:
         """See `Client.set_tag`."""
         self._client.set_tags(self._run_id, {key: value})
 
-    def log_inputs(self, datasets: Iterable[Any] | None) -> None:
+    def log_inputs(
+        self,
+        datasets: Iterable[Any] | None,
+        *,
+        contexts: Iterable[str | None] | None = None,
+        tags_list: Iterable[Mapping[str, Any] | None] | None = None,
+    ) -> None:
         """See `Client.log_inputs`."""
-        self._client.log_inputs(self._run_id, datasets)
+        self._client.log_inputs(self._run_id, datasets, contexts=contexts, tags_list=tags_list)
+
+    def log_input(self, dataset: Any, context: str | None = None, tags: Mapping[str, Any] | None = None) -> None:
+        """See `Client.log_input`."""
+        self._client.log_inputs(self._run_id, [dataset], contexts=[context], tags_list=[tags])
 
     def set_terminated(self, status: str | None = None, end_time: int | None = None) -> None:
         """See `Client.set_terminated`. The end of a block then does not end the run a second time."""
@@ -238,12 +257,17 @@ class RunMaker:
         """
         The same for the run that `MLFLOW_RUN_ID` names, as MLflow Projects sets it for an entry point.
 
+        MLflow Projects ends that run FINISHED or FAILED when the entry point has ended, but not when it is cancelled: so
+        a SIGTERM ends it KILLED, as it does runs that the client has made (where the client streams, and unless
+        `handle_signals=False`). Processes that only help with the run had better `attach` to it.
+
         Raises:
             ConfigError: It is not set.
         """
         run_id = environment.text("MLFLOW_RUN_ID")
         if run_id is None:
             raise ConfigError("the environment variable MLFLOW_RUN_ID is not set: there is no run to attach to")
+        self._enter_run(run_id)
         return Run(self, run_id, experiment=(None, None), ends=False)
 
 

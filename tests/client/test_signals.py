@@ -77,6 +77,74 @@ def test_a_run_that_has_ended_keeps_its_status(server: ScriptedServer) -> None:
     assert statuses(server) == {"made": "FAILED"}
 
 
+OF_ENV = """
+os.environ["MLFLOW_RUN_ID"] = "of-env"
+client = runqueue.Client(URI, flush_interval=60)
+run = client.run_from_env()
+"""
+
+
+def test_the_run_that_the_environment_names_is_killed_too(server: ScriptedServer) -> None:
+    """Who has started an entry point with it says nothing of what is cancelled; what was queued is sent first."""
+    with Process(OF_ENV + 'run.log_metric("m", 1.0)\n' + WAIT, server.uri) as process:
+        process.expect("ready")
+        process.signal(signal.SIGTERM)
+        done = process.end()
+    assert (done.code, done.err) == (-signal.SIGTERM, "")
+    assert names(server.requests) == ["log-batch", "update"]
+    assert statuses(server) == {"of-env": "KILLED"}
+
+
+@pytest.mark.parametrize("logged", ["", 'run.log_metric("m", 1.0)\nclient.flush()\n'])
+def test_it_is_killed_also_if_nothing_waits_for_it(server: ScriptedServer, logged: str) -> None:
+    """Nothing was logged yet, or all of it is stored."""
+    with Process(OF_ENV + logged + WAIT, server.uri) as process:
+        process.expect("ready")
+        process.signal(signal.SIGTERM)
+        assert process.end().code == -signal.SIGTERM
+    assert statuses(server) == {"of-env": "KILLED"}
+
+
+@pytest.mark.parametrize("end", ["run.set_terminated('FAILED')", "client.set_terminated('of-env', 'FAILED')"])
+@pytest.mark.parametrize("flush", ["", "client.flush()"])
+def test_it_keeps_the_status_that_it_was_given(server: ScriptedServer, end: str, flush: str) -> None:
+    """By the handle or the client, queued or stored; and it is not the block that ends it."""
+    script = f"with run:\n    run.log_metric('m', 1.0)\n{end}\n{flush}\n"
+    with Process(OF_ENV + script + WAIT, server.uri) as process:
+        process.expect("ready")
+        process.signal(signal.SIGTERM)
+        assert process.end().code == -signal.SIGTERM
+    assert [request.json["status"] for request in server.to("runs/update")] == ["FAILED"]
+
+
+def test_a_run_that_was_set_running_again_is_killed(server: ScriptedServer) -> None:
+    """That is no final status."""
+    with Process(OF_ENV + "run.set_terminated('RUNNING')\n" + WAIT, server.uri) as process:
+        process.expect("ready")
+        process.signal(signal.SIGTERM)
+        assert process.end().code == -signal.SIGTERM
+    assert [request.json["status"] for request in server.to("runs/update")] == ["KILLED"]
+
+
+def test_a_child_does_not_kill_the_run_of_its_parents_environment(server: ScriptedServer) -> None:
+    """It was its parent's entry point that was started for the run; nor does a run that was only attached to."""
+    script = """
+def work():
+    client.attach("attached").log_metric("m", 1.0)
+    client.flush()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGTERM)
+say(ended(child(work)))
+client.attach("attached").log_metric("m", 2.0)
+"""
+    with Process(OF_ENV + script + WAIT, server.uri) as process:
+        process.expect("ready")
+        assert statuses(server) == {}
+        process.signal(signal.SIGTERM)
+        assert process.end().out.splitlines()[0] == str(-signal.SIGTERM)
+    assert statuses(server) == {"of-env": "KILLED"}
+
+
 def test_a_second_sigterm_ends_at_once(server: ScriptedServer) -> None:
     """However long the first one's flush may take."""
     server.fail("", Fault.hold(), times=None)
