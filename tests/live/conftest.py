@@ -14,7 +14,9 @@ from support.embedded import FIRST_USE, run_script
 @pytest.fixture(scope="session")
 def first_use(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which a script has used the embedded default for the first time."""
-    folder = tmp_path_factory.mktemp("first-use")  # without a blank: with SQLAlchemy 2.0, MLflow makes "first%20use" of it
+    folder = tmp_path_factory.mktemp(
+        "first-use"
+    )  # without a blank: with SQLAlchemy 2.0, MLflow makes "first%20use" of it
     done = run_script(FIRST_USE, folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "", "nothing is ever printed to stdout"
