@@ -19,6 +19,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import attrs
 
 from runqueue import _environment as environment
+from runqueue._plain_uri import plain_uri
 from runqueue.errors import CallTypeError, ConfigError
 from runqueue.queueing import Limits
 
@@ -281,14 +282,15 @@ def as_uri(given: str | os.PathLike[str] | None) -> str | None:
 def resolve_tracking_uri(given: str | None) -> str:
     """
     The tracking URI as `mlflow` would resolve it: the one given, the one set in an `mlflow` that is imported already
-    (it is not imported for this), MLFLOW_TRACKING_URI, mlflow's own default.
+    (it is not imported for this), MLFLOW_TRACKING_URI, mlflow's own default. Without the prefix that asks mlflow for
+    the queued store: a client queues by itself.
     """
     if given is not None:
-        return given
+        return plain_uri(given)
     get_tracking_uri = getattr(sys.modules.get("mlflow"), "get_tracking_uri", None)
     if get_tracking_uri is not None:
-        return str(get_tracking_uri())
-    return os.environ.get("MLFLOW_TRACKING_URI") or _default_uri()
+        return plain_uri(str(get_tracking_uri()))
+    return plain_uri(os.environ.get("MLFLOW_TRACKING_URI") or _default_uri())
 
 
 def _default_uri() -> str:

@@ -140,7 +140,10 @@ class MlflowStore:
                 with locked(self._uri) if self._on_sqlite else nullcontext():
                     if self._on_server or self._on_sqlite:
                         self._knock()
-                    store = utils._get_store(self._uri)
+                    # Of its class: in the registry's own place stands ours where MLflow's writes are queued, and what it
+                    # would give is what queues them.
+                    registry: Any = utils._tracking_store_registry
+                    store = type(registry).get_store(registry, self._uri)
                 self._retries = any(each.__name__ == "RestStore" for each in type(store).__mro__)
                 self._store = store
         return self._store

@@ -111,6 +111,14 @@ class Accumulator:
         if self.lanes.setdefault(name, lane) is lane and name not in lane.names:  # atomic. No lock: see above
             lane.names.append(name)
 
+    def over(self, lane: Lane) -> None:
+        """Its run has ended, and no record of ours says so: have it looked at by `tidy`."""
+        lane.ended = True
+        with self._lock:
+            if not lane.listed:
+                lane.listed = True
+                self._live.append(lane)
+
     def forget(self, lane: Lane) -> None:
         """A lane whose first record was refused, and that nobody else has heard of."""
         lane.released = True

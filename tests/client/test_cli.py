@@ -355,3 +355,26 @@ def test_the_version_and_the_help_are_told() -> None:
     """The group's own options work."""
     assert _python("-m", "runqueue", "--version").stdout.startswith("runqueue, version ")
     assert "doctor" in _python("-m", "runqueue", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "text"),
+    [
+        ("find_spec", lambda _: None, "runqueue run: mlflow is not installed: pip install 'runqueue[mlflow]'"),
+        ("entry_points", lambda **_: (), "runqueue run: MLflow would not find runqueue"),
+    ],
+)
+def test_run_says_why_nothing_would_be_queued(
+    name: str,
+    found: Callable[..., object],
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And does not run the script as if it were."""
+    monkeypatch.setattr(f"runqueue._commands.{name}", found)
+    with pytest.raises(SystemExit) as caught:
+        main(["run", "no_such_script.py"])
+    out, err = capsys.readouterr()
+    assert caught.value.code == 1 and out == "" and err.startswith(text)
+    assert "RUNQUEUE_MLFLOW" not in os.environ

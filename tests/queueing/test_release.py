@@ -30,6 +30,8 @@ from support.virtual_time import VirtualTimeLoop
 
 EACH = 3_000
 """Records of each thread."""
+FIRST = -1
+"""Instruction: none, in a first round. Python 3.12 tells of instructions only from the second round on."""
 
 Append = Callable[[Record], Any]
 
@@ -245,7 +247,7 @@ def test_a_name_given_to_a_lane_that_is_gone_leads_nowhere(house: House) -> None
 @pytest.mark.parametrize("held", [False, True], ids=["released", "held"])
 def test_whatever_is_logged_in_the_midst_of_a_release_is_kept(intake: bool, alias: bool, held: bool) -> None:
     """By a garbage collection in the engine's own thread, before each single instruction of it."""
-    at = 0
+    at = FIRST
     while True:
         house = House(intake=intake)
         house.accumulator.alias("alias", house.lane())
@@ -263,7 +265,7 @@ def test_whatever_is_logged_in_the_midst_of_a_release_is_kept(intake: bool, alia
         house.end()
         house.flush()
         assert house.accumulator.all() == [] and house.names() == set()
-        if not seen:
+        if not seen and at >= 0:
             break
         at += 1
     assert at > 100
@@ -271,7 +273,7 @@ def test_whatever_is_logged_in_the_midst_of_a_release_is_kept(intake: bool, alia
 
 def test_whatever_is_logged_while_a_lane_is_unlisted_is_seen() -> None:
     """By another thread, before each single instruction of it."""
-    at = 0
+    at = FIRST
     while True:
         house = House(intake=True)
         house.log(0)
@@ -282,7 +284,7 @@ def test_whatever_is_logged_while_a_lane_is_unlisted_is_seen() -> None:
         assert len(set(house.accumulator.busy())) == seen
         house.flush()
         assert len(house.stored) == seen
-        if not seen:
+        if not seen and at >= 0:
             break
         at += 1
     assert at > 50

@@ -210,7 +210,9 @@ def clean_environment() -> dict[str, str]:
 
 def is_foreign(variable: str) -> bool:
     """Whether an environment variable would change what the tests see, or where they send it."""
-    ours = variable.startswith(("MLFLOW_", "_MLFLOW_", "DATABRICKS_")) or variable.lower().endswith("_proxy")
+    ours = variable.startswith(("MLFLOW_", "_MLFLOW_", "DATABRICKS_", "RUNQUEUE_")) or variable.lower().endswith(
+        "_proxy"
+    )
     return ours or variable in _OF_HTTP_CLIENTS
 
 

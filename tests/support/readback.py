@@ -118,6 +118,14 @@ class Readback:
         """Send a request of MLflow's API."""
         return _checked(self._http.post(endpoint, json=body))
 
+    def get(self, endpoint: str, params: dict[str, str]) -> dict[str, Any]:
+        """The same, of those that are asked by GET."""
+        return _checked(self._http.get(endpoint, params=params))
+
+    def experiment_id(self, name: str) -> str:
+        """Of an experiment that exists."""
+        return str(self.get("experiments/get-by-name", {"experiment_name": name})["experiment"]["experiment_id"])
+
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def run(self, run_id: str | None) -> StoredRun:

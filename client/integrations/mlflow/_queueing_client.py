@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from os import PathLike
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from runqueue import Client, PendingRunId, RunqueueError, _say
 from runqueue._config import as_uri, resolve_tracking_uri
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from mlflow.data.dataset import Dataset
     from mlflow.entities import DatasetInput
     from typing_extensions import Self
-
-_PREFIX: Final = "runqueue+"
-"""Of the schemes of the queued store, which is for MLflow's own API: here data is queued anyway."""
 
 
 class QueueingClient:
@@ -48,7 +45,7 @@ class QueueingClient:
     """
 
     def __init__(self, tracking_uri: str | PathLike[str] | None = None) -> None:
-        self._uri = _plain(resolve_tracking_uri(as_uri(tracking_uri)))
+        self._uri = resolve_tracking_uri(as_uri(tracking_uri))
         del tracking_uri  # what catches errors may show the locals of this frame
         self._client = self._made()
         self._flushes: set[UnderWay] = set()
@@ -199,10 +196,6 @@ class QueueingClient:
         if not flush.done:
             UnderWay(flush, client, self._flushes).watch()
         return RunOperations([Outcome(flush)])
-
-
-def _plain(uri: str) -> str:
-    return uri[len(_PREFIX) :] if uri[: len(_PREFIX)].lower() == _PREFIX else uri
 
 
 def _cut(entries: Any) -> Any:
