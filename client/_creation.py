@@ -40,10 +40,14 @@ class Creation:
     Args:
         store: Where to.
         patience: Seconds after which a request that was not answered is not expected to be carried out any more.
+        made: Told the id of a run that was created, and what the store says of it.
     """
 
-    def __init__(self, store: Store, patience: float) -> None:
+    def __init__(
+        self, store: Store, patience: float, made: Callable[[str, Any], None] = lambda run_id, run: None
+    ) -> None:
         self._store = store
+        self._made = made
         self._patience = patience
         self._experiments = Experiments(store)
         self._without_tags: set[PendingRunId] = set()  # asked for without their own tags
@@ -132,6 +136,7 @@ class Creation:
         except BaseException:  # we were cancelled: the request may be on its way
             self._doubt(pending, experiment_id)
             raise
+        self._made(run_id, answer.get("run"))
         pending._resolve(run_id)
 
     def _doubt(self, pending: PendingRunId, experiment_id: str) -> None:

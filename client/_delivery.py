@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
 
+from runqueue._artifacts import Source
 from runqueue._run import PendingRunId
 from runqueue._store import GET_RUN, LOG_BATCH, LOG_INPUTS, UPDATE_RUN, Store
 from runqueue._wire import log_batch_body, log_inputs_body, status_body
 from runqueue.queueing import Accumulator, Batch, Lane, Record
-from runqueue.queueing._batch import DATASET, STATUS
+from runqueue.queueing._batch import ARTIFACT, DATASET, STATUS
 
 if TYPE_CHECKING:
     from runqueue._creation import Creation
+
+
+class ArtifactStore(Protocol):
+    """Where artifacts go."""
+
+    async def put(self, run_id: str, path: str, source: Source) -> None:
+        """Store one, or raise a StoreError."""
+        ...
 
 
 class Delivery:
@@ -23,10 +32,14 @@ class Delivery:
         store: Where to.
         creation: Creates the runs.
         accumulator: Learns the real id of a run that was created.
+        artifacts: Where those go. None: there are none.
     """
 
-    def __init__(self, store: Store, creation: Creation, accumulator: Accumulator) -> None:
+    def __init__(
+        self, store: Store, creation: Creation, accumulator: Accumulator, artifacts: ArtifactStore | None = None
+    ) -> None:
         self._store = store
+        self._artifacts = artifacts
         self._creation = creation
         self._accumulator = accumulator
 
@@ -39,7 +52,11 @@ class Delivery:
             return leftovers
         run_id = run.run_id if isinstance(run, PendingRunId) else run
         assert isinstance(run_id, str), "a lane is opened before it sends anything else"
-        if STATUS in batch.groups:
+        if ARTIFACT in batch.groups:
+            assert self._artifacts is not None
+            for path, source in _artifacts_in(batch):
+                await self._artifacts.put(run_id, path, source)
+        elif STATUS in batch.groups:
             (record,) = batch.records(STATUS)
             await self._store.call(UPDATE_RUN, status_body(run_id, record))
         elif DATASET in batch.groups:
@@ -57,3 +74,9 @@ class Delivery:
         else:
             run_id = run.run_id if isinstance(run, PendingRunId) else run
             await self._store.call(GET_RUN, query={"run_id": str(run_id)})
+
+
+def _artifacts_in(batch: Batch) -> Iterator[tuple[str, Source]]:
+    for part in batch.slices_of(ARTIFACT):
+        paths: list[str] = part.keys()
+        yield from ((path, part.record[1][path]) for path in paths)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import attrs
 
 from runqueue import _exit, _fork, _progress, _say
+from runqueue._artifacts import Meter
 from runqueue._config import Config, without_secrets
 from runqueue._entities import FlushReport, OperationFailure, Statistics
 from runqueue._loop_thread import LoopThread
@@ -84,6 +85,7 @@ class Engine:
     def _begin_anew(self) -> None:
         self._ending = False
         self.traffic = Traffic()
+        self.meter = Meter()
         self._final = 0  # entries that the last flush has reported as left
         self._said_late = 0  # entries that came after the end, when that was said last
         self._start_pause = 0.0
@@ -277,6 +279,7 @@ class Engine:
         with _fork.importing():
             import anyio
 
+            from runqueue._artifact_store import UPLOADS, Artifacts
             from runqueue._creation import Creation
             from runqueue._delivery import Delivery
             from runqueue.queueing._retry import RetryPolicy
@@ -285,15 +288,19 @@ class Engine:
 
             store = make_store(self.config, self.uri, self.traffic)
         self._start_pause = 0.0
+        artifacts = None
         try:
-            self._creation = Creation(store, self.config.seconds_per_request())
-            delivery = Delivery(store, self._creation, self.accumulator)
+            artifacts = Artifacts(store, self.config, self.uri, self.traffic, self.meter)
+            self._creation = Creation(store, self.config.seconds_per_request(), artifacts.know)
+            delivery = Delivery(store, self._creation, self.accumulator, artifacts)
             self._sender = Sender(
                 self.accumulator,
                 delivery,
                 check=delivery.check,
                 bounds=_bounds(self.config, store.limits),
                 max_workers=self.config.max_workers,
+                uploads=UPLOADS,
+                alive=lambda: self.meter.beats,
                 retry=RetryPolicy(**attrs.asdict(self.config.retrying())),
                 on_outage=self._warn_of_outage,
                 streams=self.config.streams,
@@ -315,6 +322,8 @@ class Engine:
                 yield
                 tasks.cancel_scope.cancel()
         finally:
+            if artifacts is not None:
+                await artifacts.aclose()
             await store.aclose()
 
     async def _flush(
@@ -325,7 +334,7 @@ class Engine:
         if begun.done():  # it was cancelled before it could begin
             return FlushReport(total=0, failures=())
         start = anyio.current_time()
-        flush = self._sender.begin(lane)
+        flush = self._sender.begin(lane, last=final)
         begun.set_result(None)  # what is logged from now on belongs to the next flush
         await self._completed(flush, timeout)
         if self._creation.doubtful and self._sender.outage.since is None:
@@ -370,7 +379,8 @@ class Engine:
         ledger = self.accumulator.ledger
         begun = ledger.stored + ledger.failed
         settled = lambda: min(flush.total, ledger.stored + ledger.failed - begun)
-        async with _progress.shown(self._tasks, flush.total, settled):
+        uploaded = _progress.uploaded(flush, self.meter)
+        async with _progress.shown(self._tasks, flush.total, settled, uploaded):
             await self._sender.completion(flush, timeout)
 
     def _end_by_itself(self) -> None:

@@ -42,11 +42,11 @@ class Dataset:
 
 @attrs.frozen
 class Entry:
-    """One metric point, param, tag or dataset, or the run itself."""
+    """One metric point, param, tag, dataset or artifact, or the run itself."""
 
     kind: EntryKind
     key: str | None = None
-    """Of a metric, param or tag its key as given; of a dataset its name."""
+    """Of a metric, param or tag its key as given; of a dataset its name; of an artifact its path in the run."""
     value: Any = None
     """As given, or what it was converted to at the call."""
     step: Any = None
@@ -154,7 +154,8 @@ class OperationFailure:
 @attrs.frozen(kw_only=True)
 class Statistics:
     """
-    Counts since the client was made, in entries unless said otherwise. A created run counts 1, a final status 0.
+    Counts since the client was made, in entries unless said otherwise. A created run counts 1, an artifact 1, a final
+    status 0.
 
     `accepted = pending + in_flight + stored + failed + dropped`, exact when no call is under way.
     """

@@ -23,11 +23,12 @@ import anyio
 import httpx
 
 from runqueue._answer import judge
+from runqueue._body import Body, Streamed
 from runqueue._config import Config, without_secrets
 from runqueue._credentials import Credentials
 from runqueue._signing import Outgoing, Signer
 from runqueue._spellings import SECRET_NAME, of_header, of_proxies, veil
-from runqueue._store import Endpoint, Traffic
+from runqueue._store import SMALL, Endpoint, Traffic
 from runqueue._transports import PORTS, Reply, carrier
 from runqueue._wire import MLFLOW_LIMITS
 from runqueue.errors import ConfigError, UnavailableError, UnexpectedAnswerError
@@ -54,6 +55,8 @@ class HttpStore:
         traffic: Counts the requests.
         signers: Add what the server asks for, in this order. None: MLflow's credentials, see `Credentials`.
         limits: Of the server.
+        connections: Requests at once. None: `max_workers`.
+        foreign: Not the tracking server: nothing of what identifies us there is sent to it.
     """
 
     def __init__(
@@ -64,19 +67,26 @@ class HttpStore:
         *,
         signers: Sequence[Signer] | None = None,
         limits: Limits = MLFLOW_LIMITS,
+        connections: int | None = None,
+        foreign: bool = False,
     ) -> None:
         parts = urlsplit(uri)
         bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
-        self._base = bare.rstrip("/") + "/api/2.0/mlflow/"
+        self.root = bare.rstrip("/")
+        """What the URI of every request to it begins with."""
+        self._base = self.root + "/api/2.0/mlflow/"
+        self._config = config
         self._signers = (Credentials(uri, config.token),) if signers is None else tuple(signers)
+        if foreign:
+            self._signers = ()
         self._limits = limits
         self._timeout = config.seconds_per_request()
         self._traffic = traffic
         self._urls: dict[str, httpx.URL] = {}
-        self._headers = _merged(config.headers or {})
-        self._given_headers = config.headers or {}
+        self._given_headers = {} if foreign else config.headers or {}
+        self._headers = _merged(self._given_headers)
         try:
-            self._carrier = carrier(config, httpx.URL(self._base))
+            self._carrier = carrier(config, httpx.URL(self._base), connections or config.max_workers, foreign=foreign)
         except Exception as error:  # of httpx's, of the ssl module's, of the operating system's
             named = sorted(name for name in os.environ if name.upper() in _NETWORK_VARIABLES)
             # Of a URI that cannot be read, as a proxy's may be, the words of others quote the pieces.
@@ -105,11 +115,47 @@ class HttpStore:
         self, endpoint: Endpoint, body: bytes = b"", query: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
         """See `Store.call`. A 401 is answered once, with fresh credentials."""
+        url = self._base + endpoint.path
+        if query:
+            url += "?" + urlencode(query)
+        return await self.judged(endpoint.method, url, body, cap=endpoint.cap)
+
+    async def judged(
+        self,
+        method: str,
+        url: str,
+        body: Body = b"",
+        *,
+        cap: int = SMALL,
+        headers: Mapping[str, str | None] | None = None,
+        empty: bool = False,
+    ) -> dict[str, Any]:
+        """
+        One attempt, and MLflow's answer.
+
+        Args:
+            method: Of HTTP.
+            url: Of this server.
+            body: A stream is bounded by the time that each of its pieces takes, not by that of all of them.
+            cap: Bytes of the answer.
+            headers: In place of those that go with every request; None: not that one.
+            empty: Whether a 200 with nothing in it is an answer, too.
+
+        Raises:
+            StoreError: See `Store.call`.
+        """
+        answer = await self.exchange(method, url, body, cap=cap, headers=headers)
+        return {} if empty and answer.status == 200 and not answer.body else self.judge(answer)
+
+    def judge(self, answer: Answer) -> dict[str, Any]:
+        """
+        MLflow's answer, if it is one that says "done".
+
+        Raises:
+            StoreError: It is not.
+        """
         failure: StoreError
         try:
-            answer = await self._exchange(endpoint, body, query, fresh=False)
-            if answer.status == 401:
-                answer = await self._exchange(endpoint, body, query, fresh=True)
             return judge(
                 answer.status,
                 answer.body,
@@ -120,15 +166,52 @@ class HttpStore:
             )
         except StoreError as error:
             failure = self._bare(error)
+        raise failure
+
+    async def exchange(
+        self,
+        method: str,
+        url: str,
+        body: Body = b"",
+        *,
+        cap: int = SMALL,
+        headers: Mapping[str, str | None] | None = None,
+    ) -> Answer:
+        """The same, and whatever answer comes."""
+        failure: StoreError
+        given = headers or {}
+        try:
+            answer = await self._exchange(method, url, body, cap, given, fresh=False)
+            if answer.status == 401 and self._signers:
+                answer = await self._exchange(method, url, body, cap, given, fresh=True)
+            return answer
+        except StoreError as error:
+            failure = self._bare(error)
         except Exception as error:  # a defect, here or in a library: its frames hold the request's headers
             failure = self._bare(StoreError(f"the request failed unexpectedly: {_place(error)}: {error}"))
         raise failure
+
+    def beside(self, connections: int) -> HttpStore:
+        """Another one of the same server, with connections of its own and the same credentials."""
+        return HttpStore(self._config, self.root, self._traffic, signers=self._signers, connections=connections)
+
+    def elsewhere(self, url: str, connections: int) -> HttpStore:
+        """See `foreign`."""
+        return HttpStore.foreign(self._config, url, self._traffic, connections)
+
+    @classmethod
+    def foreign(cls, config: Config, url: str, traffic: Traffic, connections: int) -> HttpStore:
+        """Of the server of this URL, which is not to know who we are."""
+        place = urlsplit(url)
+        return cls(config, f"{place.scheme}://{place.netloc}", traffic, connections=connections, foreign=True)
 
     async def text(self, endpoint: Endpoint) -> tuple[int, str]:
         """Status and text of what is not MLflow's JSON, for a diagnosis. Raises a StoreError where nothing came."""
         failure: StoreError
         try:
-            answer = await self._exchange(endpoint, b"", None, fresh=False)
+            answer = await self._exchange(
+                endpoint.method, self._base + endpoint.path, b"", endpoint.cap, {}, fresh=False
+            )
             return answer.status, answer.body.decode(errors="replace")
         except StoreError as error:
             failure = self._bare(error)
@@ -152,15 +235,21 @@ class HttpStore:
         return text
 
     async def _exchange(
-        self, endpoint: Endpoint, body: bytes, query: Mapping[str, str] | None, *, fresh: bool
-    ) -> _Answer:
+        self, method: str, url: str, body: Body, cap: int, headers: Mapping[str, str | None], *, fresh: bool
+    ) -> Answer:
         failure: StoreError
         signed = False
         try:
-            with anyio.fail_after(self._timeout):
-                request = await self._signed(endpoint, body, query, fresh=fresh)
+            with anyio.fail_after(self._timeout) as scope:
+
+                def beat(more: float) -> None:
+                    scope.deadline = anyio.current_time() + self._timeout + more
+
+                if isinstance(body, Streamed):
+                    body.beat = beat
+                request = await self._signed(method, url, body, headers, fresh=fresh)
                 signed = True
-                return await self._follow(request, endpoint.cap)
+                return await self._follow(request, body, cap)
         except TimeoutError:
             what = "no answer" if signed else "no credentials to be had"
             failure = UnavailableError(f"{what} within {self._timeout:g} s", ambiguous=signed)
@@ -173,36 +262,40 @@ class HttpStore:
                 raise
             failure = _describe(error)
         # Outside of the handlers: neither the cause nor its frames go with it.
-        raise failure
+        raise body.fault if isinstance(body, Streamed) and body.fault is not None else failure
 
     async def _signed(
-        self, endpoint: Endpoint, body: bytes, query: Mapping[str, str] | None, *, fresh: bool
+        self, method: str, url: str, body: Body, headers: Mapping[str, str | None], *, fresh: bool
     ) -> Outgoing:
-        url = self._base + endpoint.path
-        if query:
-            url += "?" + urlencode(query)
-        request = Outgoing(endpoint.method, url, body, dict(self._headers))
+        merged = {**self._headers, **headers} if headers else self._headers
+        if isinstance(body, Streamed):
+            merged = {**merged, "Content-Length": str(len(body))}
+        # A file is not shown to those who sign: they would read all of it.
+        shown = body if isinstance(body, bytes) else body.held
+        request = Outgoing(method, url, shown, {name: value for name, value in merged.items() if value is not None})
         for signer in self._signers:
             await signer.sign(request, fresh=fresh)
         return request
 
-    async def _follow(self, outgoing: Outgoing, cap: int) -> _Answer:
+    async def _follow(self, outgoing: Outgoing, body: Body, cap: int) -> Answer:
         url = self._urls.get(outgoing.url)
         if url is None:
             url = httpx.URL(outgoing.url)
             if len(self._urls) < _KEPT_URLS:
                 self._urls[outgoing.url] = url
         for _ in range(MAX_REDIRECTS):
-            self._traffic.count(outgoing.body)
-            async with self._carrier.send(outgoing.method, url, outgoing.headers, outgoing.body) as reply:
+            self._traffic.count(body)
+            async with self._carrier.send(outgoing.method, url, outgoing.headers, body) as reply:
                 if 300 <= reply.status < 400:
                     url = _redirected(reply, url, outgoing.method)
                     continue
-                return _Answer(reply.status, reply.headers, await _read(reply, cap))
+                return Answer(reply.status, reply.headers, await _read(reply, cap))
         raise UnexpectedAnswerError(f"more than {MAX_REDIRECTS} redirects, the last to {_origin(url)}")
 
 
-class _Answer:
+class Answer:
+    """What came, whatever it is."""
+
     __slots__ = ("body", "headers", "status")
 
     def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:

@@ -14,12 +14,16 @@ import time
 import warnings
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
+from runqueue._artifacts import Meter, size_of
 from runqueue._fork import importing
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
+
+    from runqueue.queueing._flush import Flush
 
 SHOWN_AFTER: Final = 2.0
 """Seconds."""
@@ -31,7 +35,9 @@ logger = logging.getLogger("runqueue")
 
 
 @asynccontextmanager
-async def shown(tasks: TaskGroup, total: int, settled: Callable[[], int]) -> AsyncGenerator[None, None]:
+async def shown(
+    tasks: TaskGroup, total: int, settled: Callable[[], int], uploaded: Callable[[], tuple[int, int]] = lambda: (0, 0)
+) -> AsyncGenerator[None, None]:
     """
     Shows a block that lasts longer than `SHOWN_AFTER`; nothing is shown any more when it ends.
 
@@ -39,6 +45,7 @@ async def shown(tasks: TaskGroup, total: int, settled: Callable[[], int]) -> Asy
         tasks: Where what shows it runs. Most flushes end before: no task for those, and no cancelling.
         total: Entries.
         settled: How many of them are stored, or have failed, by now.
+        uploaded: Of its artifacts, how many bytes are stored, and how many there are.
     """
     import asyncio
 
@@ -50,7 +57,7 @@ async def shown(tasks: TaskGroup, total: int, settled: Callable[[], int]) -> Asy
     async def show() -> None:
         try:
             with scope, suppress(Exception):  # tqdm's, or the terminal's
-                await _show(total, settled)
+                await _show(total, settled, uploaded)
         finally:
             gone.set()
 
@@ -70,29 +77,50 @@ async def shown(tasks: TaskGroup, total: int, settled: Callable[[], int]) -> Asy
                 await gone.wait()
 
 
-async def _show(total: int, settled: Callable[[], int]) -> None:
+def uploaded(flush: Flush, meter: Meter) -> Callable[[], tuple[int, int]]:
+    """Of the artifacts of a flush that has begun: how many bytes are stored, and how many there are."""
+    begun, total = meter.sent, 0
+    for lane, goal in flush.goals.items():
+        if lane.owner is not None:
+            for each in lane.outstanding(goal, Exception()):
+                total += sum(map(size_of, islice(each.record[1].values(), each.start, each.stop)))
+    return lambda: (min(meter.sent - begun, total), total)
+
+
+async def _show(total: int, settled: Callable[[], int], uploaded: Callable[[], tuple[int, int]]) -> None:
     """Until cancelled."""
     import anyio
 
     begun = time.monotonic() - SHOWN_AFTER
     if _draws():
-        await _draw(total, settled)
+        await _draw(total, settled, uploaded)
     while True:
         await anyio.sleep(LINE_EVERY - (time.monotonic() - begun) % LINE_EVERY)
-        logger.warning("still flushing after %.0f s: %d of %d entries", time.monotonic() - begun, settled(), total)
+        sent, all_bytes = uploaded()
+        bytes_too = f", {sent / 1e6:.1f} of {all_bytes / 1e6:.1f} MB of artifacts" if all_bytes else ""
+        text = "still flushing after %.0f s: %d of %d entries%s"
+        logger.warning(text, time.monotonic() - begun, settled(), total, bytes_too)
 
 
-async def _draw(total: int, settled: Callable[[], int]) -> None:
+async def _draw(total: int, settled: Callable[[], int], uploaded: Callable[[], tuple[int, int]]) -> None:
     import anyio
 
-    bar = _bar(total)
+    bar = _bar(total, "flushing", unit=" entries")
+    more: list[Any] = []
     try:
         while True:
             bar.update(settled() - bar.n)
+            sent, all_bytes = uploaded()
+            if all_bytes and not more:
+                more.append(_bar(all_bytes, "uploading", unit="B", unit_scale=True))
+            for each in more:
+                each.total = all_bytes
+                each.update(sent - each.n)
             await anyio.sleep(_DRAWN_EVERY)
     finally:
         bar.update(settled() - bar.n)
-        bar.close()
+        for each in (*more, bar):
+            each.close()
 
 
 def _draws() -> bool:
@@ -104,7 +132,7 @@ def _draws() -> bool:
         return False
 
 
-def _bar(total: int) -> Any:
+def _bar(total: int, what: str, **unit: Any) -> Any:
     with importing(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tqdm's own, of a notebook without widgets: it draws text there
         from tqdm.auto import tqdm
@@ -115,4 +143,4 @@ def _bar(total: int) -> Any:
         monitor_interval = 0
 
     Bar.set_lock(threading.RLock())
-    return Bar(total=total, desc="runqueue: flushing", unit=" entries", leave=False, dynamic_ncols=True)
+    return Bar(total=total, desc=f"runqueue: {what}", leave=False, dynamic_ncols=True, **unit)

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Final
 
 from runqueue import _conversion as convert
 from runqueue import _say
+from runqueue._artifact_calls import ArtifactCalls
 from runqueue._config import (
     Config,
     OnFailure,
@@ -45,7 +46,7 @@ _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]{0,255}")
 _PLAIN: Final = frozenset((float, int, bool))
 
 
-class Recorder(RunMaker):
+class Recorder(RunMaker, ArtifactCalls):
     """What `Client` and `AsyncClient` have in common. Thread-safe: any thread may log, in any number."""
 
     _waits: ClassVar[bool] = True

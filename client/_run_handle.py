@@ -8,6 +8,7 @@ a block ends with is told by its exception alone. A run is ended by the process 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -65,6 +66,28 @@ class Logs(Protocol):
     ) -> None: ...
 
     def _enter_run(self, run_id: str) -> None: ...
+
+    def log_artifact(self, run_id: RunId, local_path: str | PathLike[str], artifact_path: str | None = ...) -> None: ...
+
+    def log_artifacts(self, run_id: RunId, local_dir: str | PathLike[str], artifact_path: str | None = ...) -> None: ...
+
+    def log_text(self, run_id: RunId, text: str, artifact_file: str) -> None: ...
+
+    def log_dict(self, run_id: RunId, dictionary: Any, artifact_file: str) -> None: ...
+
+    def log_figure(
+        self, run_id: RunId, figure: Any, artifact_file: str, *, save_kwargs: Mapping[str, Any] | None = ...
+    ) -> None: ...
+
+    def log_image(
+        self,
+        run_id: RunId,
+        image: Any,
+        artifact_file: str | None = ...,
+        key: str | None = ...,
+        step: int | None = ...,
+        timestamp: int | None = ...,
+    ) -> None: ...
 
     def _end_run(self, run_id: RunId, status: str, *, raised: bool) -> None: ...
 
@@ -160,6 +183,37 @@ class Run:
     def log_input(self, dataset: Any, context: str | None = None, tags: Mapping[str, Any] | None = None) -> None:
         """See `Client.log_input`."""
         self._client.log_inputs(self._run_id, [dataset], contexts=[context], tags_list=[tags])
+
+    def log_artifact(self, local_path: str | PathLike[str], artifact_path: str | None = None) -> None:
+        """See `Client.log_artifact`."""
+        self._client.log_artifact(self._run_id, local_path, artifact_path)
+
+    def log_artifacts(self, local_dir: str | PathLike[str], artifact_path: str | None = None) -> None:
+        """See `Client.log_artifacts`."""
+        self._client.log_artifacts(self._run_id, local_dir, artifact_path)
+
+    def log_text(self, text: str, artifact_file: str) -> None:
+        """See `Client.log_text`."""
+        self._client.log_text(self._run_id, text, artifact_file)
+
+    def log_dict(self, dictionary: Any, artifact_file: str) -> None:
+        """See `Client.log_dict`."""
+        self._client.log_dict(self._run_id, dictionary, artifact_file)
+
+    def log_figure(self, figure: Any, artifact_file: str, *, save_kwargs: Mapping[str, Any] | None = None) -> None:
+        """See `Client.log_figure`."""
+        self._client.log_figure(self._run_id, figure, artifact_file, save_kwargs=save_kwargs)
+
+    def log_image(
+        self,
+        image: Any,
+        artifact_file: str | None = None,
+        key: str | None = None,
+        step: int | None = None,
+        timestamp: int | None = None,
+    ) -> None:
+        """See `Client.log_image`."""
+        self._client.log_image(self._run_id, image, artifact_file, key, step, timestamp)
 
     def set_terminated(self, status: str | None = None, end_time: int | None = None) -> None:
         """See `Client.set_terminated`. The end of a block then does not end the run a second time."""

@@ -7,7 +7,7 @@ retrying, batching and order are the engine's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from typing import Any, Final, Protocol
 
 import attrs
@@ -49,7 +49,7 @@ class Traffic:
         self.requests = 0
         self.bytes_sent = 0
 
-    def count(self, body: bytes) -> None:
+    def count(self, body: Sized) -> None:
         self.requests += 1
         self.bytes_sent += len(body)
 

@@ -63,26 +63,28 @@ class Carrier(Protocol):
     async def aclose(self) -> None: ...
 
 
-def carrier(config: Config, url: httpx.URL) -> Carrier:
+def carrier(config: Config, url: httpx.URL, most: int, *, foreign: bool = False) -> Carrier:
     """
     Args:
         config: The client's.
         url: Of the server; requests go nowhere else.
+        most: Connections at once.
+        foreign: Not the tracking server: what MLflow's variables say of its certificate, and of ours, is not for it.
 
     Raises:
         Exception: Of httpx's, the ssl module's or the system's: the settings, or the environment, are not usable.
     """
     secured = url.scheme == "https"
     fast = config.transport != "httpx" and importlib.util.find_spec("httpx_aiohttp") is not None
-    pool = httpx.Limits(max_connections=config.max_workers, max_keepalive_connections=config.max_workers)
-    verify: Any = verification(url.host) if secured else True
+    pool = httpx.Limits(max_connections=most, max_keepalive_connections=most)
+    verify: Any = verification(url.host) if secured and not foreign else True
     if config.proxies and getproxies():
         return _ByClient(fast, verify=verify, limits=pool)
     if secured and verify is True:
         verify = default_context()  # once; and httpx, not to look at the environment, would pass over SSL_CERT_FILE
     # To plain http no certificate is shown, and loading those to compare it with takes 40 ms.
     context = verify if secured else None
-    return _BySession(context, config.max_workers) if fast else _ByConnections(url, context)
+    return _BySession(context, most) if fast else _ByConnections(url, context)
 
 
 class _ByClient:
@@ -127,8 +129,12 @@ class _BySession:
 
     def __init__(self, context: ssl.SSLContext | None, most: int) -> None:
         import aiohttp
+        import yarl
 
         self._refused = aiohttp.InvalidURL
+        self._url = (
+            yarl.URL
+        )  # as it is: what aiohttp makes of text differs in what it quotes, and a signature may count
         self._context = context
         self._most = most
         self._session: aiohttp.ClientSession | None = None
@@ -137,7 +143,7 @@ class _BySession:
         """In the running loop, which a session belongs to."""
         import aiohttp
 
-        return aiohttp.ClientSession(
+        session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=self._most, keepalive_timeout=KEPT, ssl=True if self._context is None else self._context
             ),
@@ -145,6 +151,9 @@ class _BySession:
             timeout=aiohttp.ClientTimeout(),  # none: one deadline guards the whole attempt
             auto_decompress=False,
         )
+        # It would send what is idempotent (a PUT, say) a second time by itself, and nobody would know.
+        session._retry_connection = False
+        return session
 
     @asynccontextmanager
     async def send(
@@ -155,11 +164,20 @@ class _BySession:
             session = self._session = self._begun()
         _ascii(headers.items())
         try:
+            target = self._url(str(url), encoded=True)
+        except ValueError as error:  # stricter than httpx is
+            raise httpx.InvalidURL(str(error)) from error
+        try:
             async with session.request(
-                method, str(url), headers=headers, data=body or None, allow_redirects=False
+                method,
+                target,
+                headers=headers,
+                skip_auto_headers=("Content-Type",),  # not said what it is, where nobody has said so
+                data=body or None,
+                allow_redirects=False,
             ) as answer:
                 yield Reply(answer.status, _headers(answer.raw_headers), answer.content.iter_any())
-        except self._refused as error:  # stricter than httpx is
+        except self._refused as error:
             raise httpx.InvalidURL(str(error)) from error
 
     async def aclose(self) -> None:

@@ -10,6 +10,7 @@ here. What a record holds, by kind (see `runqueue.queueing`):
     (METRIC, {key: value}, timestamp_ms, step, model_id, (dataset_name, dataset_digest) | None)
     (DATASET, (Dataset | Unfit, ...))
     (STATUS, (), status, end_time_ms)
+    (ARTIFACT, {path in the run's artifacts: what is uploaded, see `_artifacts`})
 
 A value that could not be converted at the call is an [Unfit][] in its place; its entry fails alone.
 """
@@ -29,7 +30,7 @@ from runqueue._entities import Entry, EntryKind
 from runqueue._points import INT64, NOT_FINITE, PLAIN_TAIL, Points, is_numeric
 from runqueue._run import RunId
 from runqueue.queueing import Batch, Encoding, Fragments, Joined, Limits, Record, RejectedError
-from runqueue.queueing._batch import DATASET, METRIC, PARAM, RUN, STATUS, TAG
+from runqueue.queueing._batch import ARTIFACT, DATASET, METRIC, PARAM, RUN, STATUS, TAG
 
 MLFLOW_LIMITS: Final = Limits(metrics=1_000, params=100, tags=100, entities=1_000, datasets=1_000, bytes=1_000_000)
 """Source: MLflow's REST API, "Log Batch"; datasets from `mlflow.utils.validation.MAX_DATASETS_PER_BATCH`."""
@@ -62,6 +63,7 @@ OPERATIONS: Final = {
     METRIC: "log_metrics",
     DATASET: "log_inputs",
     STATUS: "set_terminated",
+    ARTIFACT: "log_artifact",
 }
 _ENTRY_KINDS: Final[dict[int, EntryKind]] = {
     RUN: "run",
@@ -70,6 +72,7 @@ _ENTRY_KINDS: Final[dict[int, EntryKind]] = {
     METRIC: "metric",
     DATASET: "dataset",
     STATUS: "run",
+    ARTIFACT: "artifact",
 }
 
 _SAFE_TAG: Final = re.compile(r"[A-Za-z0-9_.\-: ]+(/[A-Za-z0-9_.\-: ]+)*")
@@ -387,6 +390,9 @@ def describe(record: Record, start: int, stop: int) -> Iterator[Entry]:
     elif kind == DATASET:
         for given in record[1][start:stop]:
             yield Entry(name, None, given.value) if isinstance(given, Unfit) else Entry(name, given.name, given)
+    elif kind == ARTIFACT:  # without what is uploaded: it may be large, and a report is kept
+        for path in islice(record[1], start, stop):
+            yield Entry(name, path)
     else:
         stamp, step = (_given(record[2]), _given(record[3])) if kind == METRIC else (None, None)
         for key, value in islice(record[1].items(), start, stop):

@@ -81,9 +81,6 @@ LOGGING: Final = {
 }
 """Of `MlflowClient`: where it is in `runqueue.Client`, and what the queued store does with it."""
 
-LATER: Final = frozenset(("log_artifact", "log_artifacts", "log_text", "log_dict", "log_figure", "log_image"))
-"""What `runqueue.Client` may not have yet: then the table says so."""
-
 
 def document() -> str:
     """The whole of docs/mlflow-parity.md."""
@@ -178,13 +175,16 @@ def _more(client: Any) -> str:
 
 
 def _checked(cell: str) -> str:
-    """A cell with the methods of ours that it names: they are there, or it says that they are not yet."""
-    named = re.findall(r"Client\.(\w+)", cell)
-    missing = [name for name in named if not hasattr(runqueue.Client, name)]
-    wrong = set(missing) - LATER
-    if wrong:
-        raise LookupError(f"runqueue.Client has no {', '.join(sorted(wrong))}")
-    return "-: use MLflow's" if missing else cell.replace("`Client.", "`")
+    """
+    A cell with the methods of ours that it names.
+
+    Raises:
+        LookupError: One of them is not there.
+    """
+    missing = [name for name in re.findall(r"Client\.(\w+)", cell) if not hasattr(runqueue.Client, name)]
+    if missing:
+        raise LookupError(f"runqueue.Client has no {', '.join(sorted(missing))}")
+    return cell.replace("`Client.", "`")
 
 
 if __name__ == "__main__":

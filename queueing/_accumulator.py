@@ -138,6 +138,10 @@ class Accumulator:
         """Those with something to send or to report."""
         return [lane for lane in self.live() if not lane.quiet]
 
+    def families(self) -> list[Lane]:
+        """Those that may have something to send or to report, with their side lanes."""
+        return [member for lane in self.live() for member in lane.family]
+
     def idle(self) -> bool:
         """Whether no inbox holds anything; a final status counts no entry, but waits all the same."""
         return not any(lane.inbox for lane in self.live())
@@ -151,7 +155,7 @@ class Accumulator:
     def nominate(self, lanes: Iterable[Lane]) -> None:
         """Have these looked at by `tidy`; with an intake they are anyway."""
         if self.intake is None:
-            self._live.extend(lanes)
+            self._live.extend(lane for lane in lanes if lane.owner is None)
 
     def tidy(self, needed: Callable[[Lane], bool]) -> None:
         """
@@ -192,6 +196,7 @@ class Accumulator:
                     return False
                 lane.released = True
                 lane.stuck = None  # with frames that hold the lane
+                lane.sides.clear()
                 self._each.pop(lane, None)
                 return True
             self._keep_closing()

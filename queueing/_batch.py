@@ -11,6 +11,7 @@ A **record** is one queued call, a plain tuple whose first two items are the eng
     METRIC   {key: value}
     DATASET  (value, ...)
     STATUS   ()                  ends the run; has one fragment and counts as no entry
+    ARTIFACT {key: value}        goes on its own way, beside the others, and before STATUS (see `Lane.sides`)
 
 A [Batch][] is made of the parts of `_part`: slices, and packs of whole records.
 
@@ -35,11 +36,12 @@ TAG: Final = 2
 METRIC: Final = 3
 DATASET: Final = 4
 STATUS: Final = 5
-KINDS: Final = 6
+ARTIFACT: Final = 6
+KINDS: Final = 7
 
 Record: TypeAlias = _part.Record
 
-STAGES: Final = ((RUN,), (PARAM, TAG, METRIC), (DATASET,), (STATUS,))
+STAGES: Final = ((RUN,), (PARAM, TAG, METRIC), (DATASET,), (ARTIFACT,), (STATUS,))
 """The order inside one window; the kinds of one stage share a batch."""
 
 MERGED: Final = STAGES[1]
@@ -136,7 +138,7 @@ class Bounds:
         if body < 1:
             raise ConfigError(f"Limits(bytes={limits.bytes}) is smaller than an empty batch ({envelope} bytes)")
         return cls(
-            caps=(1, limits.params, limits.tags, limits.metrics, limits.datasets, 1),
+            caps=(1, limits.params, limits.tags, limits.metrics, limits.datasets, 1, 1),
             entities=limits.entities,
             body=body,
             riders=min(riders, limits.entities),

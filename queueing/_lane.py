@@ -12,6 +12,11 @@ out of a lane, and that is what keeps a run's requests in order. Nobody but `app
 `deal` closes a **window** over all that waits in the inbox. Windows are emptied one after the other, each in the order
 "create, data, inputs, final status"; so that order holds in every flush, and no flush overtakes another. What came back
 of a batch (`_returned`) comes before the windows.
+
+Artifacts take long, and must not keep the rest of a run waiting. What `deal` finds of them goes to **side lanes**, which
+nobody but their owner and the sender knows: each of them a lane like any other, whose parent is the owner, and several, so
+that the files of one run go side by side. One key is always in the same side lane, so that the last of it is stored last.
+A final status waits for all that was dealt to them before it.
 """
 
 from __future__ import annotations
@@ -20,15 +25,19 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import accumulate
+from typing import Final
 
 from runqueue.queueing._account import Account
-from runqueue.queueing._batch import TAG, Batch, Bounds, Record, weight, weights
+from runqueue.queueing._batch import STATUS, TAG, Batch, Bounds, Record, weight, weights
 from runqueue.queueing._errors import Scope, StoreError
 from runqueue.queueing._gate import Encode, Gate
 from runqueue.queueing._part import JoinError, Slice
 from runqueue.queueing._report import Failure, Ledger
 from runqueue.queueing._returned import Returned
 from runqueue.queueing._window import Window
+
+SIDES: Final = 4
+"""Side lanes of one lane at most."""
 
 
 class Lane:
@@ -41,12 +50,22 @@ class Lane:
         ledger: Where its entries are counted.
         opened: Whether the run exists already.
         parent: The lane whose run has to exist before this one's.
+        owner: Of a side lane, the lane it belongs to.
     """
 
     def __init__(
-        self, run: Hashable, encode: Encode, ledger: Ledger, *, opened: bool, parent: Lane | None = None
+        self,
+        run: Hashable,
+        encode: Encode,
+        ledger: Ledger,
+        *,
+        opened: bool,
+        parent: Lane | None = None,
+        owner: Lane | None = None,
     ) -> None:
         self.run = run
+        self.owner = owner
+        self.sides: list[Lane] = []
         self.inbox: deque[Record] = deque()
         self.append: Callable[[Record], bool | None] = self.inbox.append
         """How a record gets into the inbox; where the client is bounded, it may wait, raise, or drop it: then True."""
@@ -67,6 +86,7 @@ class Lane:
         self.flying: Batch | None = None
         self.done = 0  # serial of the last window that was emptied
         self.dealt = 0  # serial of the last window that was closed
+        self._encode = encode
         self._account = Account(run, ledger)
         self._gate = Gate(encode, self._account)
         self._windows: deque[Window] = deque()
@@ -81,12 +101,25 @@ class Lane:
     @property
     def quiet(self) -> bool:
         """Whether there is nothing to send, and nothing to report."""
-        return not self.inbox and self.idle and self._account.clean
+        return not self.inbox and self.idle and self._account.clean and all(side.quiet for side in self.sides)
 
     @property
     def over(self) -> bool:
         """Whether it can be released: its run has ended, or it never held a thing, and it knows nothing of use."""
         return (self.ended or not self.dealt) and self.opened and self.quiet and not self._gate.remembers
+
+    @property
+    def family(self) -> tuple[Lane, ...]:
+        """The lane, and its side lanes."""
+        return (self, *self.sides)
+
+    @property
+    def awaited(self) -> list[Lane]:
+        """If a final status comes next: the side lanes that are not through with what it has to come after."""
+        window = None if self._returned.untried else next(filter(None, self._windows), None)
+        if window is None or not window.ends:
+            return []
+        return [side for side, serial in window.awaited if side.done < serial]
 
     @property
     def owed(self) -> int:
@@ -97,6 +130,7 @@ class Lane:
         # From any thread, so no queue is walked; the inbox is copied, which is atomic.
         flying = 0 if self.flying is None else self.flying.weight
         pending = self._account.pending - flying + sum(weights(self.inbox.copy()))
+        pending += sum(side._account.pending for side in self.sides)
         return f"<Lane run={self.run} pending={pending} in_flight={flying} settled={self._account.settled}>"
 
     def deal(self, most: int | None = None, *, tick: bool = False) -> None:
@@ -110,24 +144,65 @@ class Lane:
         """
         count = len(self.inbox) if most is None else min(most, len(self.inbox))
         if count:
-            if not (self._open and self._windows):
-                self._windows.append(Window(self.dealt + 1))
-                self.dealt += 1
-            window = self._windows[-1]
+            window, grows = self._window()
             ledger = self._account.ledger
             ledger.turn += 1  # so that whoever counts finds each record in one place
             try:
                 popleft = self.inbox.popleft
                 entries = window.put([popleft() for _ in range(count)])
                 self._account.deal(entries)
+                if window.aside:
+                    entries += self._deal_aside(window)
             finally:
                 ledger.turn += 1
             self.fresh -= entries
-            self._open = tick
+            if window or grows:
+                self._open = tick
+                self._await_sides(window)
+            else:  # all that was there has been set aside
+                self._windows.pop()
+                self.dealt -= 1
         else:
             self._open = self._open and tick  # what a flush has closed stays so
         if not tick:
             self._account.close(self.dealt)
+        for side in self.sides:
+            side.deal(tick=tick)  # its inbox is empty: this closes what a flush has to close
+
+    def _window(self) -> tuple[Window, bool]:
+        """The window for what was found now, and whether it was there already."""
+        grows = self._open and bool(self._windows)
+        if not grows:
+            self._windows.append(Window(self.dealt + 1))
+            self.dealt += 1
+        return self._windows[-1], grows
+
+    def _deal_aside(self, window: Window) -> int:
+        """Take to the side lanes what this window has set aside; how many entries."""
+        records, window.aside = window.aside, []
+        entries = 0
+        for record in records:
+            for at, key in enumerate(record[1]):
+                side = self._side(hash(key) % SIDES)
+                side._window()[0].put_slice(Slice(record, at, [b""]))
+                side._open = True
+                side._account.deal(1)
+                entries += 1
+        return entries
+
+    def _await_sides(self, window: Window) -> None:
+        """If the final status is in this window, it comes after all that was dealt to the side lanes by now."""
+        if self.sides and window.queues[STATUS]:
+            window.awaited = [(side, side.dealt) for side in self.sides]
+            for side in self.sides:  # what comes later is not waited for
+                side._open = False
+
+    def _side(self, number: int) -> Lane:
+        while len(self.sides) <= number:
+            self.sides.append(
+                Lane(self.run, self._encode, self._account.ledger, opened=self.opened, parent=self, owner=self)
+            )
+        return self.sides[number]
 
     def deal_batches(self, size: int) -> None:
         """Deal, for a tick, no more than what fills batches of so many entries; the rest waits for company."""
@@ -182,6 +257,8 @@ class Lane:
         if batch.opens:
             self.opened = True
             self.parent = None  # else a chain of nested runs would keep each other
+            for side in self.sides:
+                side.opened = True
         self._returned.stored(batch)
         self._gate.remember(batch)
         self._account.store(batch.weight)
@@ -345,10 +422,10 @@ class Lane:
         count = self._account.pending - left
         self._account.drop(count)
         self._retire()
-        return count
+        return count + sum(side.keep_only() for side in self.sides)
 
     def abandon(self) -> int:
         """Forget all that is queued; the number of entries."""
         self.deal()
         self._forget()
-        return self._account.abandon()
+        return self._account.abandon() + sum(side.abandon() for side in self.sides)

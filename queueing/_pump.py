@@ -3,12 +3,13 @@ Empties one lane: takes a batch, delivers it, settles it, and takes the next; an
 
 Whether to halve, to fail or to go on is decided by the lane, by the error, and by `_evidence`; a pump only waits.
 
-A pump ends when its lane is empty, or *stuck*, for one of five reasons, each of which leaves what is queued in place
+A pump ends when its lane is empty, or *stuck*, for one of six reasons, each of which leaves what is queued in place
 for a later flush:
   - the outage: retrying is over, or a probe has failed (see `_retry.Outage`)
   - the credentials were refused
   - its run, or its run's parent, could not be created
   - all that is left of it is in doubt (see `_evidence`)
+  - all that is left of it is its final status, and its artifacts were not stored
   - nobody waits for it any longer: the flush timed out or was cancelled, or no request has ended for so long that it
     lost its patience. A request that is under way then is neither cancelled nor repeated; its pump settles it and ends.
 
@@ -39,6 +40,7 @@ class Pump:
         moved: Told whenever something of the lane may have been settled.
         spend: Gives the store up until the next flush. Is told which flush was the last when the attempt began; where
             another one has begun since, that one has not had its try yet, and it returns False.
+        hold: Whether the final status that comes next has to wait. Raises a StopError where it would wait in vain.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Pump:
         *,
         moved: Callable[[], None],
         spend: Callable[[StoreError, int], bool],
+        hold: Callable[[Lane], bool],
     ) -> None:
         self.epoch = dispatch.outage.epoch
         self.halted = False
@@ -57,6 +60,9 @@ class Pump:
         self._ledger = ledger
         self._moved = moved
         self._spend = spend
+        self._hold = hold
+        self.holds = False
+        """Whether it waits for side lanes."""
         self._nap: anyio.Event | None = None
         # Whether it begins with another go at an entry that was left in doubt, as the store may have recovered; and
         # whether that go is under way: if it fails, the rest of the lane has one too.
@@ -77,6 +83,7 @@ class Pump:
         while not lane.idle:
             if lane.doubts:
                 self._weigh_doubts()
+            await self._wait_for_sides()
             await self._turn()
 
     async def sleep(self, seconds: float | None) -> None:
@@ -99,6 +106,13 @@ class Pump:
             raise StopError(HaltedError("nobody waits for it any longer"))
         if not self._dispatch.outage.admits(self.epoch):
             raise StopError(self._dispatch.outage.error or HaltedError("the store is out of reach"))
+
+    async def _wait_for_sides(self) -> None:
+        while self._lane.sides and self._hold(self._lane):
+            self.holds = True
+            await self.sleep(None)
+            self.holds = False
+            self.check()
 
     async def _turn(self) -> None:
         """Deliver one batch, or a part of one that was halved, with as many attempts as it takes."""

@@ -4,7 +4,8 @@ Which lanes are emptied when: one pump a busy lane, for flushes and for ticks.
 Theory of operation. A flush deals every inbox into a window (`Lane.deal`), starts a pump where none runs, and waits
 until each of its lanes has emptied that window or is stuck. A pump (`_pump`) is the order of its run; all of them share
 one way to the store (`_dispatch`), with at most `max_workers` requests at once. The sender only waits, and counts who
-waits: a pump for whose lane nobody waits any longer is halted.
+waits: a pump for whose lane nobody waits any longer is halted. Side lanes have a way of their own: as many requests as
+`uploads` says besides, and an outage of their own, so that neither keeps the other from being sent.
 
 A client that streams calls `tick` besides: it deals and starts pumps likewise, and nobody waits. Pumps go on then until
 their lanes are empty.
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import anyio
 from anyio.abc import TaskGroup
@@ -32,10 +33,13 @@ from runqueue.queueing._flush import Flush, HaltedError
 from runqueue.queueing._lane import Lane
 from runqueue.queueing._pump import Pump
 from runqueue.queueing._report import Report
-from runqueue.queueing._retry import RetryPolicy
+from runqueue.queueing._retry import Outage, RetryPolicy
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+RESERVE: Final = 2.0
+"""Seconds that are left for final statuses at the end of the last flush, if its artifacts take longer."""
 
 
 class Sender:
@@ -44,6 +48,8 @@ class Sender:
 
     Args:
         accumulator: Where the lanes are.
+        uploads: Requests of side lanes at once.
+        alive: Counts what shows that a request of a side lane goes on; such a one may last as long as it likes.
         deliver, check, bounds, max_workers, retry, on_outage: See [Dispatch][runqueue.queueing._dispatch.Dispatch].
         streams: Whether ticks go on sending what no flush waits for.
         patience: Seconds in which some request has to end, if only by failing; else the store has got stuck, and no
@@ -58,21 +64,29 @@ class Sender:
         bounds: Bounds,
         check: Check | None = None,
         max_workers: int = 8,
+        uploads: int = 4,
+        alive: Callable[[], int] = lambda: 0,
         retry: RetryPolicy | None = None,
         on_outage: Callable[[StoreError], None] | None = None,
         streams: bool = False,
         patience: float = math.inf,
     ) -> None:
         self.accumulator = accumulator
-        self._dispatch = Dispatch(
-            deliver,
-            check,
-            bounds=bounds,
-            max_workers=max_workers,
-            policy=retry or RetryPolicy(),
-            on_outage=on_outage,
+        self._dispatch, self._aside = (
+            Dispatch(
+                deliver,
+                check,
+                bounds=bounds,
+                max_workers=workers,
+                policy=retry or RetryPolicy(),
+                on_outage=on_outage,
+            )
+            for workers in (max_workers, uploads)
         )
         self.outage = self._dispatch.outage
+        self._alive = alive
+        self._last = False  # whether what a flush does not send now will never be sent
+        self._waived = False  # whether final statuses wait for artifacts no longer
         self._streams = streams
         self._patience = patience
         self._moved: anyio.Event | None = None
@@ -83,7 +97,9 @@ class Sender:
         self._tasks: TaskGroup
 
     async def __aenter__(self) -> Self:
-        self._tasks = self._dispatch.tasks = await self._stack.enter_async_context(anyio.create_task_group())
+        self._tasks = self._dispatch.tasks = self._aside.tasks = await self._stack.enter_async_context(
+            anyio.create_task_group()
+        )
         return self
 
     async def __aexit__(
@@ -119,31 +135,58 @@ class Sender:
     async def completion(self, flush: Flush, timeout: float | None) -> None:
         """Wait for a flush that `begin` has begun."""
         try:
-            end = math.inf if timeout is None else anyio.current_time() + timeout
+            seen, since = self._signs(), anyio.current_time()
+            end = math.inf if timeout is None else since + timeout
+            waive = math.inf if timeout is None or not self._last else end - min(RESERVE, timeout / 4)
             while not flush.done.is_set():
-                ended, left = self._dispatch.ended, end - anyio.current_time()
-                if left <= 0:
+                now = anyio.current_time()
+                if now >= end:
                     flush.late = f"the flush timed out after {timeout:g} s"
                     return
-                with anyio.move_on_after(min(left, self._patience)):
-                    await flush.done.wait()
-                if ended == self._dispatch.ended and left > self._patience and not flush.done.is_set():
+                if seen != self._signs():
+                    seen, since = self._signs(), now
+                elif now - since >= self._patience:
                     flush.late = f"no request had ended for {self._patience:g} s"
                     return
+                if now >= waive:
+                    waive = math.inf
+                    self._waive()
+                with anyio.move_on_after(min(end, waive, since + self._patience) - now):
+                    await flush.done.wait()
         finally:
             self._end(flush)
 
-    def begin(self, lane: Lane | None = None) -> Flush:
-        """Close a window in each lane concerned and start what is needed to empty it; does not wait."""
-        self.outage.asked += 1
+    def _signs(self) -> int:
+        """Whatever shows that the store answers, counted."""
+        return self._dispatch.ended + self._aside.ended + self._alive()
+
+    def _waive(self) -> None:
+        self._waived = True
+        for pump in self._pumps.values():
+            if pump.holds:
+                pump.wake()
+
+    def begin(self, lane: Lane | None = None, *, last: bool = False) -> Flush:
+        """
+        Close a window in each lane concerned and start what is needed to empty it; does not wait.
+
+        Args:
+            lane: Only this run.
+            last: What it does not send will never be sent: final statuses go without the artifacts that cannot be
+                stored, or not in time.
+        """
+        self._last = self._last or last
+        for dispatch in (self._dispatch, self._aside):
+            dispatch.outage.asked += 1
         lanes: Iterable[Lane] = self.accumulator.busy()
         if lane is not None:
             lanes = [*_unopened_parents(lane), lane]
         goals: dict[Lane, int] = {}
         for each in lanes:
-            each.deal(most=1 if lane is not None and each is not lane else None)
-            goals[each] = each.dealt
-        parents = set(goals) - {lane} if lane is not None else set[Lane]()
+            whole = lane is None or each is lane
+            each.deal(most=None if whole else 1)
+            goals |= {member: member.dealt for member in (each.family if whole else (each,))}
+        parents = set(goals) - set(lane.family) if lane is not None else set[Lane]()
         total = sum(each.owed for each in goals if each not in parents) + len(parents)
         flush = Flush(goals, total, {each for each in goals if not each.idle}, parents, self.outage.asked)
         for each in goals:
@@ -204,6 +247,10 @@ class Sender:
             else:
                 lane.deal_batches(self.bounds.room(METRIC))
             self._go_on(lane)
+            sides = [side for side in lane.sides if not side.idle]
+            if sides and self._aside.outage.may_probe(anyio.current_time()):
+                for side in sides:
+                    self._start(side)
 
     @property
     def bounds(self) -> Bounds:
@@ -237,14 +284,16 @@ class Sender:
 
     def _start(self, lane: Lane) -> None:
         pump = self._pumps.get(lane)
+        dispatch = self._dispatch if lane.owner is None else self._aside
         if pump is None:
             moved = partial(self._progress, lane, ended=False)
+            spend = partial(self._spend, dispatch.outage)
             self._pumps[lane] = pump = Pump(
-                lane, self._dispatch, self.accumulator.ledger, moved=moved, spend=self._spend
+                lane, dispatch, self.accumulator.ledger, moved=moved, spend=spend, hold=self._hold
             )
             self._tasks.start_soon(self._pump, lane, pump, name=f"runqueue pump {lane.run}")
         else:
-            pump.epoch = self.outage.epoch
+            pump.epoch = dispatch.outage.epoch
             pump.halted = False
 
     async def _pump(self, lane: Lane, pump: Pump) -> None:
@@ -273,13 +322,25 @@ class Sender:
             await pump.sleep(None)
             pump.check()
 
-    def _spend(self, error: StoreError, asked: int) -> bool:
-        if asked < self.outage.asked:
+    def _hold(self, lane: Lane) -> bool:
+        """See `Pump`."""
+        awaited = lane.awaited
+        if not awaited or self._waived:
+            return False
+        stuck = [side for side in awaited if side not in self._pumps]
+        if self._last:
+            return len(stuck) < len(awaited)
+        if stuck:
+            raise StopError(HaltedError(f"the artifacts that come before it were not stored: {stuck[0].stuck}"))
+        return True
+
+    def _spend(self, outage: Outage, error: StoreError, asked: int) -> bool:
+        if asked < outage.asked:
             for flush in self._flushes:
                 if flush.number <= asked:
                     flush.give_up(error)
             return False
-        self.outage.spend(error)
+        outage.spend(error)
         for pump in self._pumps.values():
             pump.wake()
         return True
@@ -289,6 +350,9 @@ class Sender:
         for flush in self._flushes:
             if lane in flush.open:
                 flush.progress(lane, ended=ended)
+        owner = None if lane.owner is None else self._pumps.get(lane.owner)
+        if owner is not None and owner.holds:
+            owner.wake()
         if ended or lane.opened:
             for child in self._children.pop(lane, ()):
                 child.wake()

@@ -152,7 +152,7 @@ class Stream:
         self._intake.loud = full if self._next == math.inf else 2 * full  # a burst rings all the same
 
     def _is_idle(self) -> bool:
-        return not any(lane.inbox or not lane.idle for lane in self._accumulator.live())
+        return not any(lane.inbox or not lane.idle for lane in self._accumulator.families())
 
     def _shed(self) -> None:
         """Make room: nothing of a run that was refused will ever be sent without somebody's doing."""
@@ -165,7 +165,7 @@ class Stream:
         log = self._accumulator.ledger.log
         if self._claims and log.count - self._claimed > KEPT_IN_FULL:
             self._claimed = log.count
-            for lane in self._accumulator.busy():
+            for lane in self._accumulator.families():
                 lane.claim(lane.dealt)
         news, dropped = [*self._refused(), *log.news()], self._intake.told()
         if news or dropped:

@@ -15,6 +15,7 @@ from operator import itemgetter
 from typing import Any, Final
 
 from runqueue.queueing._batch import (
+    ARTIFACT,
     KINDS,
     MERGED,
     METRIC,
@@ -58,12 +59,16 @@ class Window:
         serial: 1 for a lane's first window, and so on.
     """
 
-    __slots__ = ("_ahead", "_at_hand", "_mean", "left", "queues", "serial")
+    __slots__ = ("_ahead", "_at_hand", "_mean", "aside", "awaited", "left", "queues", "serial")
 
     def __init__(self, serial: int) -> None:
         self.serial = serial
         self.queues: list[deque[Record | Slice]] = [deque() for _ in range(KINDS)]
         self.left = [0] * KINDS
+        self.aside: list[Record] = []
+        """Records that were put here, and are to be taken to another lane."""
+        self.awaited: list[tuple[Any, int]] = []
+        """The final status comes after these: lanes, and a window of each."""
         self._at_hand: Slice | None = None  # off its queue, and not in the batch yet
         self._ahead: Pack | None = None  # of records that are on their queue still
         self._mean = 0.0  # bytes an entry in the last pack
@@ -71,11 +76,22 @@ class Window:
     def __bool__(self) -> bool:
         return any(self.queues)
 
+    @property
+    def ends(self) -> bool:
+        """Whether nothing is left of it but a final status."""
+        return bool(self.queues[STATUS]) and not any(self.queues[:STATUS])
+
     def put(self, records: Iterable[Record]) -> int:
-        """Add records at the end; how many entries they have. Python's loop goes over changes of kind, C's over records."""
+        """
+        Add records at the end; how many entries stay here, and are not set aside. Python's loop goes over changes of kind, C's
+        over records.
+        """
         total = 0
         for kind, group in groupby(records, _kind):
             members: Sequence[Record] = [*group]
+            if kind == ARTIFACT:
+                self.aside += members
+                continue
             queue: deque[Record | Slice] = self.queues[kind]
             if kind == STATUS:
                 queue.clear()  # a run has one final status: the last one asked for
@@ -85,6 +101,11 @@ class Window:
             self.left[kind] += count
             total += count
         return total
+
+    def put_slice(self, part: Slice) -> None:
+        """Add a slice at the end."""
+        self.queues[part.kind].append(part)
+        self.left[part.kind] += part.count
 
     def put_back(self, item: Record | Slice) -> None:
         """Put something at the head of its queue."""

@@ -54,20 +54,24 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "runqueue._config runqueue._tls",
         # the wire format, and what needs nothing else
         "runqueue._signing runqueue._points runqueue._connection",
+        "runqueue._artifact_content",
         "runqueue._wire runqueue._answer runqueue._credentials runqueue._operations runqueue._store",
-        "runqueue._conversion runqueue._reports runqueue._plugins",
+        "runqueue._artifacts runqueue._conversion runqueue._reports runqueue._plugins",
+        "runqueue._body",
         "runqueue._transports",
         "runqueue._mlflow_calls",
         # http and mlflow stores, and which of them a URI means
         "runqueue._http_store runqueue._mlflow_store runqueue._experiments",
         "runqueue._databricks",
+        "runqueue._artifact_server runqueue._artifact_repositories",
+        "runqueue._artifact_store",
         "runqueue._stores runqueue._creation",
         "runqueue._delivery",
         # the thread, and how it ends
         "runqueue._exit runqueue._progress",
         "runqueue._engine",
         # the faces
-        "runqueue._run_handle",
+        "runqueue._run_handle runqueue._artifact_calls",
         "runqueue._recorder",
         "runqueue._sync_client",
         "runqueue._async_client",
@@ -105,6 +109,7 @@ NEEDED_BY = {
     "httpx": {"runqueue._connection", "runqueue._http_store", "runqueue._tls", "runqueue._transports"},
     "httpx_aiohttp": {"runqueue._transports"},
     "mlflow": {
+        "runqueue._artifact_repositories",
         "runqueue._mlflow_calls",
         "runqueue._mlflow_store",
         "runqueue._plugins",
@@ -117,11 +122,14 @@ NEEDED_BY = {
         "runqueue.integrations.mlflow._queued_store",
         "runqueue.integrations.mlflow._switch",
     },
+    "PIL": {"runqueue._artifact_content"},
     "requests": {"runqueue._plugins"},
     "requests_auth_aws_sigv4": {"runqueue._plugins"},
     "tqdm": {"runqueue._progress"},
     "sqlalchemy": {"runqueue._tables"},
     "trio": {"runqueue._bridge"},
+    "yaml": {"runqueue._artifact_content"},
+    "yarl": {"runqueue._transports"},
 }
 """What only the named modules may import."""
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
 import termios
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -129,3 +131,41 @@ def test_a_bar_that_cannot_be_drawn_stops_no_flush(
         client.log_metric(RUN, "m", 1.0)
         client.flush()
     assert client.statistics().stored == 1
+
+
+UPLOADS = """
+from runqueue import _progress
+_progress.SHOWN_AFTER = 0.05
+open(sys.argv[2], "wb").write(b"x" * 5_000_000)
+with runqueue.Client(URI) as client:
+    for at in range(12):
+        client.log_artifact("a" * 32, sys.argv[2], str(at))
+"""
+
+
+def test_artifacts_are_counted_by_bytes(tmp_path: Path) -> None:
+    """In a bar of their own."""
+    with ScriptedServer() as server:
+        answer = {"run": {"info": {"run_id": RUN, "artifact_uri": "mlflow-artifacts:/1/r"}}}
+        server.fail("runs/get", Fault.answer(200, answer))
+        server.fail("large", Fault.delayed(0.2), times=None)
+        shown = on_terminal(UPLOADS, server.uri, str(tmp_path / "large"))
+    assert "runqueue: uploading" in shown
+    assert "/60.0M" in shown
+
+
+def test_a_line_in_the_log_says_how_many_bytes_of_artifacts_are_stored(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Where there is no bar."""
+    monkeypatch.setattr(_progress, "SHOWN_AFTER", 0.05)
+    monkeypatch.setattr(_progress, "LINE_EVERY", 0.1)
+    with ScriptedServer() as server:
+        answer = {"run": {"info": {"run_id": RUN, "artifact_uri": "mlflow-artifacts:/1/r"}}}
+        server.fail("runs/get", Fault.answer(200, answer))
+        server.fail("f", Fault.delayed(0.5), times=None)
+        with runqueue.Client(server.uri) as client:
+            client.log_text(RUN, "x" * 3_000_000, "f")
+            client.flush()
+    said = re.compile(r"0 of 1 entries, \d\.\d of 3\.0 MB of artifacts")
+    assert any(said.search(each.message) for each in caplog.records)

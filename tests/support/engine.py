@@ -31,7 +31,7 @@ from runqueue.queueing import (
     Report,
     StoreError,
 )
-from runqueue.queueing._batch import DATASET, METRIC, PARAM, RUN, STATUS, TAG
+from runqueue.queueing._batch import ARTIFACT, DATASET, METRIC, PARAM, RUN, STATUS, TAG
 from runqueue.queueing._dispatch import Check
 from runqueue.queueing._intake import Intake, OnFull
 from runqueue.queueing._retry import RetryPolicy
@@ -87,6 +87,10 @@ def datasets(*entries: Any) -> Record:
     return (DATASET, entries)
 
 
+def artifacts(**entries: Any) -> Record:
+    return (ARTIFACT, entries)
+
+
 def status(word: str = "FINISHED") -> Record:
     return (STATUS, (), word)
 
@@ -125,6 +129,8 @@ def named(failures: Iterable[Failure]) -> list[Entry]:
 
 def fragment(entry: Entry) -> bytes:
     kind, key, value, step = entry
+    if kind == ARTIFACT:
+        return b""
     if isinstance(value, Sized):
         return b"x" * value.size
     return f"{kind}:{key}={value}".encode() + (_tail(step) if kind == METRIC else b"")
@@ -177,7 +183,7 @@ def bounds(
     rider_bytes: int = 250_000,
 ) -> Bounds:
     return Bounds(
-        caps=(1, params, tags, metrics, datasets, 1),
+        caps=(1, params, tags, metrics, datasets, 1, 1),
         entities=entities,
         body=body,
         riders=min(riders, entities),
@@ -199,7 +205,7 @@ def books(lane: Lane) -> Ledger:
 def pending_of(lane: Lane) -> int:
     """Entries of the lane that are queued or in flight, counted one by one."""
     return sum(len(record[1]) for record in lane.inbox) + sum(
-        failure.weight for failure in lane.outstanding(lane.dealt, Exception())
+        failure.weight for member in lane.family for failure in member.outstanding(member.dealt, Exception())
     )
 
 
@@ -211,7 +217,8 @@ def check_books(accumulator: Accumulator) -> None:
     assert min(counts.values()) >= 0, counts
     assert counts["accepted"] == counts["pending"] + counts["in_flight"] + settled
     assert sum(map(pending_of, accumulator.all())) == counts["pending"] + counts["in_flight"]
-    assert sum(lane.flying.weight for lane in accumulator.all() if lane.flying) == counts["in_flight"]
+    flying = [member.flying for lane in accumulator.all() for member in lane.family]
+    assert sum(batch.weight for batch in flying if batch) == counts["in_flight"]
     if accumulator.intake is not None:
         assert accumulator.intake.pending == counts["pending"] + counts["in_flight"]
         assert all(lane.fresh == sum(len(record[1]) for record in lane.inbox) for lane in accumulator.all())
@@ -283,29 +290,34 @@ class FakeStore:
     def __init__(self, script: Script | None = None, seconds: float = 1.0) -> None:
         self.script = script
         self.seconds = seconds
+        self.upload_seconds = seconds
         self.requests: list[Request] = []
         self.stored: dict[Any, list[Entry]] = defaultdict(list)
         self.leftovers: Sequence[Record] = ()
         self.breaches: list[str] = []
-        self.busy: Counter[Any] = Counter()
+        self.early: list[Any] = []
+        """Runs whose final status was sent while artifacts of theirs were under way."""
+        self.busy: Counter[Lane] = Counter()
         self.most_busy = 0
 
     async def __call__(self, lane: Lane, batch: Batch) -> Sequence[Record]:
         if not (batch.opens or lane.opened):
             self.breaches.append(f"{lane.run} was sent data before it was created")
+        if STATUS in batch.groups and any(ARTIFACT in side.flying.groups for side in lane.sides if side.flying):
+            self.early.append(lane.run)
         if lane.parent is not None and not (lane.opened or lane.parent.opened):
             self.breaches.append(f"{lane.run} was created before its parent")
-        if self.busy[lane.run]:
+        if self.busy[lane]:
             self.breaches.append(f"two requests of {lane.run} at once")
         request = Request(lane.run, inside(batch), anyio.current_time(), len(self.requests), batch.opens)
         self.requests.append(request)
-        self.busy[lane.run] += 1
+        self.busy[lane] += 1
         self.most_busy = max(self.most_busy, self.busy.total())
         try:
-            await anyio.sleep(self.seconds)
+            await anyio.sleep(self.seconds if ARTIFACT not in batch.groups else self.upload_seconds)
             error = self.script(request) if self.script else None
         finally:
-            self.busy[lane.run] -= 1
+            self.busy -= Counter((lane,))  # keeps none that is 0: it would keep the lane
         if error is not None:
             raise error
         self.stored[lane.run] += request.entries
@@ -377,6 +389,7 @@ async def bench(
     seconds: float = 1.0,
     limits: Bounds | None = None,
     max_workers: int = 8,
+    uploads: int = 4,
     timeout: float = 300.0,
     base: float = 0.5,
     patience: float = math.inf,
@@ -392,6 +405,7 @@ async def bench(
         seconds: What a request takes.
         limits: Of a batch.
         max_workers: Of the sender.
+        uploads: Of the sender.
         timeout: Of retrying.
         base: Of the back-off. 0: none but what `retry_after` asks for, so that times are exact.
         patience: Of the sender.
@@ -425,6 +439,7 @@ async def bench(
             bounds=limits,
             check=check,
             max_workers=max_workers,
+            uploads=uploads,
             retry=policy,
             on_outage=outages.append,
             streams=streams,
