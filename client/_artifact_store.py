@@ -10,19 +10,21 @@ Rules of this file: it decides, and hands on. The URI is known from the answer t
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
 import anyio
 
+from runqueue import _fork
 from runqueue._artifact_repositories import Repositories
-from runqueue._artifact_server import ArtifactServer, origin, served_at
 from runqueue._artifacts import Held, Meter, Source
 from runqueue._config import Config
-from runqueue._http_store import HttpStore
 from runqueue._store import GET_RUN, Store, Traffic
 from runqueue.errors import UnexpectedAnswerError
 from runqueue.queueing import Scope, StoreError
+
+if TYPE_CHECKING:
+    from runqueue._artifact_server import ArtifactServer
 
 UPLOADS: Final = 4
 """Artifacts of one client that are uploaded at once."""
@@ -95,6 +97,10 @@ class Artifacts:
             raise
 
     async def _put_to_server(self, root: str, path: str, source: Source) -> None:
+        with _fork.importing():  # not sooner: a client of a database has no use for HTTP
+            from runqueue._artifact_server import ArtifactServer, origin, served_at
+            from runqueue._http_store import HttpStore
+
         own = self._store if isinstance(self._store, HttpStore) else None
         url = served_at(root, own.root if own is not None else "")
         server = self._servers.get(origin(url))

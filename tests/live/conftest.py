@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,12 +13,19 @@ import pytest
 from support.embedded import FIRST_USE, run_script
 
 
+@pytest.fixture(autouse=True, scope="module")
+def mlflow_left_alone() -> Iterator[None]:
+    """No file of tests leaves a tracking URI behind in MLflow: those after it would find another store than they think."""
+    yield
+    service = sys.modules.get("mlflow.tracking._tracking_service.utils")
+    assert service is None or service._tracking_uri is None
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
 @pytest.fixture(scope="session")
 def first_use(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which a script has used the embedded default for the first time."""
-    folder = tmp_path_factory.mktemp(
-        "first-use"
-    )  # without a blank: with SQLAlchemy 2.0, MLflow makes "first%20use" of it
+    folder = tmp_path_factory.mktemp("first-use")  # no blank: of one, MLflow makes "%20" with SQLAlchemy 2.0
     done = run_script(FIRST_USE, folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "", "nothing is ever printed to stdout"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
@@ -124,13 +123,11 @@ def uri(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
             first_use: Path = request.getfixturevalue("first_use")
             (folder / "mlflow.db").write_bytes((first_use / "mlflow.db").read_bytes())
             made = f"sqlite:///{folder / 'mlflow.db'}"
-        before = mlflow.get_tracking_uri()
         mlflow.set_tracking_uri(made)
         try:
             yield made
         finally:
-            mlflow.set_tracking_uri(before)
-            os.environ.pop("MLFLOW_TRACKING_URI", None)  # `set_tracking_uri` leaves it behind
+            mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # which unsets it, and its variable
 
 
 @pytest.fixture
@@ -231,15 +228,13 @@ def test_datasets_that_fill_several_requests_are_all_stored(uri: str, experiment
 
 def test_a_dataset_that_is_logged_both_ways_is_stored_once(mlflow_server: MlflowServer) -> None:
     """One row in the server's table of datasets, for two runs; and one input of a run that gets it twice."""
-    before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(mlflow_server.uri)
     try:
         experiment_id = mlflow_client(mlflow_server.uri).create_experiment(f"both ways {uuid.uuid4().hex}")
         dataset = pandas_frame()
         plain = by_mlflow(experiment_id, lambda: mlflow.log_input(dataset, context="training"))
     finally:
-        mlflow.set_tracking_uri(before)
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # which unsets it, and its variable
     expected = stored_inputs(mlflow_server.uri, plain)
     with runqueue.Client(mlflow_server.uri) as client:
         client.log_input(plain, dataset, context="training")

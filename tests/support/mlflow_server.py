@@ -34,6 +34,8 @@ OWN_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven processes, and a second at the start
+    # What a model that is logged needs is found by loading it in a process of its own, which takes longer than all else.
+    "MLFLOW_REQUIREMENTS_INFERENCE_TIMEOUT": "1",
 }
 
 _OF_HTTP_CLIENTS = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR", "NETRC")
