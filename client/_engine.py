@@ -87,6 +87,7 @@ class Engine:
         self.traffic = Traffic()
         self.meter = Meter()
         self._final = 0  # entries that the last flush has reported as left
+        self._written_off = False  # whether it was the last one, as nothing was heard of it
         self._said_late = 0  # entries that came after the end, when that was said last
         self._start_pause = 0.0
         self.entered: set[str] = set()  # runs that this process is the entry point of
@@ -133,7 +134,7 @@ class Engine:
         idle = self.accumulator.idle()
         if self._stopped or (idle and not self._thread.started):
             return None
-        if self._ending and idle and self.unsent() <= self._final:
+        if self._ending and (idle or self._written_off) and self.unsent() <= self._final:
             return None
         self._ending = True
         return self._thread.submit(self._flush, Future(), None, timeout, True, True)
@@ -174,6 +175,7 @@ class Engine:
 
     def write_off(self) -> int:
         """See `_exit.Ending`."""
+        self._written_off = True
         self._final = self.unsent()
         return self._final
 

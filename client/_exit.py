@@ -31,6 +31,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
+from concurrent import futures
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -204,7 +205,8 @@ def _end(engines: Iterable[Ending], begun: float) -> bool:
             failure = outcome if isinstance(outcome, BaseException) else None
         if failure is not None:
             interrupted = interrupted or isinstance(failure, KeyboardInterrupt)
-            cause = str(failure) or type(failure).__name__
+            late = isinstance(failure, futures.TimeoutError)
+            cause = "the time was over" if late else str(failure) or type(failure).__name__
             _say.warning("%d entries were not sent: %s", engine.write_off(), cause)
         _outcome(engine.speak)
     return not interrupted

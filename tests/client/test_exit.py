@@ -105,6 +105,20 @@ client.log_metrics("r", {"a": 1.0, "b": 2.0})
     assert done.err.startswith("2 of 2 entries were not stored") and done.err.count("not stored") == 1
 
 
+def test_an_engine_that_has_not_even_started_within_the_bound_is_told_of_once(server: ScriptedServer) -> None:
+    """As on a machine that is very busy."""
+    done = run(
+        """
+import runqueue._loop_thread
+runqueue._loop_thread.LoopThread._preload = lambda self: time.sleep(60)
+client = runqueue.Client(URI, flush_interval=60, exit_timeout=0.5)
+client.log_metrics("r", {"a": 1.0, "b": 2.0})
+""",
+        server.uri,
+    )
+    assert (done.code, done.err) == (0, "2 entries were not sent: the time was over\n")
+
+
 def test_a_failure_at_exit_is_told_with_its_cause(server: ScriptedServer) -> None:
     """And costs the other entries nothing."""
     bad = Fault.answer(400, error("INVALID_PARAMETER_VALUE", "no such thing"))
