@@ -383,7 +383,7 @@ def test_the_end_of_a_process_waits_no_longer_than_it_may(proxy: FaultyProxy) ->
     with Process(LEFT, proxy.uri) as process:
         ended = process.end()
     assert ended.code == 0
-    assert ended.err.splitlines() == ["1 entries were not sent: TimeoutError"]
+    assert ended.err.splitlines() == ["1 entries were not sent: the time was over"]
 
 
 def test_a_client_that_is_dropped_without_a_flush_says_what_is_lost(
