@@ -27,6 +27,7 @@ import anyio
 import orjson
 
 from runqueue import _environment as environment
+from runqueue._answer import RETRIABLE
 from runqueue._artifacts import CHUNK, Held, Meter, OpenFile, Source, refused, whole
 from runqueue._blocking import in_thread
 from runqueue._body import Body, Streamed, kept_alive
@@ -48,7 +49,6 @@ _ABORT: Final = 10.0
 _NO_PARTS: Final = "Multipart upload is not supported"
 """What MLflow says of an object store that takes none; source: `_UnsupportedMultipartUploadException.MESSAGE`."""
 _NOT_SERVED: Final = re.compile(r"--(?:no-)?serve-artifacts")
-_RETRIED: Final = frozenset((408, 425, 429, 500, 502, 503, 504))
 
 logger = logging.getLogger("runqueue")
 
@@ -78,9 +78,8 @@ def served_at(artifact_uri: str, tracking_uri: str) -> str:
         raise refused(f"the artifact URI {artifact_uri!r} is none: its host or port cannot be read") from None
     if host and port is None and host.replace(".", "", 1).isdigit():
         raise refused(f"the artifact URI {artifact_uri!r} names a port, and no host")
-    path = SERVICE if place.path in ("", "/", SERVICE) else f"{tracking.path}/{SERVICE}/{place.path}"
-    if place.path in ("", "/", SERVICE):
-        path = f"{tracking.path}{SERVICE}"
+    inside = "" if place.path in ("", "/", SERVICE) else place.path
+    path = f"{tracking.path}/{SERVICE}/{inside}"
     path = re.sub(r"//+", "/", path).rstrip("/")
     return urlunsplit((tracking.scheme, place.netloc or tracking.netloc, _requoted(path), "", ""))
 
@@ -294,8 +293,7 @@ class ArtifactServer:
         if answer.status in (200, 201):
             return {"part_number": number, "etag": answer.headers.get("etag", ""), "url": url}
         where = f"{urlsplit(url).hostname} answered {answer.status} to a part of the file"
-        if answer.status in _RETRIED:
-            raise UnavailableError(where)
-        if answer.status in (401, 403):  # the permission has run out, most likely: the next attempt gets another one
+        # Of 401 and 403 the permission has run out, most likely: the next attempt gets another one.
+        if answer.status in RETRIABLE or answer.status in (401, 403):
             raise UnavailableError(where)
         raise RejectedError(where, scope=Scope.BATCH)

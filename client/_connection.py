@@ -22,7 +22,7 @@ from typing import Any, Final, TypeAlias
 import h11
 import httpx
 
-Body: TypeAlias = bytes | AsyncIterable[bytes]
+Content: TypeAlias = bytes | AsyncIterable[bytes]
 """An iterable gives a length by the header Content-Length."""
 
 _NEXT_ADDRESS: Final = 0.25
@@ -121,7 +121,7 @@ class Connection(asyncio.Protocol):
         usable = not (self._busy or self._ended) and time.monotonic() - self._rested_at <= KEPT
         return usable and not _readable(self._transport.get_extra_info("socket"))
 
-    async def send(self, method: str, target: bytes, headers: list[tuple[bytes, bytes]], body: Body) -> h11.Response:
+    async def send(self, method: str, target: bytes, headers: list[tuple[bytes, bytes]], body: Content) -> h11.Response:
         """
         Send a request, and read the head of its answer.
 

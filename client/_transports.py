@@ -15,6 +15,7 @@ import importlib.util
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.request import getproxies
 
@@ -22,7 +23,7 @@ import anyio.lowlevel
 import httpx
 
 from runqueue._config import Config
-from runqueue._connection import KEPT, Body, Connection, connect
+from runqueue._connection import KEPT, Connection, Content, connect
 from runqueue._tls import default_context, verification
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Carrier(Protocol):
     """"httpx" or "aiohttp"."""
 
     def send(
-        self, method: str, url: httpx.URL, headers: Mapping[str, str], body: Body
+        self, method: str, url: httpx.URL, headers: Mapping[str, str], body: Content
     ) -> AbstractAsyncContextManager[Reply]:
         """The answer; the request is given up when the block ends."""
         ...
@@ -99,14 +100,14 @@ class _ByClient:
 
     @asynccontextmanager
     async def send(
-        self, method: str, url: httpx.URL, headers: Mapping[str, str], body: Body
+        self, method: str, url: httpx.URL, headers: Mapping[str, str], body: Content
     ) -> AsyncGenerator[Reply, None]:
         # Not by `build_request`: with cookies, params and defaults to merge, it takes a quarter of the whole request.
         request = httpx.Request(method, url, headers=headers, content=body or None)
         response = await self._client.send(request, stream=True)
         assert isinstance(response.stream, httpx.AsyncByteStream)
         try:
-            kept = response.extensions.get("location", {})
+            kept = {name: value for name, value in response.extensions.items() if name == "location"}
             # Not by `aiter_raw`, whose accounts and chunks nobody wants.
             yield Reply(response.status_code, {**response.headers, **kept}, response.stream)
         finally:
@@ -132,9 +133,8 @@ class _BySession:
         import yarl
 
         self._refused = aiohttp.InvalidURL
-        self._url = (
-            yarl.URL
-        )  # as it is: what aiohttp makes of text differs in what it quotes, and a signature may count
+        # Of text, aiohttp makes a URL that differs in what it quotes, and a signature may count.
+        self._url = partial(yarl.URL, encoded=True)
         self._context = context
         self._most = most
         self._session: aiohttp.ClientSession | None = None
@@ -157,14 +157,14 @@ class _BySession:
 
     @asynccontextmanager
     async def send(
-        self, method: str, url: httpx.URL, headers: Mapping[str, str], body: Body
+        self, method: str, url: httpx.URL, headers: Mapping[str, str], body: Content
     ) -> AsyncGenerator[Reply, None]:
         session = self._session
         if session is None:
             session = self._session = self._begun()
         _ascii(headers.items())
         try:
-            target = self._url(str(url), encoded=True)
+            target = self._url(str(url))
         except ValueError as error:  # stricter than httpx is
             raise httpx.InvalidURL(str(error)) from error
         try:
@@ -215,7 +215,7 @@ class _ByConnections:
 
     @asynccontextmanager
     async def send(
-        self, method: str, url: httpx.URL, headers: Mapping[str, str], body: Body
+        self, method: str, url: httpx.URL, headers: Mapping[str, str], body: Content
     ) -> AsyncGenerator[Reply, None]:
         fields = _ascii(headers.items())
         given = {name.lower() for name, _ in fields}
@@ -268,4 +268,4 @@ def _text(raw: bytes) -> str:
 async def _keep_location(response: httpx.Response) -> None:
     # Away from httpx, which would take a Location that it cannot read for a broken connection.
     if "location" in response.headers:
-        response.extensions["location"] = {"location": response.headers.pop("location")}
+        response.extensions["location"] = response.headers.pop("location")

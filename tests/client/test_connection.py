@@ -209,12 +209,25 @@ def test_what_follows_an_answer_at_once_ends_the_connection() -> None:
     assert against(answering(OK + OK), twice_as_much) is False
 
 
-@pytest.mark.parametrize("streamed", [False, True])
-def test_a_large_body_arrives_whole(streamed: bool) -> None:
+def sending_much(streamed: bool) -> Callable[[int], Awaitable[tuple[int, bytes, bool]]]:
+    """The answer to a large body, and whether the connection can be used again."""
+
     async def pieces() -> AsyncIterator[bytes]:
         for _ in range(MUCH // 1_000):
             yield b"x" * 1_000
 
+    async def use(port: int) -> tuple[int, bytes, bool]:
+        connection = await connect("127.0.0.1", port, None)
+        answer = await exchange(connection, pieces() if streamed else b"x" * MUCH, MUCH)
+        rests = connection.rest()
+        connection.abort()
+        return (*answer, rests)
+
+    return use
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_large_body_arrives_whole(streamed: bool) -> None:
     async def count(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await head(reader)
         body = await reader.readexactly(MUCH)
@@ -222,23 +235,12 @@ def test_a_large_body_arrives_whole(streamed: bool) -> None:
         await writer.drain()
         await reader.read()
 
-    async def use(port: int) -> Any:
-        connection = await connect("127.0.0.1", port, None)
-        answer = await exchange(connection, pieces() if streamed else b"x" * MUCH, MUCH)
-        rests = connection.rest()
-        connection.abort()
-        return (*answer, rests)
-
-    assert against(count, use) == (200, b"8000000", True)
+    assert against(count, sending_much(streamed)) == (200, b"8000000", True)
 
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_server_that_answers_without_reading_on_is_heard(streamed: bool) -> None:
     """413, say: to wait until all is sent would be to wait for ever."""
-
-    async def pieces() -> AsyncIterator[bytes]:
-        for _ in range(MUCH // 1_000):
-            yield b"x" * 1_000
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await head(reader)
@@ -246,14 +248,7 @@ def test_a_server_that_answers_without_reading_on_is_heard(streamed: bool) -> No
         await writer.drain()
         await asyncio.Event().wait()
 
-    async def use(port: int) -> Any:
-        connection = await connect("127.0.0.1", port, None)
-        answer = await exchange(connection, pieces() if streamed else b"x" * MUCH, MUCH)
-        rests = connection.rest()
-        connection.abort()
-        return (*answer, rests)
-
-    assert against(refuse, use) == (413, b"", False)
+    assert against(refuse, sending_much(streamed)) == (413, b"", False)
 
 
 def test_a_body_shorter_than_was_said_is_an_error_and_not_a_wait() -> None:
