@@ -35,8 +35,8 @@ class Flush:
     done: anyio.Event = attrs.field(factory=anyio.Event)
     late: str = "the engine was stopped"
     """Why it ended before it was done, if it did."""
-    fault: StoreError | None = None
-    """What the store answered when it was given up."""
+    given_up: dict[Lane, StoreError] = attrs.field(factory=dict)
+    """Lanes that it waits for no longer, by what the store answered."""
 
     def progress(self, lane: Lane, *, ended: bool) -> None:
         if ended or lane.done >= self.goals[lane] or (lane in self.parents and lane.opened):
@@ -44,17 +44,18 @@ class Flush:
         if not self.open:
             self.done.set()
 
-    def give_up(self, error: StoreError) -> None:
-        """What was tried after this flush began has failed, and is tried again for later ones only."""
-        self.fault = error
-        self.done.set()
+    def give_up(self, lane: Lane, error: StoreError) -> None:
+        """What was tried of it after this flush began has failed, and is tried again for later ones only."""
+        if lane in self.open:
+            self.given_up[lane] = error
+            self.progress(lane, ended=True)
 
     def report(self) -> Report:
         """What this flush, which has ended, did not store; each failure is named once."""
         failures: list[Failure] = []
-        late = self.fault or HaltedError(f"still queued when {self.late}")
+        late = HaltedError(f"still queued when {self.late}")
         for lane, goal in self.goals.items():
-            reason = late if lane in self.open else lane.stuck or late
+            reason = self.given_up.get(lane) or (late if lane in self.open else lane.stuck or late)
             if lane in self.parents:
                 if not lane.opened:
                     failures += [each for each in lane.outstanding(goal, reason) if each.kind == RUN]

@@ -33,7 +33,7 @@ from runqueue.queueing._flush import Flush, HaltedError
 from runqueue.queueing._lane import Lane
 from runqueue.queueing._pump import Pump
 from runqueue.queueing._report import Report
-from runqueue.queueing._retry import Outage, RetryPolicy
+from runqueue.queueing._retry import RetryPolicy
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -287,7 +287,7 @@ class Sender:
         dispatch = self._dispatch if lane.owner is None else self._aside
         if pump is None:
             moved = partial(self._progress, lane, ended=False)
-            spend = partial(self._spend, dispatch.outage)
+            spend = partial(self._spend, dispatch)
             self._pumps[lane] = pump = Pump(
                 lane, dispatch, self.accumulator.ledger, moved=moved, spend=spend, hold=self._hold
             )
@@ -334,13 +334,17 @@ class Sender:
             raise StopError(HaltedError(f"the artifacts that come before it were not stored: {stuck[0].stuck}"))
         return True
 
-    def _spend(self, outage: Outage, error: StoreError, asked: int) -> bool:
-        if asked < outage.asked:
-            for flush in self._flushes:
-                if flush.number <= asked:
-                    flush.give_up(error)
+    def _spend(self, dispatch: Dispatch, error: StoreError, asked: int) -> bool:
+        if asked < dispatch.outage.asked:
+            aside = dispatch is self._aside
+            for lane, pump in self._pumps.items():
+                if (lane.owner is not None) is aside or (pump.holds if aside else not lane.opened):  # or waits for one
+                    for flush in self._flushes:
+                        if flush.number <= asked:
+                            flush.give_up(lane, error)
+                    self._halt_unless_awaited(lane)
             return False
-        outage.spend(error)
+        dispatch.outage.spend(error)
         for pump in self._pumps.values():
             pump.wake()
         return True

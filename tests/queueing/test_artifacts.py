@@ -11,6 +11,7 @@ import pytest
 from runqueue.queueing import Lane, RejectedError, Report, Scope, StoreError
 from runqueue.queueing._batch import ARTIFACT, METRIC, RUN, STATUS
 from runqueue.queueing._lane import SIDES
+from support.chaos import Chaos
 from support.engine import (
     Bench,
     Entry,
@@ -122,6 +123,31 @@ async def test_an_outage_of_the_artifacts_store_costs_no_metric_and_holds_back_t
         assert await b.flush() == Report(total=3)
         assert kinds(b)[-1] == STATUS
         assert b.store.early == []
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_in_an_outage_of_the_artifacts_store_a_flush_waits_for_its_metrics_though_another_began(
+    ends: bool,
+) -> None:
+    """Of a try that a later flush does not count, each flush gives up what was tried, and no more."""
+    async with bench(down, timeout=5, limits=bounds(metrics=1)) as b:
+        lane = b.lane("r", *files(3))
+        await b.flush()
+        lane.inbox.extend([*points(10), *([status()] if ends else [])])
+        reports: list[Report] = []
+
+        async def flush() -> None:
+            reports.append(await b.flush())
+
+        async with anyio.create_task_group() as tasks:
+            began = anyio.current_time()
+            tasks.start_soon(flush)
+            await anyio.sleep(0.5)  # while the probe is under way
+            tasks.start_soon(flush)
+        assert anyio.current_time() - began == pytest.approx(10, abs=1)
+        kept = sorted([ARTIFACT] * 3 + [STATUS] * ends)
+        assert [[entry[0] for entry in sorted(named(report.failures))] for report in reports] == [kept, kept]
+        assert len(b.store.stored["r"]) == 10
 
 
 async def test_an_outage_of_the_metrics_store_costs_no_artifact() -> None:
@@ -305,32 +331,10 @@ def test_a_window_of_artifacts_alone_leaves_no_window_behind() -> None:
     assert repr(lane) == "<Lane run=r pending=4 in_flight=0 settled=0>"
 
 
-class Chaos:
-    """A store that fails in every way it knows, until it is `calm`; one name is always bad."""
-
-    def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)
-        self.calm = False
-
-    def script(self, request: Request) -> StoreError | Exception | None:
-        if not self.calm and self.random.random() < 0.4:
-            return self.random.choice(
-                [
-                    StoreError("503", retriable=True),
-                    StoreError("429", retriable=True, retry_after=self.random.choice([0.5, 3.0, 40.0])),
-                    StoreError("500", retriable=True, rejects_after=3),
-                    StoreError("401", scope=Scope.STORE),
-                ]
-            )
-        return (
-            RejectedError("bad", scope=Scope.BATCH) if any(key == "bad" for _, key, _, _ in request.entries) else None
-        )
-
-
 @pytest.mark.parametrize("seed", range(30))
 async def test_whatever_happens_each_artifact_is_stored_or_reported_once_and_before_the_final_status(seed: int) -> None:
     """Flushes of all runs and of one, with timeouts, cancelled, overlapping, through outages: the books are exact."""
-    chaos = Chaos(seed)
+    chaos = Chaos(random.Random(seed), scope=Scope.BATCH)
     logged: dict[str, list[Entry]] = {}
     failed: list[tuple[Any, Entry]] = []
     lanes: list[Lane] = []
@@ -341,7 +345,7 @@ async def test_whatever_happens_each_artifact_is_stored_or_reported_once_and_bef
             report = await b.flush(lane, chaos.random.choice([None, 0.2, 2.0, 20.0]))
             failed.extend((f.run, entry) for f in report.failures if f.final for entry in named([f]))
 
-    async with bench(chaos.script, limits=bounds(metrics=10), max_workers=3, uploads=3, timeout=10) as b:
+    async with bench(chaos, limits=bounds(metrics=10), max_workers=3, uploads=3, timeout=10) as b:
         b.store.upload_seconds = 3.0
         for number in range(4):
             name = f"r{number}"

@@ -9,9 +9,10 @@ from typing import Any
 import anyio
 import pytest
 
-from runqueue.queueing import Lane, Record, RejectedError, Scope, StoreError
+from runqueue.queueing import Lane, Record
 from runqueue.queueing._batch import METRIC
-from support.engine import Bench, Entry, Request, bench, bounds, check_books, flat, metrics, named, run
+from support.chaos import Chaos
+from support.engine import Bench, Entry, bench, bounds, check_books, flat, metrics, named, run
 
 pytestmark = pytest.mark.anyio
 
@@ -19,31 +20,10 @@ LANES = 5
 BATCH = 10
 
 
-class Chaos:
-    """A store that fails in every way it knows, until it is `calm`; one key is always bad."""
-
-    def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)
-        self.calm = False
-
-    def script(self, request: Request) -> StoreError | Exception | None:
-        if not self.calm and self.random.random() < 0.4:
-            return self.random.choice(
-                [
-                    StoreError("503", retriable=True),
-                    StoreError("429", retriable=True, retry_after=self.random.choice([0.5, 3.0, 40.0])),
-                    StoreError("500", retriable=True, rejects_after=3),
-                    StoreError("401", scope=Scope.STORE),
-                    *([StoreError("no such experiment")] if request.opens else []),
-                ]
-            )
-        return RejectedError("bad") if any(key == "bad" for _, key, _, _ in request.entries) else None
-
-
 @pytest.mark.parametrize("seed", range(40))
 async def test_whatever_happens_each_entry_is_stored_or_reported_once_and_in_order(seed: int) -> None:
     """Flushes of all runs and of one, with timeouts, cancelled, overlapping, through outages: the books are exact."""
-    chaos = Chaos(seed)
+    chaos = Chaos(random.Random(seed))
     logged: dict[int, list[Record]] = defaultdict(list)
     failed: dict[Any, list[Entry]] = defaultdict(list)
     lanes: list[Lane] = []
@@ -64,7 +44,7 @@ async def test_whatever_happens_each_entry_is_stored_or_reported_once_and_in_ord
                 if failure.final:
                     failed[failure.run] += named([failure])
 
-    async with bench(chaos.script, limits=bounds(metrics=BATCH), max_workers=3, timeout=10) as b:
+    async with bench(chaos, limits=bounds(metrics=BATCH), max_workers=3, timeout=10) as b:
         for number in range(LANES):
             parent = lanes[number - 1] if number % 2 else None
             lanes.append(b.lane(number, run(), opened=False, parent=parent))

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from runqueue.queueing import Failure, Lane, QueueFullError, Record, RejectedError, Report, Scope, StoreError
 from runqueue.queueing._batch import METRIC, RUN
 from runqueue.queueing._report import KEPT_IN_FULL
+from support.chaos import Chaos
 from support.engine import (
     Bench,
     Entry,
@@ -752,27 +753,6 @@ async def test_when_it_has_ended_the_next_call_rings() -> None:
 
 
 # -- everything at once ----------------------------------------------------------------------------------------------
-
-
-class Chaos:
-    """A store that fails in every way it knows, until it is calm."""
-
-    def __init__(self, source: random.Random) -> None:
-        self.source = source
-        self.calm = False
-
-    def __call__(self, request: Request) -> StoreError | None:
-        if not self.calm and self.source.random() < 0.4:
-            return self.source.choice(
-                [
-                    down(),
-                    StoreError("429", retriable=True, retry_after=self.source.choice([0.5, 40.0])),
-                    StoreError("500", retriable=True, rejects_after=3),
-                    StoreError("401", scope=Scope.STORE),
-                    *([refused()] if request.opens else []),
-                ]
-            )
-        return RejectedError("bad") if any(key == "bad" for _, key, _, _ in request.entries) else None
 
 
 async def rage(source: random.Random, interval: float, most: float, drops: bool) -> None:

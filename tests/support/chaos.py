@@ -1,0 +1,38 @@
+"""A store that does whatever it likes; drawn from a seed, so that it can be repeated."""
+
+from __future__ import annotations
+
+import random
+
+from runqueue.queueing import RejectedError, Scope, StoreError
+from support.engine import Request
+
+
+class Chaos:
+    """
+    A script for a store that fails in every way it knows, until it is `calm`; the key "bad" is refused at all times.
+
+    Args:
+        source: What chance is drawn from, by the test too.
+        scope: Of that refusal.
+    """
+
+    def __init__(self, source: random.Random, *, scope: Scope = Scope.ENTRY) -> None:
+        self.random = source
+        self.calm = False
+        self._scope = scope
+
+    def __call__(self, request: Request) -> StoreError | Exception | None:
+        if not self.calm and self.random.random() < 0.4:
+            return self.random.choice(
+                [
+                    StoreError("503", retriable=True),
+                    StoreError("429", retriable=True, retry_after=self.random.choice([0.5, 3.0, 40.0])),
+                    StoreError("500", retriable=True, rejects_after=3),
+                    StoreError("401", scope=Scope.STORE),
+                    *([StoreError("no such experiment")] if request.opens else []),
+                ]
+            )
+        if any(key == "bad" for _, key, _, _ in request.entries):
+            return RejectedError("bad", scope=self._scope)
+        return None
