@@ -89,7 +89,8 @@ def meta_without_a_schema() -> Any:
 
 
 def of_polars() -> Any:
-    polars: Any = pytest.importorskip("polars")
+    import polars
+
     return mlflow_data.from_polars(polars.DataFrame({"a": [1, 2], "b": ["x", None]}), targets="a", name="polars")
 
 
