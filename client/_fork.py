@@ -2,8 +2,8 @@
 What a fork of the process does to us.
 
 In the child there is no thread but the one that forked; whatever another thread held stays locked for good. So nobody
-forks while a thread of ours imports (a module's lock would be taken along), and whatever has threads or locks of its
-own begins anew in the child.
+forks while a thread of ours imports (a module's lock would be taken along) or starts its loop, and whatever has threads
+or locks of its own begins anew in the child.
 
 Rules of this file: the only state is what the hooks need; they never wait for long, and never raise.
 """
@@ -41,7 +41,7 @@ def register(thing: Forked) -> None:
 
 @contextmanager
 def importing() -> Generator[None, None, None]:
-    """Around imports in a thread of ours."""
+    """Around imports in a thread of ours, and whatever else takes locks that a child would never get."""
     with _importing:
         yield
 

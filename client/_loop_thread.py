@@ -19,7 +19,7 @@ import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, InvalidStateError
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager, ExitStack, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from runqueue import _say
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     import asyncio
 
     import anyio
-    from anyio.abc import TaskGroup
+
+    from runqueue.queueing._crew import Crew
 
 T = TypeVar("T")
 
@@ -61,7 +62,7 @@ class LoopThread:
         self._speaker = _say.Speaker()
         self._context: contextvars.Context
         self._stop: anyio.Event
-        self._tasks: TaskGroup
+        self._crew: Crew
 
     def __repr__(self) -> str:
         return f"<LoopThread {self.state}>"
@@ -210,10 +211,13 @@ class LoopThread:
         """Run the loop until `stop`; what has ended it before, if anything: the setup, or a defect."""
         self._belong()
         try:
-            self._preload()
-            import anyio
+            with ExitStack() as starting:
+                # asyncio has locks as well, while the first loop is made.
+                starting.enter_context(importing())
+                self._preload()
+                import anyio
 
-            anyio.run(self._main, backend="asyncio")
+                anyio.run(self._main, starting, backend="asyncio")
         except Exception as error:
             return error
         except BaseException as error:  # a SystemExit of foreign code, such as a token's: it ends no thread of ours
@@ -228,12 +232,11 @@ class LoopThread:
 
     def _preload(self) -> None:
         """What anyio, the loop and the sockets would import in mid-work, where a fork could take a lock along."""
-        with importing():
-            importlib.import_module("encodings.idna")
-            importlib.import_module("encodings.utf_16_be")
-            importlib.import_module("html")
-            importlib.import_module("anyio._backends._asyncio")
-            importlib.import_module("anyio.to_thread")
+        importlib.import_module("encodings.idna")
+        importlib.import_module("encodings.utf_16_be")
+        importlib.import_module("html")
+        importlib.import_module("anyio._backends._asyncio")
+        importlib.import_module("anyio.to_thread")
 
     def _run_inline(self, call: _Call) -> None:
         """Run one call in the caller's thread, with a loop of its own, and end everything again."""
@@ -259,20 +262,24 @@ class LoopThread:
 
         contextvars.copy_context().run(run)
 
-    async def _main(self) -> None:
+    async def _main(self, starting: ExitStack) -> None:
         import asyncio
 
         import anyio
 
+        from runqueue.queueing._crew import Crew
+
         resolve_by(asyncio.get_running_loop())
-        async with self._setup(), anyio.create_task_group() as self._tasks:
+        async with self._setup(), anyio.create_task_group() as tasks:
+            starting.close()
+            self._crew = Crew(tasks)
             self._stop = anyio.Event()
             self._context = contextvars.copy_context()
             self._loop = asyncio.get_running_loop()
             self._work_off()
             if not self._stopping:
                 await self._stop.wait()
-            self._tasks.cancel_scope.cancel()
+            tasks.cancel_scope.cancel()
 
     def _work_off(self) -> None:
         while self._backlog:
@@ -284,7 +291,7 @@ class LoopThread:
 
     def _spawn(self, call: _Call) -> None:
         try:
-            self._tasks.start_soon(call.run)
+            self._crew.start(call.run)
         except RuntimeError as error:  # the task group has just ended
             call.fail(error)
 

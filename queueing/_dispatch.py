@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final, TypeAlias
 
 import anyio
-from anyio.abc import TaskGroup
 
 from runqueue.queueing._batch import Batch, Bounds, Record
+from runqueue.queueing._crew import Crew
 from runqueue.queueing._errors import Scope, StoreError
 from runqueue.queueing._evidence import Evidence
 from runqueue.queueing._flush import HaltedError
@@ -76,7 +77,7 @@ class Dispatch:
         self.retry = Retrying(policy, self.outage)
         self.ended = 0
         """Requests, whatever came of them."""
-        self.tasks: TaskGroup
+        self.crew: Crew
         self._deliver = deliver
         self._check = check
         self._answered = 0.0  # seconds that the last request took
@@ -161,7 +162,7 @@ class Dispatch:
         began = anyio.current_time()
         # Not where others wait for a slot: they fill the time, and each of them would keep a whole body in memory.
         if self._answered >= SLOW and not self._slots.statistics().tasks_waiting:
-            self.tasks.start_soon(self._prepare, lane)
+            self.crew.start(partial(self._prepare, lane))
         try:
             return await self._deliver(lane, batch)
         finally:

@@ -27,6 +27,7 @@ from anyio.abc import TaskGroup
 
 from runqueue.queueing._accumulator import Accumulator
 from runqueue.queueing._batch import METRIC, Bounds
+from runqueue.queueing._crew import Crew
 from runqueue.queueing._dispatch import Check, Deliver, Dispatch, StopError
 from runqueue.queueing._errors import StoreError
 from runqueue.queueing._flush import Flush, HaltedError
@@ -95,11 +96,11 @@ class Sender:
         self._children: dict[Lane, set[Pump]] = {}  # those that wait for this lane's run
         self._stack = AsyncExitStack()
         self._tasks: TaskGroup
+        self._crew: Crew
 
     async def __aenter__(self) -> Self:
-        self._tasks = self._dispatch.tasks = self._aside.tasks = await self._stack.enter_async_context(
-            anyio.create_task_group()
-        )
+        self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
+        self._crew = self._dispatch.crew = self._aside.crew = Crew(self._tasks)
         return self
 
     async def __aexit__(
@@ -291,7 +292,7 @@ class Sender:
             self._pumps[lane] = pump = Pump(
                 lane, dispatch, self.accumulator.ledger, moved=moved, spend=spend, hold=self._hold
             )
-            self._tasks.start_soon(self._pump, lane, pump, name=f"runqueue pump {lane.run}")
+            self._crew.start(partial(self._pump, lane, pump))
         else:
             pump.epoch = dispatch.outage.epoch
             pump.halted = False

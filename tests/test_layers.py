@@ -31,7 +31,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
     frozenset(floor.split())
     for floor in (
         # the engine of queues
-        "runqueue.queueing._errors",
+        "runqueue.queueing._errors runqueue.queueing._crew",
         "runqueue.queueing._part",
         "runqueue.queueing._batch runqueue.queueing._retry",
         "runqueue.queueing._report runqueue.queueing._returned runqueue.queueing._evidence",

@@ -138,7 +138,7 @@ def test_several_clients_share_the_time(server: ScriptedServer) -> None:
     """They are flushed side by side: one whose server is down costs the others nothing."""
     done = run(
         """
-clients = [runqueue.Client(uri, flush_interval=60, exit_timeout=1.5) for uri in (*sys.argv[2:], URI)]
+clients = [runqueue.Client(uri, flush_interval=60, exit_timeout=4) for uri in (*sys.argv[2:], URI)]
 for client in clients:
     client.log_metric("r", "m", 1.0)
 """,

@@ -28,7 +28,7 @@ PATIENCE = 60.0
 """Seconds for what takes a fraction of one where nothing is wrong; a loaded machine is no defect."""
 
 PREAMBLE = """
-import atexit, os, signal, sys, threading, time, warnings
+import atexit, faulthandler, os, signal, sys, threading, time, warnings
 warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
 import runqueue
 URI = sys.argv[1]
@@ -38,7 +38,7 @@ def say(*words):
 def child(work):
     pid = os.fork()
     if pid == 0:
-        signal.alarm(45)
+        faulthandler.dump_traceback_later(45, exit=True)
         code = 70
         try:
             work()
