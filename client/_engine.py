@@ -13,7 +13,8 @@ import threading
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from time import time_ns
+from functools import partial
+from time import sleep, time_ns
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
@@ -46,6 +47,10 @@ Flushing: TypeAlias = "tuple[Future[FlushReport], Future[None]]"
 
 JOIN_SECONDS = 5.0
 """How long an end waits for the thread, which has nothing left to do by then but to close sockets."""
+
+GIVE_WAY = 60e-6
+"""Seconds that our thread stops for between two pieces of work: a training's thread that waits for the interpreter needs
+half of that to wake up; without a pause ours takes the lock again before."""
 
 logger = logging.getLogger("runqueue")
 
@@ -306,6 +311,7 @@ class Engine:
                 retry=RetryPolicy(**attrs.asdict(self.config.retrying())),
                 on_outage=self._warn_of_outage,
                 streams=self.config.streams,
+                give_way=partial(sleep, GIVE_WAY),
                 patience=self.config.patience(),
             )
             async with self._sender, anyio.create_task_group() as tasks:

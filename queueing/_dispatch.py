@@ -59,6 +59,7 @@ class Dispatch:
         max_workers: Requests under way at once.
         policy: When to try again.
         on_outage: Told once an outage, with what was answered last.
+        give_way: Called between two pieces of work that keep other threads from theirs.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Dispatch:
         max_workers: int,
         policy: RetryPolicy,
         on_outage: Callable[[StoreError], None] | None,
+        give_way: Callable[[], None] = lambda: None,
     ) -> None:
         self.bounds = bounds
         self.outage = Outage(timeout=policy.timeout, on_outage=on_outage)
@@ -80,6 +82,7 @@ class Dispatch:
         self.crew: Crew
         self._deliver = deliver
         self._check = check
+        self._give_way = give_way
         self._answered = 0.0  # seconds that the last request took
         self._slots = anyio.Semaphore(max_workers, fast_acquire=True)
         self._probe = anyio.Lock()
@@ -140,6 +143,7 @@ class Dispatch:
         """
         batch = lane.flying
         assert batch is not None
+        self._give_way()
         try:
             leftovers = await self._delivered(lane, batch)
         except StoreError as error:
@@ -154,6 +158,7 @@ class Dispatch:
         except Exception as error:
             # A defect in a store. It must neither end the engine nor pass for delivered.
             raise StoreError(f"the store failed unexpectedly: {type(error).__name__}: {error}") from error
+        self._give_way()
         self.outage.succeeded()
         self.evidence.stored()
         lane.store(leftovers)

@@ -19,7 +19,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import attrs
 
@@ -30,6 +30,8 @@ from runqueue.queueing._report import Ledger
 if TYPE_CHECKING:
     from runqueue.queueing._lane import Lane
 
+CALM: Final = 8
+"""Batches that may be queued while the engine still counts as keeping up."""
 OnFull: TypeAlias = Literal["block", "raise", "drop"]
 _LOOK: float = 0.5
 """Seconds between two looks of a caller that waits: its engine may have ended meanwhile, and would wake nobody."""
@@ -156,6 +158,11 @@ class Intake:
             self.taken += count
             return True
         return False
+
+    @property
+    def calm(self) -> bool:
+        """Whether the engine keeps up, and the bound is far away."""
+        return self.pending <= min(CALM * self.full, self.max_pending / 2)
 
     @property
     def pending(self) -> int:

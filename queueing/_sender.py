@@ -53,6 +53,8 @@ class Sender:
         alive: Counts what shows that a request of a side lane goes on; such a one may last as long as it likes.
         deliver, check, bounds, max_workers, retry, on_outage: See [Dispatch][runqueue.queueing._dispatch.Dispatch].
         streams: Whether ticks go on sending what no flush waits for.
+        give_way: Called between two pieces of work while nobody waits for them, and what is queued is little: lets other
+            threads have the interpreter.
         patience: Seconds in which some request has to end, if only by failing; else the store has got stuck, and no
             flush waits for it any longer. More than any healthy store needs, its outages included.
     """
@@ -70,6 +72,7 @@ class Sender:
         retry: RetryPolicy | None = None,
         on_outage: Callable[[StoreError], None] | None = None,
         streams: bool = False,
+        give_way: Callable[[], None] = lambda: None,
         patience: float = math.inf,
     ) -> None:
         self.accumulator = accumulator
@@ -81,6 +84,7 @@ class Sender:
                 max_workers=workers,
                 policy=retry or RetryPolicy(),
                 on_outage=on_outage,
+                give_way=self._let_pass,
             )
             for workers in (max_workers, uploads)
         )
@@ -89,6 +93,7 @@ class Sender:
         self._last = False  # whether what a flush does not send now will never be sent
         self._waived = False  # whether final statuses wait for artifacts no longer
         self._streams = streams
+        self._give_way = give_way
         self._patience = patience
         self._moved: anyio.Event | None = None
         self._pumps: dict[Lane, Pump] = {}
@@ -252,6 +257,11 @@ class Sender:
             if sides and self._aside.outage.may_probe(anyio.current_time()):
                 for side in sides:
                     self._start(side)
+
+    def _let_pass(self) -> None:
+        intake = self.accumulator.intake
+        if self._streams and not self._flushes and intake is not None and intake.calm:
+            self._give_way()
 
     @property
     def bounds(self) -> Bounds:

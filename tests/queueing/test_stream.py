@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from runqueue.queueing import Failure, Lane, QueueFullError, Record, RejectedError, Report, Scope, StoreError
 from runqueue.queueing._batch import METRIC, RUN
+from runqueue.queueing._intake import CALM
 from runqueue.queueing._report import KEPT_IN_FULL
 from support.chaos import Chaos
 from support.engine import (
@@ -279,6 +280,34 @@ async def test_in_a_steady_flow_the_engine_looks_by_itself_and_nobody_rings(
         assert len(rings) < 2 or rings[1] - began < 2
         assert looks < (40 if not stall else 80)
         assert b.store.stored["r"] == flat(points(2_000))
+
+
+async def test_while_nobody_waits_the_engine_gives_way_to_the_callers() -> None:
+    """In a steady flow, twice a batch; not in a flush, not while it lags behind, and not near the bound."""
+    ways: list[float] = []
+
+    def give_way() -> None:
+        ways.append(anyio.current_time())
+
+    async with bench(interval=2.0, limits=TEN, max_pending=1_000, give_way=give_way) as b:
+        b.lane("r", *points(10))
+        await anyio.sleep(5)
+        assert len(ways) == 2
+        b.lane("r", *points(35))
+        await b.flush()
+        assert len(ways) == 2
+        b.lane("r", *points(10 * (CALM + 2)))
+        await anyio.sleep(100)
+        assert len(ways) == 2 + 2 * CALM
+    ways.clear()
+    async with bench(interval=2.0, limits=TEN, max_pending=15, give_way=give_way) as b:
+        b.lane("r", *points(10))
+        await anyio.sleep(5)
+        assert b.accumulator.counts()["pending"] == 0
+    async with bench(limits=TEN, give_way=give_way) as b:
+        b.lane("r", *points(10))
+        await b.flush()
+    assert ways == []
 
 
 async def test_a_burst_of_many_full_batches_goes_in_full_ones() -> None:
