@@ -311,7 +311,7 @@ class Engine:
                 retry=RetryPolicy(**attrs.asdict(self.config.retrying())),
                 on_outage=self._warn_of_outage,
                 streams=self.config.streams,
-                give_way=partial(sleep, GIVE_WAY),
+                pause=partial(sleep, GIVE_WAY),
                 patience=self.config.patience(),
             )
             async with self._sender, anyio.create_task_group() as tasks:

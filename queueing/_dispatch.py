@@ -82,7 +82,7 @@ class Dispatch:
         self.crew: Crew
         self._deliver = deliver
         self._check = check
-        self._give_way = give_way
+        self.give_way = give_way
         self._answered = 0.0  # seconds that the last request took
         self._slots = anyio.Semaphore(max_workers, fast_acquire=True)
         self._probe = anyio.Lock()
@@ -143,7 +143,7 @@ class Dispatch:
         """
         batch = lane.flying
         assert batch is not None
-        self._give_way()
+        self.give_way()
         try:
             leftovers = await self._delivered(lane, batch)
         except StoreError as error:
@@ -158,7 +158,7 @@ class Dispatch:
         except Exception as error:
             # A defect in a store. It must neither end the engine nor pass for delivered.
             raise StoreError(f"the store failed unexpectedly: {type(error).__name__}: {error}") from error
-        self._give_way()
+        self.give_way()
         self.outage.succeeded()
         self.evidence.stored()
         lane.store(leftovers)

@@ -122,6 +122,7 @@ class Pump:
         async def attempt() -> None:
             nonlocal attempts, asked
             async with self._dispatch.admitted(self.check, self.sleep):
+                self._dispatch.give_way()
                 if lane.flying is None and lane.take(self._dispatch.bounds) is None:
                     return
                 self._moved()

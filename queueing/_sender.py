@@ -53,8 +53,8 @@ class Sender:
         alive: Counts what shows that a request of a side lane goes on; such a one may last as long as it likes.
         deliver, check, bounds, max_workers, retry, on_outage: See [Dispatch][runqueue.queueing._dispatch.Dispatch].
         streams: Whether ticks go on sending what no flush waits for.
-        give_way: Called between two pieces of work while nobody waits for them, and what is queued is little: lets other
-            threads have the interpreter.
+        pause: Called between two pieces of work while nobody waits for them, and what is queued is little; stops for as
+            long as another thread needs to get hold of the interpreter.
         patience: Seconds in which some request has to end, if only by failing; else the store has got stuck, and no
             flush waits for it any longer. More than any healthy store needs, its outages included.
     """
@@ -72,7 +72,7 @@ class Sender:
         retry: RetryPolicy | None = None,
         on_outage: Callable[[StoreError], None] | None = None,
         streams: bool = False,
-        give_way: Callable[[], None] = lambda: None,
+        pause: Callable[[], None] = lambda: None,
         patience: float = math.inf,
     ) -> None:
         self.accumulator = accumulator
@@ -84,7 +84,7 @@ class Sender:
                 max_workers=workers,
                 policy=retry or RetryPolicy(),
                 on_outage=on_outage,
-                give_way=self._let_pass,
+                give_way=self.give_way,
             )
             for workers in (max_workers, uploads)
         )
@@ -93,7 +93,7 @@ class Sender:
         self._last = False  # whether what a flush does not send now will never be sent
         self._waived = False  # whether final statuses wait for artifacts no longer
         self._streams = streams
-        self._give_way = give_way
+        self._pause = pause
         self._patience = patience
         self._moved: anyio.Event | None = None
         self._pumps: dict[Lane, Pump] = {}
@@ -258,10 +258,11 @@ class Sender:
                 for side in sides:
                     self._start(side)
 
-    def _let_pass(self) -> None:
+    def give_way(self) -> None:
+        """Let other threads have the interpreter, if nothing is urgent."""
         intake = self.accumulator.intake
         if self._streams and not self._flushes and intake is not None and intake.calm:
-            self._give_way()
+            self._pause()
 
     @property
     def bounds(self) -> Bounds:

@@ -62,7 +62,8 @@ class Stream:
         self._claimed = 0  # of the log's count, when failures were let go last
         self._refusals: set[str] = set()  # causes for which runs were not created, that were told
         self._full: list[Lane] = []  # that hold a full batch, which cannot be sent now; they do not ring
-        self._bell = anyio.Event()
+        self._called = False
+        self._sleep: anyio.CancelScope | None = None
         self._due = 0.0
         self._next = math.inf  # when a batch should be full
         self._seen = self._seen_at = 0.0  # entries that had come in for runs that are sent, at the last look
@@ -70,7 +71,9 @@ class Stream:
 
     def hear(self) -> None:
         """The bell. In the engine's thread."""
-        self._bell.set()
+        self._called = True
+        if self._sleep is not None:
+            self._sleep.cancel()
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -92,24 +95,26 @@ class Stream:
                 if not asleep:
                     self._sender.tidy()
                 await self._listen(None if asleep else self._interval)
-                if not self._bell.is_set():
+                if not self._called:
                     continue
                 self._postpone()
             else:
                 await self._listen(max(0.0, min(self._due, self._next) - anyio.current_time()))
             resting = False
-            if self._bell.is_set():
-                self._bell = anyio.Event()
+            self._called = False
             self._turn()
 
     async def _listen(self, seconds: float | None) -> None:
-        with anyio.move_on_after(seconds):
-            await self._bell.wait()
+        # Not an event with a deadline: in a steady flow nobody calls, and the end of a sleep costs much less.
+        with anyio.CancelScope() as self._sleep:
+            await anyio.sleep(0 if self._called else math.inf if seconds is None else seconds)
+        self._sleep = None
 
     def _postpone(self) -> None:
         self._due = anyio.current_time() + self._interval
 
     def _turn(self) -> None:
+        self._sender.give_way()
         full = self._intake.answer()
         if self._next < math.inf:
             full += [lane for lane in self._accumulator.live() if lane.fresh >= self._intake.full and not lane.rung]
@@ -127,7 +132,7 @@ class Stream:
                 self._full.append(lane)
             else:  # it was filled anew meanwhile
                 self._intake.bells.append(lane)
-                self._bell.set()
+                self._called = True
         self._intake.settle()
         self._expect()
         if crowded or self._intake.pending >= self._intake.max_pending:

@@ -397,7 +397,7 @@ async def bench(
     max_pending: float = math.inf,
     on_full: OnFull = "raise",
     claims: bool = False,
-    give_way: Callable[[], None] = lambda: None,
+    pause: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Bench]:
     """
     Args:
@@ -414,7 +414,7 @@ async def bench(
         max_pending: Entries.
         on_full: What happens at that bound; "block" is for tests with threads.
         claims: Of the stream.
-        give_way: Of the sender.
+        pause: Of the sender.
     """
     limits = limits or bounds()
     streams = interval is not None
@@ -445,7 +445,7 @@ async def bench(
             retry=policy,
             on_outage=outages.append,
             streams=streams,
-            give_way=give_way,
+            pause=pause,
             patience=patience,
         ) as sender:
             b = Bench(accumulator, store, sender, outages)
