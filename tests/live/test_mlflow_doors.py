@@ -22,7 +22,7 @@ from support.whole_experiment import whole_experiment
 
 pytestmark = pytest.mark.live
 
-NAMES = ("handwritten", "sklearn_autolog", "xgboost_autolog")
+NAMES = ("handwritten", "sklearn_autolog", "xgboost_autolog", "transformers_callback")
 
 Outcome = tuple[dict[str, Any], subprocess.CompletedProcess[str]]
 

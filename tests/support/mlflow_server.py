@@ -16,7 +16,8 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import count, islice
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -224,24 +225,33 @@ def is_foreign(variable: str) -> bool:
 
 def free_port() -> int:
     """
-    A port that nobody listens on.
+    A port that nobody listens on, and that no other worker of this test run will be given; the least recently given one.
 
     It is taken from below the range of ephemeral ports: there, a client that connects while its server is down could
     be given the very port as its own, and would then be connected to itself.
     """
-    for port in range(20_000 + os.getpid() % 10_000, 32_768):
+    for port in islice(_ports, _SHARE):
         with socket.socket() as probe:
             try:
                 probe.bind((HOST, port))
             except OSError:
                 continue
-            if port not in _given:
-                _given.add(port)
-                return port
+            return port
     raise RuntimeError("no free port")
 
 
-_given: set[int] = set()
+_SHARE = 3_192
+"""Ports of one worker, of which there are four at most (see pyproject.toml)."""
+
+
+def _share() -> Iterator[int]:
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 20_000 + worker % 4 * _SHARE
+    for number in count(os.getpid()):  # two test runs at once begin in different places
+        yield first + number % _SHARE
+
+
+_ports = _share()
 
 
 def wait_until(condition: Callable[[], bool], timeout: float, message: str) -> None:
