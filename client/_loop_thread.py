@@ -211,13 +211,7 @@ class LoopThread:
         """Run the loop until `stop`; what has ended it before, if anything: the setup, or a defect."""
         self._belong()
         try:
-            with ExitStack() as starting:
-                # asyncio has locks as well, while the first loop is made.
-                starting.enter_context(importing())
-                self._preload()
-                import anyio
-
-                anyio.run(self._main, starting, backend="asyncio")
+            self._run_loop(self._main)
         except Exception as error:
             return error
         except BaseException as error:  # a SystemExit of foreign code, such as a token's: it ends no thread of ours
@@ -230,6 +224,15 @@ class LoopThread:
         _within.set(self)
         _say.speaking_for.set(self._speaker)
 
+    def _run_loop(self, main: Callable[[ExitStack], Awaitable[None]]) -> None:
+        """Nobody forks until *main* closes what it is given: asyncio has locks too, while it makes its first loop."""
+        with ExitStack() as starting:
+            starting.enter_context(importing())
+            self._preload()
+            import anyio
+
+            anyio.run(main, starting, backend="asyncio")
+
     def _preload(self) -> None:
         """What anyio, the loop and the sockets would import in mid-work, where a fork could take a lock along."""
         importlib.import_module("encodings.idna")
@@ -241,20 +244,18 @@ class LoopThread:
     def _run_inline(self, call: _Call) -> None:
         """Run one call in the caller's thread, with a loop of its own, and end everything again."""
 
-        async def once() -> None:
+        async def once(starting: ExitStack) -> None:
             import asyncio
 
             resolve_by(asyncio.get_running_loop())
             async with self._setup():
+                starting.close()
                 await call.run()
 
         def run() -> None:
             self._belong()
             try:
-                self._preload()
-                import anyio
-
-                anyio.run(once, backend="asyncio")
+                self._run_loop(once)
             except Exception as error:
                 call.fail(error)
             finally:

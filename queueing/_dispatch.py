@@ -71,7 +71,7 @@ class Dispatch:
         max_workers: int,
         policy: RetryPolicy,
         on_outage: Callable[[StoreError], None] | None,
-        give_way: Callable[[], None] = lambda: None,
+        give_way: Callable[[], None],
     ) -> None:
         self.bounds = bounds
         self.outage = Outage(timeout=policy.timeout, on_outage=on_outage)
@@ -80,9 +80,9 @@ class Dispatch:
         self.ended = 0
         """Requests, whatever came of them."""
         self.crew: Crew
+        self.give_way = give_way
         self._deliver = deliver
         self._check = check
-        self.give_way = give_way
         self._answered = 0.0  # seconds that the last request took
         self._slots = anyio.Semaphore(max_workers, fast_acquire=True)
         self._probe = anyio.Lock()

@@ -296,7 +296,7 @@ class Sender:
 
     def _start(self, lane: Lane) -> None:
         pump = self._pumps.get(lane)
-        dispatch = self._dispatch if lane.owner is None else self._aside
+        dispatch = self._way(lane)
         if pump is None:
             moved = partial(self._progress, lane, ended=False)
             spend = partial(self._spend, dispatch)
@@ -346,15 +346,24 @@ class Sender:
             raise StopError(HaltedError(f"the artifacts that come before it were not stored: {stuck[0].stuck}"))
         return True
 
+    def _way(self, lane: Lane) -> Dispatch:
+        return self._dispatch if lane.owner is None else self._aside
+
+    def _dependent(self, dispatch: Dispatch) -> list[Lane]:
+        """The busy lanes that send this way, or wait for one that does."""
+        return [
+            lane
+            for lane, pump in self._pumps.items()
+            if self._way(lane) is dispatch or (pump.holds if dispatch is self._aside else not lane.opened)
+        ]
+
     def _spend(self, dispatch: Dispatch, error: StoreError, asked: int) -> bool:
         if asked < dispatch.outage.asked:
-            aside = dispatch is self._aside
-            for lane, pump in self._pumps.items():
-                if (lane.owner is not None) is aside or (pump.holds if aside else not lane.opened):  # or waits for one
-                    for flush in self._flushes:
-                        if flush.number <= asked:
-                            flush.give_up(lane, error)
-                    self._halt_unless_awaited(lane)
+            earlier = [flush for flush in self._flushes if flush.number <= asked]
+            for lane in self._dependent(dispatch):
+                for flush in earlier:
+                    flush.give_up(lane, error)
+                self._halt_unless_awaited(lane)
             return False
         dispatch.outage.spend(error)
         for pump in self._pumps.values():

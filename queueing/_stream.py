@@ -94,7 +94,7 @@ class Stream:
                 self._intake.rest()
                 if not asleep:
                     self._sender.tidy()
-                await self._listen(None if asleep else self._interval)
+                await self._listen(math.inf if asleep else self._interval)
                 if not self._called:
                     continue
                 self._postpone()
@@ -104,10 +104,10 @@ class Stream:
             self._called = False
             self._turn()
 
-    async def _listen(self, seconds: float | None) -> None:
+    async def _listen(self, seconds: float) -> None:
         # Not an event with a deadline: in a steady flow nobody calls, and the end of a sleep costs much less.
         with anyio.CancelScope() as self._sleep:
-            await anyio.sleep(0 if self._called else math.inf if seconds is None else seconds)
+            await anyio.sleep(0 if self._called else seconds)
         self._sleep = None
 
     def _postpone(self) -> None:

@@ -224,6 +224,30 @@ client.close()
     assert keys(server) == {"parent": 5, "child": 5}
 
 
+def test_nor_where_no_thread_can_be_started_and_the_caller_makes_the_loop(server: ScriptedServer) -> None:
+    """The same guard, at the end of the interpreter."""
+    script = """
+import asyncio.events
+from runqueue import _fork
+owned = []
+made = asyncio.events._init_event_loop_policy
+def make():
+    owned.append(_fork._importing._is_owned())
+    made()
+def start(self):
+    raise RuntimeError("can't start new thread")
+asyncio.events._init_event_loop_policy = make
+threading.Thread.start = start
+log("parent")
+client.flush()
+assert owned == [True], owned
+assert not _fork._importing._is_owned()
+"""
+    done = run(CLIENT + script, server.uri, "None", "httpx")
+    assert (done.code, done.err) == (0, "")
+    assert keys(server) == {"parent": 5}
+
+
 def test_a_child_that_exits_delivers_as_any_process(server: ScriptedServer) -> None:
     """By sys.exit(), through the interpreter's end; and its exit from the block does not end the parent's run."""
     server.fail("runs/create", Fault.answer(200, {"run": {"info": {"run_id": "made"}}}))
@@ -232,7 +256,7 @@ with client.start_run(experiment_id="0") as run:
     client.flush()
     pid = os.fork()
     if pid == 0:
-        signal.alarm(45)
+        faulthandler.dump_traceback_later(45, exit=True)
         run.log_metric("child", 1.0)
         sys.exit(3)
     assert ended(pid) == 3

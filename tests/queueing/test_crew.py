@@ -8,8 +8,10 @@ import weakref
 from functools import partial
 
 import anyio
-import anyio.lowlevel
 import pytest
+from anyio import wait_all_tasks_blocked
+from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
 
 from runqueue.queueing._crew import KEPT, Crew
 
@@ -19,9 +21,13 @@ if sys.version_info < (3, 11):
 pytestmark = pytest.mark.anyio
 
 
-async def settle() -> None:
-    """Until every task has done what it can."""
-    await anyio.wait_all_tasks_blocked()
+async def crew_of(tasks: TaskGroup, waiting: int) -> Crew:
+    """A crew of which so many tasks wait."""
+    crew = Crew(tasks)
+    for _ in range(waiting):
+        crew.start(checkpoint)
+    await wait_all_tasks_blocked()
+    return crew
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])  # trio has no order
@@ -31,7 +37,7 @@ async def test_work_is_begun_in_the_order_in_which_it_was_given_whoever_does_it(
 
     async def work(number: int) -> None:
         begun.append(number)
-        await anyio.lowlevel.checkpoint()
+        await checkpoint()
 
     async with anyio.create_task_group() as tasks:
         crew = Crew(tasks)
@@ -39,7 +45,7 @@ async def test_work_is_begun_in_the_order_in_which_it_was_given_whoever_does_it(
             for number in numbers:
                 crew.start(partial(work, number))
             assert begun == list(range(numbers.start))
-            await settle()
+            await wait_all_tasks_blocked()
             assert begun == list(range(numbers.stop))
         tasks.cancel_scope.cancel()
 
@@ -55,7 +61,7 @@ async def test_work_that_follows_work_is_done_by_the_same_task() -> None:
         crew = Crew(tasks)
         for _ in range(5):
             crew.start(work)
-            await settle()
+            await wait_all_tasks_blocked()
         tasks.cancel_scope.cancel()
     assert len(by) == 5
     assert len(set(by)) == 1
@@ -86,31 +92,27 @@ async def test_a_task_that_waits_keeps_nothing_of_what_it_has_done() -> None:
             seen = weakref.ref(kept)
             crew.start(kept.work)
             del kept
-            await settle()
+            await wait_all_tasks_blocked()
             gc.collect()
             assert seen() is None
         tasks.cancel_scope.cancel()
 
 
-async def test_what_work_raises_is_raised_by_the_task_group() -> None:
+@pytest.mark.parametrize("waiting", [0, 1])
+async def test_what_work_raises_is_raised_by_the_task_group(waiting: int) -> None:
     """By a task that has waited too."""
 
     async def fail() -> None:
         raise LookupError("of the work")
 
-    for before in (0, 1):
-        with pytest.raises(ExceptionGroup) as caught:
-            async with anyio.create_task_group() as tasks:
-                crew = Crew(tasks)
-                for _ in range(before):
-                    crew.start(lambda: anyio.lowlevel.checkpoint())
-                    await settle()
-                crew.start(fail)
-        assert [type(error) for error in caught.value.exceptions] == [LookupError]
+    with pytest.raises(ExceptionGroup) as caught:
+        async with anyio.create_task_group() as tasks:
+            (await crew_of(tasks, waiting)).start(fail)
+    assert [type(error) for error in caught.value.exceptions] == [LookupError]
 
 
-@pytest.mark.parametrize("before", [0, 1])
-async def test_work_that_is_given_before_the_end_is_begun_and_cancelled_at_its_first_wait(before: int) -> None:
+@pytest.mark.parametrize("waiting", [0, 1])
+async def test_work_that_is_given_before_the_end_is_begun_and_cancelled_at_its_first_wait(waiting: int) -> None:
     """Who waits for its outcome is told so; not begun, it could tell nobody."""
     seen: list[str] = []
 
@@ -122,11 +124,7 @@ async def test_work_that_is_given_before_the_end_is_begun_and_cancelled_at_its_f
             seen.append("cancelled")
 
     async with anyio.create_task_group() as tasks:
-        crew = Crew(tasks)
-        for _ in range(before):
-            crew.start(lambda: anyio.lowlevel.checkpoint())
-            await settle()
-        crew.start(work)
+        (await crew_of(tasks, waiting)).start(work)
         tasks.cancel_scope.cancel()
     assert seen == ["begun", "cancelled"]
 
@@ -134,9 +132,7 @@ async def test_work_that_is_given_before_the_end_is_begun_and_cancelled_at_its_f
 async def test_after_the_end_of_the_task_group_nothing_is_begun() -> None:
     """It is refused, as by the group itself."""
     async with anyio.create_task_group() as tasks:
-        crew = Crew(tasks)
-        crew.start(lambda: anyio.lowlevel.checkpoint())
-        await settle()
+        crew = await crew_of(tasks, 1)
         tasks.cancel_scope.cancel()
     with pytest.raises(RuntimeError):
-        crew.start(lambda: anyio.lowlevel.checkpoint())
+        crew.start(checkpoint)

@@ -2,7 +2,6 @@
 
 # mypy: ignore-errors
 import os
-import tempfile
 from types import SimpleNamespace
 
 import mlflow
@@ -22,10 +21,9 @@ def train(name, nested):
     many = {f"option {at}": at / 7 for at in range(250)}
     config = SimpleNamespace(to_dict=lambda: {"hidden": 768, "labels": {"0": "no", "1": "yes"}})
     args = Arguments(
-        run_name=name, output_dir=tempfile.mkdtemp(), optim="adamw", logging_strategy="steps", logging_first_step=False,
+        run_name=name, optim="adamw", logging_strategy="steps", logging_first_step=False,
         logging_steps=10, eval_strategy="no", eval_steps=10, save_strategy="no", save_steps=10, **many,
     )  # fmt: skip
-    del args.output_dir  # another in each process
     callback = MLflowCallback()
     handler = CallbackHandler(
         [DefaultFlowCallback(), callback], SimpleNamespace(config=config), processing_class=None, optimizer=None,
