@@ -309,15 +309,23 @@ CLIENT = """
 client = runqueue.Client(URI, flush_interval=60, exit_timeout=float(sys.argv[2]), transport="httpx")
 """
 
+# In naps, as Python hears of a signal that comes just before a wait only after the wait.
 BLOCKS = {
-    "a block": f"with client:\n    client.log_metric('{RUN}', 'm', 1.0)\n    say('ready')\n    time.sleep(300)\n",
+    "a block": f"""
+with client:
+    client.log_metric('{RUN}', 'm', 1.0)
+    say('ready')
+    while True:
+        time.sleep(0.05)
+""",
     # The thread has imported what it needs: an import that calls eval() makes Python forget what has ended the script.
     "no block": f"""
 client.log_metric('{RUN}', 'm', 1.0)
 while client._engine._thread._loop is None:
     time.sleep(0.01)
 say('ready')
-time.sleep(300)
+while True:
+    time.sleep(0.05)
 """,
     "asyncio": f"""
 import asyncio
@@ -325,7 +333,8 @@ async def main():
     async with runqueue.AsyncClient(URI, flush_interval=60, exit_timeout=float(sys.argv[2]), transport="httpx") as client:
         client.log_metric('{RUN}', 'm', 1.0)
         say('ready')
-        await asyncio.sleep(300)
+        while True:
+            await asyncio.sleep(0.05)
 asyncio.run(main())
 """,
 }

@@ -174,7 +174,8 @@ with client.start_run(experiment_id=sys.argv[2]) as run:
     client.flush()
     run.log_metric("m", 1.0)
     say("logged")
-    time.sleep(300)
+    while True:
+        time.sleep(0.05)
 """
     proxy.fail("runs/log-batch", Fault.hold(), times=None)
     with Process(script, by_name(proxy.uri), experiment_id) as process:
