@@ -3,8 +3,8 @@ The ticks of a client that streams: everything that waits is sent once an interv
 
     nothing queued  ->  asleep, until the first record rings
     something is    ->  a tick at the end of each interval; in between, a lane that has filled a batch rings for itself
-    a steady flow   ->  the engine looks by itself when the next batch should be full: nobody rings, which would cost
-                        the caller a system call, and a wait for the interpreter's lock
+    a steady flow   ->  the engine looks by itself when the next batches should be full, a few at a time: nobody rings,
+                        which would cost the caller a system call, and a wait for the interpreter's lock
     no room         ->  a tick at once if nothing is being sent; what nobody will ever send is given up
 
 Rules of this file: it decides when, `Sender.tick` does the rest. Whatever is worth a word is handed to `tell` here, in
@@ -31,6 +31,11 @@ SOONEST: Final = 0.005
 """Seconds between two looks that nobody has rung for."""
 LATE: Final = 1.05
 """By how much a look comes after the time at which a batch should be full."""
+COMPANY: Final = 0.25
+"""Seconds that a full batch of a steady flow waits for others at most. They share one awakening: beside a thread that
+computes, it finds cold caches and takes the interpreter's lock away, and both cost more than the work itself."""
+TOGETHER: Final = 4
+"""Batches that go together at most; fewer than are calm, see `_intake`."""
 
 
 class Stream:
@@ -140,7 +145,7 @@ class Stream:
         self._say()
 
     def _expect(self) -> None:
-        """By the pace of what came in since the last look: when will the fullest lane have filled a batch?"""
+        """By the pace of what came in since the last look: when will the fullest lane have filled its batches?"""
         now, full = anyio.current_time(), self._intake.full
         waiting = [lane.fresh for lane in self._accumulator.live() if not lane.doomed]
         seen = self._accumulator.ledger.dealt + sum(waiting)
@@ -149,12 +154,19 @@ class Stream:
         # A producer that has stopped for a moment (a validation, the interpreter's lock) goes on as before.
         self._pace = max(came / elapsed if elapsed >= SOONEST / 2 else 0.0, self._pace / 2)
         self._next = math.inf
-        if self._pace > 0 and not self._sender.outage.spent:
+        wanted = self._together() * full
+        if self._pace > 0 and wanted and not self._sender.outage.spent:
             # Rather a little late than early: an early look is one more, and a late one finds a batch as full.
-            expected = now + max(SOONEST, LATE * (full - max(waiting, default=0)) / self._pace)
+            expected = now + max(SOONEST, LATE * (wanted - max(waiting, default=0)) / self._pace)
             if expected < self._due:
                 self._next = expected
-        self._intake.loud = full if self._next == math.inf else 2 * full  # a burst rings all the same
+        self._intake.loud = full if self._next == math.inf else wanted + full  # a burst rings all the same
+
+    def _together(self) -> int:
+        """Full batches that the next look waits for; 0: there is so little room that each has to ring."""
+        within = 1 + COMPANY * self._pace / self._intake.full
+        room = self._intake.max_pending / (4 * self._intake.full)
+        return int(min(within, room, TOGETHER))
 
     def _is_idle(self) -> bool:
         return not any(lane.inbox or not lane.idle for lane in self._accumulator.families())

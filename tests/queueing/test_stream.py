@@ -24,6 +24,7 @@ from runqueue.queueing import Failure, Lane, QueueFullError, Record, RejectedErr
 from runqueue.queueing._batch import METRIC, RUN
 from runqueue.queueing._intake import CALM
 from runqueue.queueing._report import KEPT_IN_FULL
+from runqueue.queueing._stream import COMPANY, LATE, TOGETHER
 from support.chaos import Chaos
 from support.engine import (
     Bench,
@@ -280,6 +281,37 @@ async def test_in_a_steady_flow_the_engine_looks_by_itself_and_nobody_rings(
         assert len(rings) < 2 or rings[1] - began < 2
         assert looks < (40 if not stall else 80)
         assert b.store.stored["r"] == flat(points(2_000))
+
+
+@pytest.mark.parametrize(
+    ("pace", "max_pending", "together"),
+    [
+        (100, math.inf, 1),
+        (300, math.inf, 1),
+        (500, math.inf, 2),
+        (1_000, math.inf, 3),
+        (9_000, math.inf, TOGETHER),
+        (1_000, 800, 2),
+        (1_000, 799, 1),
+        (1_000, 110, 1),
+    ],
+)
+async def test_in_a_steady_flow_full_batches_go_together(pace: int, max_pending: float, together: int) -> None:
+    """For a quarter of a second they wait for each other, where there is room; a slower flow sends each when it is full."""
+    async with bench(interval=3_600, limits=HUNDRED, max_pending=max_pending, seconds=0.001) as b:
+        lane, full_at = b.lane("r"), []
+        for at in range(30):
+            await log(lane, 100, 1 / pace, 100 * at)
+            full_at.append(anyio.current_time())
+        await anyio.sleep(2)
+        assert b.store.stored["r"] == flat(points(3_000))
+        begun = [request.at for request in b.store.requests]
+        assert (
+            max(at - full for at, full in zip(begun, full_at, strict=True))
+            < COMPANY + 2 * 100 * (LATE - 1) / pace + 0.1
+        )
+        looks = 1 + sum(after - before > 0.005 for before, after in pairwise(begun[6:]))
+        assert len(begun[6:]) / looks == pytest.approx(together, rel=0.25)
 
 
 async def test_while_nobody_waits_the_engine_gives_way_to_the_callers() -> None:
