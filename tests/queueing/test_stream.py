@@ -293,7 +293,7 @@ async def test_in_a_steady_flow_the_engine_looks_by_itself_and_nobody_rings(
         (9_000, math.inf, TOGETHER),
         (1_000, 800, 2),
         (1_000, 799, 1),
-        (1_000, 110, 1),
+        (1_000, 103, 1),
     ],
 )
 async def test_in_a_steady_flow_full_batches_go_together(pace: int, max_pending: float, together: int) -> None:
