@@ -203,7 +203,10 @@ class Config:
     """
 
     flush_interval: float | None = attrs.field(default=None, validator=_some_seconds)
-    """Stream: send what is queued so often, and as soon as a full batch waits. None: only `flush()` sends, and the end."""
+    """
+    Stream: send what is queued so often, in seconds, and full batches before that: at once, or in a steady flow a few
+    together, within 0.25 s. None: only `flush()` sends, and the end.
+    """
     max_pending: int | None = attrs.field(default=None, validator=_whole)
     """Entries that may be queued or in flight at once. None: 1,000,000 when streaming (about 80 MB), else no bound."""
     on_full: OnFull = attrs.field(default="block", validator=_one_of(OnFull))

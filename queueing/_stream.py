@@ -1,5 +1,5 @@
 """
-The ticks of a client that streams: everything that waits is sent once an interval, and full batches at once.
+The ticks of a client that streams: everything that waits is sent once an interval, and full batches sooner.
 
     nothing queued  ->  asleep, until the first record rings
     something is    ->  a tick at the end of each interval; in between, a lane that has filled a batch rings for itself

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 
@@ -28,6 +29,7 @@ run = client.start_run(experiment_id="0")
 run.log_metrics({{"a": 1.0, "b": 2.0}}, step=1)
 client.log_metric("{RUN}", "other", 1.0)
 """
+# In naps, as Python hears of a signal that comes just before a wait only after the wait.
 WAIT = """
 say("ready")
 while True:
@@ -309,24 +311,14 @@ CLIENT = """
 client = runqueue.Client(URI, flush_interval=60, exit_timeout=float(sys.argv[2]), transport="httpx")
 """
 
-# In naps, as Python hears of a signal that comes just before a wait only after the wait.
 BLOCKS = {
-    "a block": f"""
-with client:
-    client.log_metric('{RUN}', 'm', 1.0)
-    say('ready')
-    while True:
-        time.sleep(0.05)
-""",
+    "a block": f"with client:\n    client.log_metric('{RUN}', 'm', 1.0)" + indent(WAIT, "    "),
     # The thread has imported what it needs: an import that calls eval() makes Python forget what has ended the script.
     "no block": f"""
 client.log_metric('{RUN}', 'm', 1.0)
 while client._engine._thread._loop is None:
     time.sleep(0.01)
-say('ready')
-while True:
-    time.sleep(0.05)
-""",
+{WAIT}""",
     "asyncio": f"""
 import asyncio
 async def main():
