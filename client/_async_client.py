@@ -51,8 +51,9 @@ class AsyncClient(Recorder):
         self, synchronous: bool = True, *, run_id: RunId | None = None, timeout: float | None = None
     ) -> RunOperations:
         """See `Client.flush`. With `synchronous=False` the result can be awaited later."""
-        operations, begun = self._begin_flush(run_id, timeout, synchronous=synchronous)
-        if synchronous:
+        begun: Future[None] | None = None if synchronous else Future()
+        operations = self._begin_flush(run_id, timeout, begun)
+        if begun is None:
             await operations
         else:
             await wait_for(begun, cancel=False)

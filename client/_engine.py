@@ -11,11 +11,11 @@ import logging
 import math
 import threading
 from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from concurrent.futures import Future, InvalidStateError
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from time import sleep, time_ns
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -41,9 +41,6 @@ if TYPE_CHECKING:
     from runqueue.queueing._flush import Flush
     from runqueue.queueing._sender import Sender
     from runqueue.queueing._stream import Stream
-
-Flushing: TypeAlias = "tuple[Future[FlushReport], Future[None]]"
-"""A flush under way: its outcome, and its beginning. Both futures get done in any case."""
 
 JOIN_SECONDS = 5.0
 """How long an end waits for the thread, which has nothing left to do by then but to close sockets."""
@@ -101,28 +98,31 @@ class Engine:
 
     # -- calls from any thread ---------------------------------------------------------------------------------------
 
-    def flush(self, lane: Lane | None, timeout: float | None, *, warn: bool, final: bool = False) -> Flushing:
+    def flush(
+        self,
+        lane: Lane | None,
+        timeout: float | None,
+        *,
+        warn: bool,
+        begun: Future[None] | None = None,
+        final: bool = False,
+    ) -> Future[FlushReport]:
         """
         Args:
             lane: Only this run.
             timeout: Seconds.
             warn: Log what was not stored: for a flush nobody may wait for.
+            begun: Gets done when the flush has begun: what is logged from then on belongs to the next one.
             final: It is the last one: what it cannot send has failed for good.
         """
-        begun: Future[None] = Future()
         if not self._thread.started and self.accumulator.idle():
-            done: Future[FlushReport] = Future()
-            done.set_result(FlushReport(total=0, failures=()))
-            begun.set_result(None)
-            return done, begun
-        future = self._thread.submit(self._flush, begun, lane, timeout, warn, final)
-
-        def over(_: Future[FlushReport]) -> None:
-            if not begun.done():  # it failed before it could begin
-                begun.set_result(None)
-
-        future.add_done_callback(over)
-        return future, begun
+            future: Future[FlushReport] = Future()
+            future.set_result(FlushReport(total=0, failures=()))
+        else:
+            future = self._thread.submit(self._flush, begun, lane, timeout, warn, final)
+        if begun is not None:
+            future.add_done_callback(lambda _: _say_begun(begun))  # it may fail, or be cancelled, before it can begin
+        return future
 
     def say_last(self) -> Future[int] | None:
         """
@@ -142,7 +142,7 @@ class Engine:
         if self._ending and (idle or self._written_off) and self.unsent() <= self._final:
             return None
         self._ending = True
-        return self._thread.submit(self._flush, Future(), None, timeout, True, True)
+        return self._thread.submit(self._flush, None, None, timeout, True, True)
 
     def watch_late(self, heard: Callable[[], None]) -> None:
         """See `_exit.Ending`."""
@@ -335,15 +335,14 @@ class Engine:
             await store.aclose()
 
     async def _flush(
-        self, begun: Future[None], lane: Lane | None, timeout: float | None, warn: bool, final: bool
+        self, begun: Future[None] | None, lane: Lane | None, timeout: float | None, warn: bool, final: bool
     ) -> FlushReport:
         import anyio
 
-        if begun.done():  # it was cancelled before it could begin
-            return FlushReport(total=0, failures=())
         start = anyio.current_time()
         flush = self._sender.begin(lane, last=final)
-        begun.set_result(None)  # what is logged from now on belongs to the next flush
+        if begun is not None:
+            _say_begun(begun)
         await self._completed(flush, timeout)
         if self._creation.doubtful and self._sender.outage.since is None:
             patience = self.config.seconds_per_request()
@@ -388,13 +387,13 @@ class Engine:
         begun = ledger.stored + ledger.failed
         settled = lambda: min(flush.total, ledger.stored + ledger.failed - begun)
         uploaded = _progress.uploaded(flush, self.meter)
-        async with _progress.shown(self._tasks, flush.total, settled, uploaded):
+        async with _progress.Shown(self._tasks, flush.total, settled, uploaded):
             await self._sender.completion(flush, timeout)
 
     def _end_by_itself(self) -> None:
         async def end() -> None:
             try:
-                await self._flush(Future(), None, None, True, True)
+                await self._flush(None, None, None, True, True)
             finally:
                 self._stopped = True
                 _exit.forget(self)
@@ -453,6 +452,11 @@ class Engine:
         if not self._ending:  # then one message says it all, with counts
             text = "%s does not take data (%d entries are queued): %s"
             logger.warning(text, without_secrets(self.uri), self.unsent(), error)
+
+
+def _say_begun(begun: Future[None]) -> None:
+    with suppress(InvalidStateError):  # it is said by whoever comes first: the beginning, or an end without one
+        begun.set_result(None)
 
 
 def _bounds(config: Config, own: Limits) -> Bounds:

@@ -323,6 +323,8 @@ class _Call:
 
         import anyio
 
+        if self.future.cancelled():  # before it could begin
+            return
         loop, context = asyncio.get_running_loop(), contextvars.copy_context()
         with anyio.CancelScope() as scope:
 
@@ -341,27 +343,26 @@ class _Call:
                 raise
             else:
                 try:
-                    await self._heard()
+                    said = self.speaker.under_way()
+                    if said is not None:
+                        await self._heard(said)
                 finally:
                     with suppress(InvalidStateError):  # cancelled meanwhile
                         self.future.set_result(result)
 
-    async def _heard(self) -> None:
+    async def _heard(self, said: Future[None]) -> None:
         """Until what was said meanwhile is out, or a handler has had its time: it may wait for this very call."""
         import asyncio
 
         import anyio
 
-        done = self.speaker.under_way()
-        if done is None:
-            return
         loop, context, event = asyncio.get_running_loop(), contextvars.copy_context(), anyio.Event()
 
         def wake(_: Future[None]) -> None:
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(event.set, context=context)
 
-        done.add_done_callback(wake)
+        said.add_done_callback(wake)
         with anyio.move_on_after(_say.HEARD_WITHIN):
             await event.wait()
 

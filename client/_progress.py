@@ -12,8 +12,8 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +21,9 @@ from runqueue._artifacts import Meter, size_of
 from runqueue._fork import importing
 
 if TYPE_CHECKING:
+    import asyncio
+
+    import anyio
     from anyio.abc import TaskGroup
 
     from runqueue.queueing._flush import Flush
@@ -34,10 +37,7 @@ _DRAWN_EVERY: Final = 0.2
 logger = logging.getLogger("runqueue")
 
 
-@asynccontextmanager
-async def shown(
-    tasks: TaskGroup, total: int, settled: Callable[[], int], uploaded: Callable[[], tuple[int, int]] = lambda: (0, 0)
-) -> AsyncGenerator[None, None]:
+class Shown:
     """
     Shows a block that lasts longer than `SHOWN_AFTER`; nothing is shown any more when it ends.
 
@@ -47,34 +47,48 @@ async def shown(
         settled: How many of them are stored, or have failed, by now.
         uploaded: Of its artifacts, how many bytes are stored, and how many there are.
     """
-    import asyncio
 
-    import anyio
+    def __init__(
+        self,
+        tasks: TaskGroup,
+        total: int,
+        settled: Callable[[], int],
+        uploaded: Callable[[], tuple[int, int]] = lambda: (0, 0),
+    ) -> None:
+        self._tasks = tasks
+        self._total = total
+        self._settled = settled
+        self._uploaded = uploaded
+        self._scope: anyio.CancelScope | None = None  # of what shows it
+        self._gone: anyio.Event
+        self._later: asyncio.TimerHandle
 
-    scope, gone = anyio.CancelScope(), anyio.Event()
-    started = False
+    async def __aenter__(self) -> None:
+        import asyncio
 
-    async def show() -> None:
+        self._later = asyncio.get_running_loop().call_later(SHOWN_AFTER, self._start)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._later.cancel()
+        if self._scope is not None:
+            import anyio
+
+            self._scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await self._gone.wait()
+
+    def _start(self) -> None:
+        import anyio
+
+        self._scope, self._gone = anyio.CancelScope(), anyio.Event()
+        self._tasks.start_soon(self._show, self._scope)
+
+    async def _show(self, scope: anyio.CancelScope) -> None:
         try:
             with scope, suppress(Exception):  # tqdm's, or the terminal's
-                await _show(total, settled, uploaded)
+                await _show(self._total, self._settled, self._uploaded)
         finally:
-            gone.set()
-
-    def start() -> None:
-        nonlocal started
-        started = True
-        tasks.start_soon(show)
-
-    later = asyncio.get_running_loop().call_later(SHOWN_AFTER, start)
-    try:
-        yield
-    finally:
-        later.cancel()
-        if started:
-            scope.cancel()
-            with anyio.CancelScope(shield=True):
-                await gone.wait()
+            self._gone.set()
 
 
 def uploaded(flush: Flush, meter: Meter) -> Callable[[], tuple[int, int]]:

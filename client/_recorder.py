@@ -425,21 +425,20 @@ class Recorder(RunMaker, ArtifactCalls):
             raise ClosedError("the client is closed")
         return self._engine.accumulator.open(run, opened=opened, parent=parent, first=first)
 
-    def _begin_flush(
-        self, run_id: RunId | None, timeout: float | None, *, synchronous: bool
-    ) -> tuple[RunOperations, Future[None]]:
-        """A flush, and what is done when it has begun."""
+    def _begin_flush(self, run_id: RunId | None, timeout: float | None, begun: Future[None] | None) -> RunOperations:
+        """A flush. Where it is not waited for, *begun* gets done when it has begun."""
         if self._closed:
             raise ClosedError("the client is closed")
         lane = None if run_id is None else self._lane(run_id)
         lenient = self._engine.config.lenient
-        flushing, begun = self._engine.flush(lane, seconds(timeout, "timeout"), warn=lenient or not synchronous)
-        return RunOperations(flushing, self, lenient=lenient), begun
+        warn = lenient or begun is not None
+        flushing = self._engine.flush(lane, seconds(timeout, "timeout"), warn=warn, begun=begun)
+        return RunOperations(flushing, self, lenient=lenient)
 
     def _begin_end(self, timeout: float | None) -> RunOperations:
         """The last flush."""
         lenient = self._engine.config.lenient
-        flushing, _ = self._engine.flush(None, timeout, warn=lenient, final=True)
+        flushing = self._engine.flush(None, timeout, warn=lenient, final=True)
         return RunOperations(flushing, self, lenient=lenient)
 
     def _shut(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -68,9 +68,10 @@ class Client(Recorder):
             FlushError: Everything that was tried and not stored, to the entry.
             ClosedError: The client was closed.
         """
-        operations, begun = self._begin_flush(run_id, timeout, synchronous=synchronous)
+        begun: Future[None] | None = None if synchronous else Future()
+        operations = self._begin_flush(run_id, timeout, begun)
         try:
-            if synchronous:
+            if begun is None:
                 operations.await_completion()
             else:
                 begun.result()
