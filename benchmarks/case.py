@@ -55,6 +55,9 @@ class Case:
     options: Options = _PLAIN
     """Settings of the clients."""
 
+    one_processor: bool = False
+    """Client and server share one: where little is sent at a time, the figure is else what waking another one costs."""
+
     expected_counts: Callable[[int], dict[str, int]] | None = None
     """size -> what the counting server must have received, exactly; `None`: it is not asked."""
 

@@ -235,20 +235,19 @@ CASES: dict[str, Case] = {
             measure=delivery.more_metrics,
             expected_counts=delivery.counts_of_more_metrics,
             targets=(Target(quantity="cpu", relation="spread", at_most=1.25),),
-            rounds=2,
         ),
         Case(
             name="growth-runs",
             group="growth",
-            title="more and more runs of 1,000 metrics",
+            title="more and more runs of 1,000 metrics, client and server on one processor",
             quantities=(_CPU,),
             peers=("runqueue",),
             sizes=(1, 10, 100, 1_000, 10_000),
             quick_sizes=(1, 100),
             measure=delivery.more_runs,
+            one_processor=True,
             expected_counts=delivery.counts_of_more_runs,
             targets=(Target(quantity="cpu", relation="spread", at_most=1.25),),
-            rounds=2,
         ),
     )
 }

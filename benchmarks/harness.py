@@ -13,7 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Generator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from benchmarks.backend import REPOSITORY, running
@@ -62,7 +63,8 @@ def measure_case(
     began = time.monotonic()
     if measurements:
         try:
-            _measure(case, measurements, rounds, progress)
+            with one_processor() if case.one_processor else nullcontext():
+                _measure(case, measurements, rounds, progress)
         except (RuntimeError, OSError) as error:
             raise BenchmarkError(f"{case.name}: {error}") from error
     return Result(
@@ -74,6 +76,20 @@ def measure_case(
         seconds=time.monotonic() - began,
         reason=reason,
     )
+
+
+@contextmanager
+def one_processor() -> Generator[None, None, None]:
+    """Let what is started meanwhile share one, where the system lets a process choose."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    ours = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(ours)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, ours)
 
 
 def _measure(case: Case, measurements: list[Measurement], rounds: int, progress: Callable[[str], None]) -> None:

@@ -339,15 +339,15 @@ class Engine:
     ) -> FlushReport:
         import anyio
 
-        start = anyio.current_time()
+        end = None if timeout is None else anyio.current_time() + timeout
         flush = self._sender.begin(lane, last=final)
         if begun is not None:
             _say_begun(begun)
         await self._completed(flush, timeout)
         if self._creation.doubtful and self._sender.outage.since is None:
             patience = self.config.seconds_per_request()
-            if timeout is not None:
-                patience = min(patience, max(0.0, start + timeout - anyio.current_time()))
+            if end is not None:
+                patience = min(patience, max(0.0, end - anyio.current_time()))
             with anyio.move_on_after(patience):
                 await self._creation.last_look()
         report = flush.report()  # last, as it names each failure once

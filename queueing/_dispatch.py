@@ -8,6 +8,7 @@ decided elsewhere.
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -116,7 +117,8 @@ class Dispatch:
                     probing = False
                 await self._slots.acquire()
                 # A probe does not wait for what the store has asked: that lay beyond our patience, and is asked again.
-                wait = -1.0 if probing else self.outage.not_before - anyio.current_time()
+                asked = not probing and self.outage.not_before > -math.inf
+                wait = self.outage.not_before - anyio.current_time() if asked else 0.0
                 if wait <= 0 and probing == self.outage.spent:
                     break
                 self._slots.release()

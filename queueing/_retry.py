@@ -152,7 +152,6 @@ class Retrying:
         """
 
         first: StoreError
-        began = anyio.current_time()
         try:
             await attempt()
             return
@@ -161,7 +160,7 @@ class Retrying:
                 raise
             first = error
 
-        begun = False
+        since, begun = anyio.current_time(), False
 
         async def resumed() -> None:
             # Almost every batch is stored by its first attempt, before all this machinery is set up: it costs as much
@@ -179,7 +178,7 @@ class Retrying:
         def over(state: tenacity.RetryCallState) -> bool:
             left = self._outage.left(anyio.current_time())
             if first.scope is Scope.LANE:  # this run alone has to wait: the store is in health
-                left = began + self._outage.timeout - anyio.current_time()
+                left = since + self._outage.timeout - anyio.current_time()
             return left <= 0 or self._asked(state) > left or state.attempt_number > self._retries
 
         def pause(state: tenacity.RetryCallState) -> float:

@@ -141,11 +141,11 @@ class Sender:
     async def completion(self, flush: Flush, timeout: float | None) -> None:
         """Wait for a flush that `begin` has begun."""
         try:
-            seen, since = self._signs(), anyio.current_time()
+            now = since = anyio.current_time()
+            seen = self._signs()
             end = math.inf if timeout is None else since + timeout
             waive = math.inf if timeout is None or not self._last else end - min(RESERVE, timeout / 4)
             while not flush.done.is_set():
-                now = anyio.current_time()
                 if now >= end:
                     flush.late = f"the flush timed out after {timeout:g} s"
                     return
@@ -159,6 +159,8 @@ class Sender:
                     self._waive()
                 with anyio.move_on_after(min(end, waive, since + self._patience) - now):
                     await flush.done.wait()
+                    return
+                now = anyio.current_time()
         finally:
             self._end(flush)
 

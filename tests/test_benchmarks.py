@@ -6,6 +6,7 @@ The repository root stays off the path (see `test_layers.py`), so each test puts
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -133,6 +134,17 @@ def test_the_counting_server_counts_what_it_answers() -> None:
     assert server.answer(b"POST", b"/api/2.0/mlflow/runs/log-batch", body) == b"{}"
     assert b'"run_id"' in server.answer(b"POST", b"/api/2.0/mlflow/runs/create", b"{}")
     assert (server.counts.requests, server.counts.metrics, server.counts.created) == (2, 2, 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system lets no process choose its processors")
+def test_what_is_started_on_one_processor_has_no_other_and_the_harness_has_its_own_again() -> None:
+    from benchmarks.harness import one_processor
+
+    ours = os.sched_getaffinity(0)
+    asks = [sys.executable, "-c", "import os; print(len(os.sched_getaffinity(0)))"]
+    with one_processor():
+        assert subprocess.check_output(asks, text=True) == "1\n"
+    assert os.sched_getaffinity(0) == ours
 
 
 def test_a_figure_is_shown_with_the_digits_that_count() -> None:
