@@ -88,7 +88,6 @@ CASES: dict[str, Case] = {
                     quantity="cpu", peer="runqueue-aiohttp", relation="cheaper", other="mlflow", at_least=25, aim=40
                 ),
             ),
-            rounds=3,
         ),
         Case(
             name="small-runs",

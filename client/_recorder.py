@@ -1,5 +1,5 @@
 """
-The log calls, the same in both faces: each puts one record into a lane, and returns.
+The log calls, the same in both faces: each puts one record into a lane, and returns. The rest of a face is in `_face`.
 
 Rules of this file: nothing here waits, takes a lock (but to open a run's lane), or makes an object for each entry.
 What a call costs its caller is a copy of a dict, a look at its values' types, a tuple, and an append.
@@ -7,126 +7,25 @@ What a call costs its caller is a copy of a dict, a look at its values' types, a
 
 from __future__ import annotations
 
-import re
-import weakref
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Future
-from os import PathLike
 from time import time_ns
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from runqueue import _conversion as convert
 from runqueue import _say
 from runqueue._artifact_calls import ArtifactCalls
-from runqueue._config import (
-    Config,
-    OnFailure,
-    OnFull,
-    Token,
-    Transport,
-    as_uri,
-    resolve_tracking_uri,
-    seconds,
-    without_secrets,
-)
-from runqueue._engine import Engine
-from runqueue._entities import OperationFailure, Statistics
-from runqueue._operations import RunOperations
+from runqueue._face import Face
 from runqueue._run import PendingRunId, RunId
 from runqueue._run_handle import RunMaker
-from runqueue._stores import check_uri
 from runqueue._wire import PARENT_TAG, TOKEN_TAG, NewRun, Unfit
 from runqueue.errors import CallTypeError, ClosedError, ConfigError, QueueFullError, RunqueueError
-from runqueue.queueing import Lane, Limits, Record
 from runqueue.queueing._batch import DATASET, METRIC, PARAM, RUN, STATUS, TAG
-
-_RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]{0,255}")
-"""Source: `mlflow.utils.validation._RUN_ID_REGEX`."""
 
 _PLAIN: Final = frozenset((float, int, bool))
 
 
-class Recorder(RunMaker, ArtifactCalls):
-    """What `Client` and `AsyncClient` have in common. Thread-safe: any thread may log, in any number."""
-
-    _waits: ClassVar[bool] = True
-    """Whether a log call may wait for room."""
-
-    def __init__(
-        self,
-        tracking_uri: str | PathLike[str] | None = None,
-        *,
-        max_workers: int = 8,
-        limits: Limits | None = None,
-        request_timeout: float | None = None,
-        retry_timeout: float | None = None,
-        token: Token | None = None,
-        headers: Mapping[str, str] | None = None,
-        transport: Transport = "auto",
-        flush_interval: float | None = None,
-        max_pending: int | None = None,
-        on_full: OnFull = "block",
-        block_timeout: float = 60.0,
-        on_failure: OnFailure | None = None,
-        exit_timeout: float = 20.0,
-        handle_signals: bool = True,
-        progress: bool = True,
-        proxies: bool = True,
-    ) -> None:
-        made = _engine_of(
-            self._waits,
-            tracking_uri=tracking_uri,
-            max_workers=max_workers,
-            limits=limits,
-            request_timeout=request_timeout,
-            retry_timeout=retry_timeout,
-            token=token,
-            headers=headers,
-            transport=transport,
-            flush_interval=flush_interval,
-            max_pending=max_pending,
-            on_full=on_full,
-            block_timeout=block_timeout,
-            on_failure=on_failure,
-            exit_timeout=exit_timeout,
-            handle_signals=handle_signals,
-            progress=progress,
-            proxies=proxies,
-        )
-        del tracking_uri, token, headers  # what catches errors may show the locals of this frame
-        if isinstance(made, Exception):
-            raise made
-        self._engine = made
-        self._lanes = self._engine.accumulator.lanes
-        self._closed = False
-        self._finalizer = weakref.finalize(self, self._engine.finalize)
-        self._finalizer.atexit = not made.config.streams  # those are flushed then, see `_exit`
-
-    @property
-    def tracking_uri(self) -> str:
-        """Where runs are kept, without the secrets that the URI may hold."""
-        return without_secrets(self._engine.uri)
-
-    @property
-    def failures(self) -> tuple[OperationFailure, ...]:
-        """All that has failed for good: the first 10,000 entries in full, the others counted by run and cause."""
-        return self._engine.failures()
-
-    def statistics(self) -> Statistics:
-        """Counts of entries and requests since the client was made; at any time, from any thread."""
-        return self._engine.statistics()
-
-    def __repr__(self) -> str:
-        counts = self._engine.accumulator.counts()
-        state = "closed" if self._closed else "open"
-        if self._engine.config.streams:
-            state += " streaming"
-        shown = " ".join(f"{name}={counts[name]}" for name in ("pending", "in_flight", "stored", "failed", "dropped"))
-        return f"<{type(self).__name__} {self.tracking_uri} {state} {shown}>"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """A pickled client is its configuration: without what is queued, without token, headers and user info."""
-        return (_restored, (type(self), self._engine.config.portable(self._engine.uri)))
+class Recorder(Face, RunMaker, ArtifactCalls):
+    """What can be called, of `Client` and `AsyncClient`. Thread-safe: any thread may log, in any number."""
 
     # -- runs --------------------------------------------------------------------------------------------------------
 
@@ -272,12 +171,17 @@ class Recorder(RunMaker, ArtifactCalls):
         except TypeError:
             entries = convert.mapping(metrics, "metrics")
         values = entries.values()
-        first = next(iter(values), None)
-        if first is None and not entries:
+        for first in values:  # noqa: B007  the quickest way to the first of them
+            break
+        else:
             return
         # Where the first is a float, their sum tells in a third of the time whether all of them are numbers that do not
         # change; a few others that add up to a float, such as fractions, do not change either.
-        if not (_adds_up(values) if first.__class__ is float else _PLAIN.issuperset(map(type, values))):
+        try:
+            plain = sum(values).__class__ is float if first.__class__ is float else _PLAIN.issuperset(map(type, values))
+        except Exception:  # foreign arithmetic may raise anything
+            plain = False
+        if not plain:
             entries = convert.numbers(entries)
         if step.__class__ is not int:
             step = _step(step)
@@ -388,86 +292,6 @@ class Recorder(RunMaker, ArtifactCalls):
         """
         self.log_inputs(run_id, [dataset], contexts=[context], tags_list=[tags])
 
-    # -- lanes -------------------------------------------------------------------------------------------------------
-
-    def _lane(self, run_id: RunId) -> Lane:
-        """
-        The lane of a run, opened if it is seen for the first time.
-
-        Raises:
-            ClosedError: The client was closed.
-            CallTypeError: It is neither text nor a PendingRunId.
-            ConfigError: It cannot be a run id.
-        """
-        if self._closed:
-            raise ClosedError("the client is closed")
-        if isinstance(run_id, PendingRunId):
-            lane = self._lanes.get(run_id)
-            if lane is not None:
-                return lane
-            if run_id.run_id is None:  # of another client, in this process or another: it will turn up in the store
-                sought = NewRun(*run_id.experiment, 0, None, None, {}, sought=True)
-                return self._open(run_id, opened=False, first=(RUN, ("run",), (), sought))
-            lane = self._lane(run_id.run_id)
-            self._engine.accumulator.alias(run_id, lane)
-            return lane
-        if not isinstance(run_id, str):
-            raise CallTypeError(f"run_id takes a run id or a PendingRunId, not {type(run_id).__name__}")
-        lane = self._lanes.get(run_id)
-        if lane is not None:
-            return lane
-        if _RUN_ID.fullmatch(run_id) is None:
-            raise ConfigError(f"run_id={run_id[:300]!r} is no run id: letters, digits, _ and -, at most 256 of them")
-        return self._open(run_id, opened=True)
-
-    def _open(self, run: RunId, *, opened: bool, parent: Lane | None = None, first: Record | None = None) -> Lane:
-        if self._closed:
-            raise ClosedError("the client is closed")
-        return self._engine.accumulator.open(run, opened=opened, parent=parent, first=first)
-
-    def _begin_flush(self, run_id: RunId | None, timeout: float | None, begun: Future[None] | None) -> RunOperations:
-        """A flush. Where it is not waited for, *begun* gets done when it has begun."""
-        if self._closed:
-            raise ClosedError("the client is closed")
-        lane = None if run_id is None else self._lane(run_id)
-        lenient = self._engine.config.lenient
-        warn = lenient or begun is not None
-        flushing = self._engine.flush(lane, seconds(timeout, "timeout"), warn=warn, begun=begun)
-        return RunOperations(flushing, self, lenient=lenient)
-
-    def _begin_end(self, timeout: float | None) -> RunOperations:
-        """The last flush."""
-        lenient = self._engine.config.lenient
-        flushing = self._engine.flush(None, timeout, warn=lenient, final=True)
-        return RunOperations(flushing, self, lenient=lenient)
-
-    def _shut(self) -> bool:
-        """Refuse all calls from now on; False if they were refused before."""
-        if self._engine.serves():
-            raise RuntimeError("runqueue's own thread cannot wait for itself, and so not close the client")
-        if self._closed:
-            return False
-        self._closed = True
-        self._lanes = {}  # so that the calls' fast way ends in `_lane` too
-        return True
-
-
-def _engine_of(waits: bool, **settings: Any) -> Engine | Exception:
-    """The engine; or the error without its frames, which hold the URI, the token and the headers."""
-    try:
-        settings["tracking_uri"] = as_uri(settings["tracking_uri"])
-        config = Config(**settings)
-        uri = resolve_tracking_uri(config.tracking_uri)
-        check_uri(uri)
-        return Engine(config, uri, waits=waits)
-    except Exception as error:  # raised by the caller
-        error.__cause__ = error.__context__ = None
-        return error.with_traceback(None)
-
-
-def _restored(face: type[Recorder], settings: dict[str, Any]) -> Recorder:
-    return face(**settings)
-
 
 def _names_of(run_id: RunId) -> tuple[object, ...]:
     return (run_id, run_id.run_id) if isinstance(run_id, PendingRunId) else (run_id,)
@@ -478,13 +302,6 @@ def _single(key: Any, value: Any) -> dict[Any, Any]:
         return {key: value}
     except TypeError:
         raise CallTypeError(f"a key is text, not {type(key).__name__}") from None
-
-
-def _adds_up(values: Iterable[Any]) -> bool:
-    try:
-        return sum(values).__class__ is float
-    except Exception:  # foreign arithmetic may raise anything
-        return False
 
 
 def _step(step: Any) -> Any:

@@ -71,7 +71,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "runqueue._exit runqueue._progress",
         "runqueue._engine",
         # the faces
-        "runqueue._run_handle runqueue._artifact_calls",
+        "runqueue._face runqueue._run_handle runqueue._artifact_calls",
         "runqueue._recorder",
         "runqueue._sync_client",
         "runqueue._async_client",
