@@ -7,6 +7,8 @@ import shlex
 import sys
 from pathlib import Path
 
+from attrs import evolve
+
 from benchmarks import plot, report
 from benchmarks.cases import CASES, GROUPS, chosen
 from benchmarks.harness import BenchmarkError, measure_case
@@ -27,7 +29,10 @@ def main() -> int:
     )
     parser.add_argument("cases", nargs="*", metavar="CASE", help="cases, or groups of them (default: all); see --list")
     parser.add_argument("--quick", action="store_true", help="little work a measurement, one round, fewer peers")
-    parser.add_argument("--rounds", type=_positive, metavar="N", help="samples of each peer (default: 3 or 5)")
+    parser.add_argument("--rounds", type=_positive, metavar="N", help="samples of each peer (default: 2 to 9)")
+    parser.add_argument(
+        "--all-processors", action="store_true", help="also for the cases that count CPU; they take one by default"
+    )
     parser.add_argument("--peer", action="append", default=[], choices=PEERS, help="only this one; may be repeated")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample to FILE")
     parser.add_argument("--plot", type=Path, metavar="FOLDER", help="draw a PNG chart for each group into FOLDER")
@@ -51,9 +56,10 @@ def main() -> int:
     print(report.header(environment), end="\n\n")
     results: list[Result] = []
     for case in cases:
+        placed = evolve(case, one_processor=case.one_processor and not options.all_processors)
         try:
             result = measure_case(
-                case, quick=options.quick, rounds=options.rounds, only=options.peer, progress=_show_progress
+                placed, quick=options.quick, rounds=options.rounds, only=options.peer, progress=_show_progress
             )
         except BenchmarkError as error:
             _show_progress("")

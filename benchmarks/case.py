@@ -56,7 +56,7 @@ class Case:
     """Settings of the clients."""
 
     one_processor: bool = False
-    """Client and server share one: where little is sent at a time, the figure is else what waking another one costs."""
+    """Client and server share one: what counts CPU counts else what a virtual machine takes to wake the other."""
 
     expected_counts: Callable[[int], dict[str, int]] | None = None
     """size -> what the counting server must have received, exactly; `None`: it is not asked."""
@@ -77,6 +77,10 @@ class Case:
 
     requires: tuple[str, ...] = ()
     """Modules without which the case is left out, and said to be."""
+
+    def described(self) -> str:
+        """The title, and where it runs."""
+        return f"{self.title}; client and server on one processor" if self.one_processor else self.title
 
     def sizes_of(self, *, quick: bool) -> tuple[int, ...]:
         return self.quick_sizes if quick else self.sizes

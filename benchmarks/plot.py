@@ -43,7 +43,7 @@ def _write_chart(path: Path, results: Sequence[Result], environment: dict[str, A
             _draw_lines(axes, result)
         else:
             _draw_bars(axes, result)
-        axes.set_title(f"{result.case.name}\n{_wrapped(result.case.title)}", fontsize=8)
+        axes.set_title(f"{result.case.name}\n{_wrapped(result.case.described())}", fontsize=8)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel(f"{_wrapped(report.machine(environment), 90)}\n{environment['command']}", fontsize=6)

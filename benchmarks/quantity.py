@@ -16,7 +16,8 @@ class Quantity:
 
     unit: str
 
-    better: Literal["less", "more"] = "less"
+    better: Literal["less", "more", "neither"] = "less"
+    """"neither": it says under what the others came to be, and is compared with nothing."""
 
     def show(self, figure: float) -> str:
         """The figure as the table shows it: four digits that count, none of them after a large number."""

@@ -68,7 +68,7 @@ def table(result: Result) -> str:
     blocks = [_block(result, quantity) for quantity in case.quantities]
     lines = [f"  {judgement}" for judgement in result.judgements]
     lines += [f"  {'left out':<13} {peer}: {reason}" for peer, reason in result.left_out.items()]
-    title = f"{case.name}: {case.title} · size {', '.join(f'{size:,}' for size in result.sizes)}"
+    title = f"{case.name}: {case.described()} · size {', '.join(f'{size:,}' for size in result.sizes)}"
     title += f" · {result.rounds} round{'s' if result.rounds > 1 else ''} in {result.seconds:.0f} s"
     return "\n".join([title, *(block for block in blocks if block), *lines])
 
@@ -108,7 +108,7 @@ def ratios(
     own = measurement.medians.get(quantity.name)
     baseline = medians.get(BASELINE)
     floor = next((medians[name] for name in FLOORS if medians.get(name)), None)
-    if not own:
+    if not own or quantity.better == "neither":
         return None, None
     better = None if not baseline else own / baseline if quantity.better == "more" else baseline / own
     return better, None if not floor else own / floor
@@ -130,8 +130,12 @@ def _block(result: Result, quantity: Quantity) -> str:
         return ""
     measured = {measurement.peer for measurement in result.measurements}
     compared = f"it ÷ {BASELINE}" if quantity.better == "more" else f"{BASELINE} ÷ it"
-    head = [f"  {quantity.name} [{quantity.unit}; {quantity.better} is better]", "median", "min", "max"]
-    head += [compared if BASELINE in measured else "", *[f"it ÷ {floor}" for floor in FLOORS if floor in measured], ""]
+    if quantity.better == "neither":
+        head = [f"  {quantity.name} [{quantity.unit}]", "median", "min", "max", "", ""]
+    else:
+        head = [f"  {quantity.name} [{quantity.unit}; {quantity.better} is better]", "median", "min", "max"]
+        head += [compared if BASELINE in measured else ""]
+        head += [*[f"it ÷ {floor}" for floor in FLOORS if floor in measured], ""]
     rows = [[f"    {name}", *cells] for name, *cells in rows]
     return "\n".join(
         f"{row[0]:<46}" + "".join(f"{cell:>11}" for cell in row[1:4]) + _ratio_cells(row) for row in [head, *rows]

@@ -147,6 +147,29 @@ def test_what_is_started_on_one_processor_has_no_other_and_the_harness_has_its_o
     assert os.sched_getaffinity(0) == ours
 
 
+def test_the_cases_that_count_cpu_and_no_others_run_on_one_processor() -> None:
+    from benchmarks.cases import CASES
+
+    count_cpu = {name for name, case in CASES.items() if case.quantities[0].unit.startswith("CPU")}
+    assert {name for name, case in CASES.items() if case.one_processor} == count_cpu
+    assert all("one processor" in CASES[name].described() for name in count_cpu)
+    assert CASES["latency"].described() == CASES["latency"].title
+
+
+def test_a_figure_that_only_says_under_what_the_others_came_to_be_is_compared_with_nothing() -> None:
+    from benchmarks import report
+    from benchmarks.cases import CASES
+    from benchmarks.measurement import Measurement, Result
+
+    case = CASES["training"]
+    samples = [{"step": 1.01, "p99": 10.0, "without": 1.02}]
+    rows = tuple(Measurement(case=case, peer=peer, size=1, samples=samples) for peer in ("mlflow", "runqueue"))
+    result = Result(case=case, sizes=(1,), rounds=1, measurements=rows, left_out={})
+    shown = report.table(result)
+    assert "step [step time ÷ without; less is better]" in shown
+    assert shown[shown.index("without [ms/step]") :].splitlines()[1].split() == ["mlflow", *["1.020"] * 3]
+
+
 def test_a_figure_is_shown_with_the_digits_that_count() -> None:
     from benchmarks.quantity import Quantity
 
