@@ -66,6 +66,9 @@ class Case:
     rounds: int = field(default=FULL_ROUNDS, validator=gt(0))
     """Samples of each peer, unless the command line says how many."""
 
+    samples: Mapping[str, int] = field(factory=dict[str, int])
+    """Peers that are measured so many times a round, as they are done too soon for one sample to tell much."""
+
     quick_peers: tuple[str, ...] | None = None
     """Who takes part under `--quick`; `None`: everybody."""
 
@@ -88,6 +91,10 @@ class Case:
     def size_for(self, peer: str, size: int) -> int:
         """What a peer does of a size."""
         return max(size // self.shares.get(peer, 1), 1)
+
+    def samples_of(self, peer: str, *, quick: bool) -> int:
+        """How many samples of a peer a round takes."""
+        return 1 if quick else self.samples.get(peer, 1)
 
     def peers_of(self, *, quick: bool) -> tuple[str, ...]:
         return self.quick_peers if quick and self.quick_peers is not None else self.peers

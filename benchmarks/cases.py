@@ -48,6 +48,7 @@ CASES: dict[str, Case] = {
                 _FLOOR,
             ),
             rounds=MANY_ROUNDS,
+            samples={"floor": 3, "runqueue": 3},
         ),
         Case(
             name="enqueue-1",

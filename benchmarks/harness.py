@@ -64,7 +64,7 @@ def measure_case(
     if measurements:
         try:
             with one_processor() if case.one_processor else nullcontext():
-                _measure(case, measurements, rounds, progress)
+                _measure(case, measurements, rounds, quick, progress)
         except (RuntimeError, OSError) as error:
             raise BenchmarkError(f"{case.name}: {error}") from error
     return Result(
@@ -92,22 +92,30 @@ def one_processor() -> Generator[None, None, None]:
         os.sched_setaffinity(0, ours)
 
 
-def _measure(case: Case, measurements: list[Measurement], rounds: int, progress: Callable[[str], None]) -> None:
+def _measure(
+    case: Case, measurements: list[Measurement], rounds: int, quick: bool, progress: Callable[[str], None]
+) -> None:
     if not case.backend.lasting:
-        _measure_rounds(case, measurements, rounds, progress, None)
+        _measure_rounds(case, measurements, rounds, quick, progress, None)
         return
     progress(f"{case.name} · its server starts")
     with running(case.backend, {}) as url:
-        _measure_rounds(case, measurements, rounds, progress, url)
+        _measure_rounds(case, measurements, rounds, quick, progress, url)
 
 
 def _measure_rounds(
-    case: Case, measurements: list[Measurement], rounds: int, progress: Callable[[str], None], url: str | None
+    case: Case,
+    measurements: list[Measurement],
+    rounds: int,
+    quick: bool,
+    progress: Callable[[str], None],
+    url: str | None,
 ) -> None:
     for number in range(rounds):
         for measurement in measurements if number % 2 == 0 else reversed(measurements):
             progress(f"{case.name} · round {number + 1} of {rounds} · {measurement.peer} · {measurement.size:,}")
-            measurement.samples.append(_measure_once(measurement, url))
+            for _ in range(case.samples_of(measurement.peer, quick=quick)):
+                measurement.samples.append(_measure_once(measurement, url))
 
 
 def _measure_once(measurement: Measurement, url: str | None) -> dict[str, float]:

@@ -156,6 +156,28 @@ def test_the_cases_that_count_cpu_and_no_others_run_on_one_processor() -> None:
     assert CASES["latency"].described() == CASES["latency"].title
 
 
+def test_who_is_done_too_soon_is_measured_several_times_a_round_each_in_a_process_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from benchmarks import harness
+    from benchmarks.cases import CASES
+    from benchmarks.measurement import Measurement
+
+    case = CASES["enqueue-10"]
+    taken: list[str] = []
+
+    def measure_once(measurement: Measurement, url: str | None) -> dict[str, float]:
+        taken.append(measurement.peer)
+        return {"caller": 1.0}
+
+    monkeypatch.setattr(harness, "_measure_once", measure_once)
+    harness.measure_case(case, quick=False, rounds=2, only=["floor", "runqueue"], progress=lambda text: None)
+    assert taken == [*["floor"] * 3, *["runqueue"] * 6, *["floor"] * 3]
+    taken.clear()
+    harness.measure_case(case, quick=True, rounds=1, only=["floor", "runqueue"], progress=lambda text: None)
+    assert taken == ["floor", "runqueue"]
+
+
 def test_a_figure_that_only_says_under_what_the_others_came_to_be_is_compared_with_nothing() -> None:
     from benchmarks import report
     from benchmarks.cases import CASES
