@@ -24,7 +24,8 @@ from runqueue._artifacts import Meter
 from runqueue._config import Config, without_secrets
 from runqueue._entities import FlushReport, OperationFailure, Statistics
 from runqueue._loop_thread import LoopThread
-from runqueue._reports import grouped, public_failures, public_report
+from runqueue._news import tell_dropped, tell_failures
+from runqueue._reports import public_failures, public_report
 from runqueue._store import Traffic
 from runqueue._stores import make_store
 from runqueue._wire import ENVELOPE, MLFLOW_LIMITS, RIDER_BYTES, RIDERS, Encoder
@@ -377,7 +378,7 @@ class Engine:
 
     def _say_dropped(self) -> None:
         if self.accumulator.intake is not None:
-            self._tell([], self.accumulator.intake.told())
+            tell_dropped(self.accumulator.intake.told(), self.config.bound)
 
     async def _completed(self, flush: Flush, timeout: float | None) -> None:
         if not (self.config.progress and flush.open):
@@ -413,17 +414,8 @@ class Engine:
             await self._sender.progress()
 
     def _tell(self, news: list[Failure], dropped: dict[Any, int]) -> None:
-        """What happened while nobody waited; each cause once."""
-        for failure in grouped(news):
-            fate = "failed; `failures` holds all" if failure.final else "is still queued"
-            try:
-                what = failure.summary()
-            except Exception as error:  # of a key's repr, which is foreign code
-                what = f"{failure.operation} (it cannot be shown: {type(error).__name__})"
-            text = "%s of run %s %s, as others may for the same cause: %s"
-            logger.warning(text, what, failure.run_id, fate, failure.error)
-        for run, count in dropped.items():
-            logger.warning("%d entries of run %s were dropped: max_pending=%d", count, run, int(self.config.bound))
+        tell_failures(news)
+        tell_dropped(dropped, self.config.bound)
 
     async def _say_last(self, lanes: list[Lane]) -> int:
         import anyio

@@ -72,6 +72,9 @@ class Intake:
     """Lanes that may have something to send or to report; one may stand there twice. Always the same list."""
     crowded: bool = False
     """Whether a call found no room; until the engine has seen to it."""
+    complained: float = -1
+    """`ledger.released` when a call complained of that last. Until it has moved, or the engine has looked by itself and
+    puts this back, there is nothing new to complain of: beside a dead server, each step of a training would ring."""
     dropped: dict[object, int] = attrs.field(factory=dict)
     """Entries that were not taken, by run, until somebody has said so."""
     _given_up: dict[object, int] = attrs.field(factory=dict)
@@ -136,7 +139,9 @@ class Intake:
         if self._enter(count):
             return True
         if count and not self.exempt():  # a final status counts nothing; the engine's own thread would wait for itself
-            self._complain()
+            if self.complained != (released := self.ledger.released):
+                self._complain()
+                self.complained = released
             drops = self.on_full == "drop"
             if self.on_full == "block" and self.drains():
                 if self._wait(count):

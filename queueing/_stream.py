@@ -36,6 +36,8 @@ COMPANY: Final = 0.25
 computes, it finds cold caches and takes the interpreter's lock away, and both cost more than the work itself."""
 TOGETHER: Final = 4
 """Batches that go together at most; fewer than are calm, see `_intake`."""
+QUIET: Final = 60.0
+"""Seconds between two words on entries that were dropped at the bound: beside a dead server, each step drops some."""
 
 
 class Stream:
@@ -72,6 +74,7 @@ class Stream:
         self._due = 0.0
         self._next = math.inf  # when a batch should be full
         self._seen = self._seen_at = 0.0  # entries that had come in for runs that are sent, at the last look
+        self._mute_until = -math.inf
         self._pace = 0.0  # of what comes in, in entries a second
 
     def hear(self) -> None:
@@ -99,6 +102,7 @@ class Stream:
                 self._intake.rest()
                 if not asleep:
                     self._sender.tidy()
+                self._say(at_rest=True)
                 await self._listen(math.inf if asleep else self._interval)
                 if not self._called:
                     continue
@@ -124,7 +128,9 @@ class Stream:
         if self._next < math.inf:
             full += [lane for lane in self._accumulator.live() if lane.fresh >= self._intake.full and not lane.rung]
         crowded, self._intake.crowded = self._intake.crowded, False
-        if anyio.current_time() >= self._due or (crowded and not self._sender.busy):
+        if due := anyio.current_time() >= self._due:
+            self._intake.complained = -1
+        if due or (crowded and not self._sender.busy):
             self._sender.tick()
             self._postpone()
             self._sender.tidy()  # not by every turn: it looks closer than the others
@@ -178,13 +184,17 @@ class Stream:
                 self._intake.note(lane, count)
         self._sender.moved()
 
-    def _say(self) -> None:
+    def _say(self, *, at_rest: bool = False) -> None:
         log = self._accumulator.ledger.log
         if self._claims and log.count - self._claimed > KEPT_IN_FULL:
             self._claimed = log.count
             for lane in self._accumulator.families():
                 lane.claim(lane.dealt)
-        news, dropped = [*self._refused(), *log.news()], self._intake.told()
+        news, dropped, now = [*self._refused(), *log.news()], dict[Any, int](), anyio.current_time()
+        if at_rest or now >= self._mute_until:  # at once, then now and then, and what is left when all is over
+            dropped = self._intake.told()
+            if dropped:
+                self._mute_until = now + QUIET
         if news or dropped:
             self._tell(news, dropped)
 

@@ -68,7 +68,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "runqueue._stores runqueue._creation",
         "runqueue._delivery",
         # the thread, and how it ends
-        "runqueue._exit runqueue._progress",
+        "runqueue._exit runqueue._progress runqueue._news",
         "runqueue._engine",
         # the faces
         "runqueue._face runqueue._run_handle runqueue._artifact_calls",

@@ -273,6 +273,43 @@ def test_what_is_dropped_is_counted_by_run_and_told_once() -> None:
     assert house.intake.told() == {}
 
 
+@pytest.mark.parametrize("settings", [{"on_full": "drop"}, {"block_timeout": 0.0, "lenient": True}])
+def test_calls_that_find_no_room_ring_once_until_something_has_changed(settings: dict[str, Any]) -> None:
+    """Beside a dead server each step of a training would wake the engine, and wait for it to give the interpreter back."""
+    house = Gatehouse(max_pending=10, mark=10, **settings)
+    for rings in (1, 2):
+        for record in points(1_000):
+            house.lane().append(record)
+            house.intake.answer()
+        assert house.rings == rings
+        house.empty()  # there was room, and it is full again
+    house.lane().append(metrics(0, **{f"m{n}": n for n in range(10)}))
+    for rings in (3, 4):
+        house.lane().append(metrics(0, a=1))
+        house.intake.answer()
+        assert house.rings == rings
+        house.intake.complained = -1  # the engine has looked by itself
+
+
+def test_a_complaint_that_was_interrupted_is_made_by_the_next_call() -> None:
+    """Ctrl-C in the bell: the engine has not heard of it."""
+    fails = [True]
+    rung: list[int] = []
+
+    def ring() -> None:
+        if fails:
+            raise KeyboardInterrupt
+        rung.append(1)
+
+    house = Gatehouse(max_pending=1, mark=1, on_full="drop", ring=ring)
+    house.lane().append(metrics(0, a=1))
+    with pytest.raises(KeyboardInterrupt):
+        house.lane().append(metrics(0, a=1))
+    fails.clear()
+    house.lane().append(metrics(0, a=1))
+    assert rung == [1]
+
+
 @pytest.mark.parametrize("on_full", ["drop", "block"])
 def test_the_creation_of_a_run_is_never_dropped(on_full: str) -> None:
     """Without it nothing of the run could ever be stored: neither by choice nor when the time to wait is over."""

@@ -16,6 +16,7 @@ from itertools import pairwise
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,7 +25,7 @@ from runqueue.queueing import Failure, Lane, QueueFullError, Record, RejectedErr
 from runqueue.queueing._batch import METRIC, RUN
 from runqueue.queueing._intake import CALM
 from runqueue.queueing._report import KEPT_IN_FULL
-from runqueue.queueing._stream import COMPANY, LATE, TOGETHER
+from runqueue.queueing._stream import COMPANY, LATE, QUIET, TOGETHER
 from support.chaos import Chaos
 from support.engine import (
     Bench,
@@ -711,6 +712,35 @@ async def test_drops_are_told_by_run() -> None:
         assert highest <= 30
         assert counts["accepted"] == 3_000 == counts["stored"] + counts["dropped"]
         assert b.dropped.total() == counts["dropped"] > 0 and set(b.dropped) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("script", "seconds"),
+    [(None, math.inf), (lambda _: down(), 0.01), (None, 3.0)],
+    ids=["silent", "failing", "slow"],
+)
+async def test_drops_are_told_at_once_and_once_a_minute_and_wake_nobody(script: Any, seconds: float) -> None:
+    """A training of 15 hours that drops at each step: a line a minute, not one a step, and no work for each."""
+    told: list[tuple[float, int]] = []
+    async with bench(script, interval=2, limits=TEN, max_pending=30, on_full="drop", seconds=seconds, timeout=20) as b:
+        b.stream._tell = lambda _, dropped: told.extend((anyio.current_time(), count) for count in dropped.values())
+        began = anyio.current_time()
+        await log(b.lane("r"), 60_000, every=0.01)
+        assert told[0][0] - began < 1
+        assert len(told) <= 600 / QUIET + 1
+        assert sum(count for _, count in told) >= 0.89 * b.accumulator.counts()["dropped"] > 40_000
+        assert b.stream.wakes <= 60_000 / 30
+
+
+async def test_what_was_dropped_in_a_minute_of_silence_is_told_as_soon_as_there_is_nothing_left_to_do() -> None:
+    """Not a minute later, when nobody may be there any longer, nor at the next call, which may never come."""
+    async with bench(interval=2, limits=TEN, max_pending=30, on_full="drop") as b:
+        b.lane("r", *points(50))
+        await anyio.lowlevel.checkpoint()
+        b.lane("r", *points(50))
+        await anyio.sleep(20)
+        assert b.dropped == {"r": 70}
+        assert b.intake.pending == 0
 
 
 # -- outages ---------------------------------------------------------------------------------------------------------
