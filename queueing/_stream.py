@@ -36,6 +36,8 @@ COMPANY: Final = 0.25
 computes, it finds cold caches and takes the interpreter's lock away, and both cost more than the work itself."""
 TOGETHER: Final = 4
 """Batches that go together at most; fewer than are calm, see `_intake`."""
+PRESSED: Final = 1.0
+"""Seconds between two ticks while there is no room, however long the interval: somebody loses data, or waits."""
 QUIET: Final = 60.0
 """Seconds between two words on entries that were dropped at the bound: beside a dead server, each step drops some."""
 
@@ -148,6 +150,7 @@ class Stream:
         self._expect()
         if crowded or self._intake.pending >= self._intake.max_pending:
             self._shed()
+            self._due = min(self._due, anyio.current_time() + PRESSED)
         self._say()
 
     def _expect(self) -> None:

@@ -25,6 +25,7 @@ from runqueue.queueing import Failure, Lane, QueueFullError, Record, RejectedErr
 from runqueue.queueing._batch import METRIC, RUN
 from runqueue.queueing._intake import CALM
 from runqueue.queueing._report import KEPT_IN_FULL
+from runqueue.queueing._retry import PROBE_PAUSE
 from runqueue.queueing._stream import COMPANY, LATE, QUIET, TOGETHER
 from support.chaos import Chaos
 from support.engine import (
@@ -729,7 +730,20 @@ async def test_drops_are_told_at_once_and_once_a_minute_and_wake_nobody(script: 
         assert told[0][0] - began < 1
         assert len(told) <= 600 / QUIET + 1
         assert sum(count for _, count in told) >= 0.89 * b.accumulator.counts()["dropped"] > 40_000
-        assert b.stream.wakes <= 60_000 / 30
+        assert b.stream.wakes <= 60_000 / 20
+
+
+@pytest.mark.parametrize("every", [0.01, 5.0])
+async def test_however_long_the_interval_a_full_queue_does_not_wait_for_its_end(every: float) -> None:
+    """After an outage there is room again as soon as a probe may find out; what comes meanwhile is lost."""
+    server = Server(down())
+    async with bench(server, interval=3_600, limits=TEN, max_pending=30, on_full="drop", seconds=0.01, timeout=20) as b:
+        await log(b.lane("r"), round(300 / every), every)
+        lost = b.accumulator.counts()["dropped"]
+        assert lost == 300 / every - 30
+        server.error = None
+        await log(b.lane("r"), round(300 / every), every)
+        assert b.accumulator.counts()["dropped"] - lost <= (PROBE_PAUSE + 5) / every
 
 
 async def test_what_was_dropped_in_a_minute_of_silence_is_told_as_soon_as_there_is_nothing_left_to_do() -> None:
