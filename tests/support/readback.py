@@ -90,7 +90,9 @@ class Readback:
     """A context manager over one server. Raises `httpx.HTTPStatusError` for what the server refuses."""
 
     def __init__(self, uri: str) -> None:
-        self._http = httpx.Client(base_url=uri + _API, trust_env=False, timeout=60)
+        # A server closes idle connections after five seconds, which is when httpx would just use one again.
+        limits = httpx.Limits(keepalive_expiry=1)
+        self._http = httpx.Client(base_url=uri + _API, trust_env=False, timeout=60, limits=limits)
 
     def __enter__(self) -> Self:
         return self
