@@ -151,7 +151,8 @@ class Engine:
 
     def say_late(self) -> None:
         """See `_exit.Ending`. By ever larger counts, as there may be a log call in a loop."""
-        late = self.unsent() - self._final
+        intake = self.accumulator.intake
+        late = self.unsent() - self._final + (0 if intake is None else intake.untold)
         if late > 0 and late >= 2 * self._said_late:
             self._said_late = late
             text = "the interpreter ends: %d entries were logged too late for a client of %s, and were not sent"
@@ -238,6 +239,7 @@ class Engine:
             # After its end, what another thread was just logging can be left: its lane was looked up before.
             how = "got data while it was closed" if self._stopped else "was never closed"
             _say.warning("a client of %s %s: %d entries were not sent", without_secrets(self.uri), how, lost)
+        self._say_dropped()
         if not self._stopped:
             self._final = lost
             _exit.say_late(self)
@@ -408,6 +410,9 @@ class Engine:
     async def _drain(self) -> None:
         intake = self.accumulator.intake
         assert intake is not None
+        if intake.pending >= intake.max_pending and self.config.streams:
+            intake.crowded = True  # no call may have found it full yet
+            self._stream.hear()
         while intake.pending >= intake.max_pending:
             if not self.config.streams:
                 raise QueueFullError("the queue is full, and without flush_interval= nothing drains it but flush()")

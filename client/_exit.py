@@ -176,8 +176,7 @@ def _send_late(engine: Ending) -> None:
     begun = time.monotonic() if _hooks.begun is None else _hooks.begun
     if time.monotonic() < begun + engine.exit_timeout:
         _end_all((engine,), begun)
-    else:
-        engine.say_late()
+    engine.say_late()  # what no flush could send, or what was dropped
 
 
 def _on_term(number: int, frame: FrameType | None) -> None:

@@ -6,18 +6,16 @@ Rule of this file: few lines, whatever happens: each cause once, each run once, 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from itertools import islice
 from typing import Any, Final
 
+from runqueue import _say
 from runqueue._reports import grouped
 from runqueue.queueing import Failure
 
 NAMED: Final = 10
 """Runs that dropped entries, said by name at a time; the others are counted."""
-
-logger = logging.getLogger("runqueue")
 
 
 def tell_failures(news: list[Failure]) -> None:
@@ -29,7 +27,7 @@ def tell_failures(news: list[Failure]) -> None:
         except Exception as error:  # of a key's repr, which is foreign code
             what = f"{failure.operation} (it cannot be shown: {type(error).__name__})"
         text = "%s of run %s %s, as others may for the same cause: %s"
-        logger.warning(text, what, failure.run_id, fate, failure.error)
+        _say.warning(text, what, failure.run_id, fate, failure.error)
 
 
 def tell_dropped(dropped: Mapping[Any, int], max_pending: float) -> None:
@@ -39,7 +37,7 @@ def tell_dropped(dropped: Mapping[Any, int], max_pending: float) -> None:
         max_pending: The bound they met.
     """
     for run, count in islice(dropped.items(), NAMED):
-        logger.warning("%d entries of run %s were dropped: max_pending=%d", count, run, max_pending)
+        _say.warning("%d entries of run %s were dropped: max_pending=%d", count, run, max_pending)
     if others := list(islice(dropped.values(), NAMED, None)):
         text = "%d entries of %d other runs were dropped: max_pending=%d"
-        logger.warning(text, sum(others), len(others), max_pending)
+        _say.warning(text, sum(others), len(others), max_pending)

@@ -77,12 +77,15 @@ class Intake:
     puts this back, there is nothing new to complain of: beside a dead server, each step of a training would ring."""
     dropped: dict[object, int] = attrs.field(factory=dict)
     """Entries that were not taken, by run, until somebody has said so."""
+    untold: int = 0
+    """How many these are."""
     _given_up: dict[object, int] = attrs.field(factory=dict)
     """The same by the engine, which has its own books: it never waits for a lock of a log call."""
     _rung: bool = False
     _resting: bool = False
     _spent: bool = False
     _since: float | None = None
+    _full_at: int = 0  # `ledger.released` then
     _room: threading.Condition = attrs.field(factory=lambda: threading.Condition(threading.RLock()))
 
     def guard(self, lane: Lane) -> None:
@@ -104,9 +107,10 @@ class Intake:
                     lane.listed = True
                     enlist(lane)
             if fresh >= self.loud and not lane.rung:
-                rings = lane.rung = True
+                lane.rung = True
                 self.bells.append(lane)
-            if rings:
+                self._call()
+            elif rings and self.mark < 0:  # else it was beyond the bound, and the engine is awake
                 self._call()
             return False
 
@@ -120,7 +124,7 @@ class Intake:
                 if not lane.listed:
                     lane.listed = True
                     enlist(lane)
-            if self.taken > self.mark:
+            if self.mark < 0:
                 self._call()
 
         lane.append, lane.push = take, push
@@ -184,7 +188,7 @@ class Intake:
                 if self._enter(count):
                     return True
                 if self._since is None:
-                    self._since = time.monotonic()
+                    self._since, self._full_at = time.monotonic(), self.ledger.released
                 left = min(self._since, begin) + self.block_timeout - time.monotonic()
                 if self._spent or left <= 0:
                     self._spent = True  # one budget for each time it is full: the next calls do not wait either
@@ -200,6 +204,7 @@ class Intake:
     def _drop(self, lane: Lane, count: int) -> None:
         with self._room:
             self.ledger.refused += count
+            self.untold += count
             self.dropped[lane.run] = self.dropped.get(lane.run, 0) + count
 
     def note(self, lane: Lane, count: int) -> None:
@@ -220,6 +225,7 @@ class Intake:
                 self.ring()
             except BaseException:  # KeyboardInterrupt: else nobody would ever ring again
                 self._rung = False
+                self.complained = -1
                 raise
 
     # -- the engine's thread -------------------------------------------------------------------------------------------
@@ -244,7 +250,8 @@ class Intake:
         """Entries may have been settled: move the bound, and wake who waits for room."""
         if not self._resting:
             self.mark = self.ledger.released + self.max_pending
-        roomy = self._since is not None and self.pending < self.max_pending
+        # Not by less than `max_pending` alone, which does not mean that a record fits: the budget would begin anew.
+        roomy = self._since is not None and self.pending < self.max_pending and self.ledger.released != self._full_at
         if roomy and self._room.acquire(blocking=False):  # see `told`; who waits looks by itself too
             self._since, self._spent = None, False
             self._room.notify_all()
@@ -253,19 +260,24 @@ class Intake:
     def rest(self) -> None:
         """Nothing is left to do: the next call is to ring."""
         self._resting = True
-        self.mark = -1
+        self.mark = self.complained = -1
 
     def release(self) -> None:
         """The engine has ended: nobody is to wait any longer."""
         with self._room:
             self._room.notify_all()
 
+    @property
+    def has_news(self) -> bool:
+        """Whether there is something for `told`."""
+        return bool(self.untold or self._given_up)
+
     def told(self) -> dict[object, int]:
         """What was dropped since the last time, by run."""
         dropped, self._given_up = self._given_up, {}
         # Never waits: a signal handler may wait for us in the thread that holds it. What it keeps is said next time.
         if self._room.acquire(blocking=False):
-            taken, self.dropped = self.dropped, {}
+            taken, self.dropped, self.untold = self.dropped, {}, 0
             self._room.release()
             for run, count in taken.items():
                 dropped[run] = dropped.get(run, 0) + count

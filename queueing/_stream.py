@@ -104,13 +104,14 @@ class Stream:
                 self._intake.rest()
                 if not asleep:
                     self._sender.tidy()
-                self._say(at_rest=True)
-                await self._listen(math.inf if asleep else self._interval)
+                self._say()
+                await self._listen(self._hush() if asleep else min(self._interval, self._hush()))
                 if not self._called:
                     continue
                 self._postpone()
             else:
-                await self._listen(max(0.0, min(self._due, self._next) - anyio.current_time()))
+                until = min(self._due, self._next) - anyio.current_time()
+                await self._listen(max(0.0, min(until, self._hush())))
             resting = False
             self._called = False
             self._turn()
@@ -187,14 +188,20 @@ class Stream:
                 self._intake.note(lane, count)
         self._sender.moved()
 
-    def _say(self, *, at_rest: bool = False) -> None:
+    def _hush(self) -> float:
+        """Seconds until somebody is to be told of what was dropped."""
+        if not self._intake.has_news:
+            return math.inf
+        return max(PRESSED, self._mute_until - anyio.current_time())
+
+    def _say(self) -> None:
         log = self._accumulator.ledger.log
         if self._claims and log.count - self._claimed > KEPT_IN_FULL:
             self._claimed = log.count
             for lane in self._accumulator.families():
                 lane.claim(lane.dealt)
         news, dropped, now = [*self._refused(), *log.news()], dict[Any, int](), anyio.current_time()
-        if at_rest or now >= self._mute_until:  # at once, then now and then, and what is left when all is over
+        if now >= self._mute_until:
             dropped = self._intake.told()
             if dropped:
                 self._mute_until = now + QUIET

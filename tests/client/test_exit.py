@@ -259,6 +259,24 @@ sys.exit(3)
     assert "4 entries were logged too late" in done.err
 
 
+def test_what_is_dropped_too_late_to_be_told_by_the_engine_is_said_all_the_same() -> None:
+    """The queue is full, the last flush was in vain; the engine, which says it once a minute, has none left."""
+    done = run(
+        LATE
+        + """
+made.append(runqueue.Client(URI, flush_interval=60, exit_timeout=5, max_pending=1, on_full="drop", retry_timeout=0))
+made[0].log_metric("r", "m", 1.0)
+made[0].log_metric("r", "m", 1.0)
+sys.exit(3)
+""",
+        f"http://127.0.0.1:{free_port()}",
+        before=HOOKS["the hook"][0],
+    )
+    assert done.code == 3
+    assert "1 entries of run r were dropped" in done.err
+    assert "4 entries were logged too late" in done.err
+
+
 @pytest.mark.parametrize("first", HOOKS)
 def test_what_is_logged_after_the_end_of_a_client_that_does_not_stream_is_said_with_counts(
     server: ScriptedServer, first: str

@@ -359,6 +359,22 @@ def test_coroutines_wait_for_room_by_drain_and_log_calls_never_do(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_drain_sends_what_has_filled_the_queue_to_the_entry(server: ScriptedServer, backend: str) -> None:
+    """No call was refused, so nobody has complained; the interval is an hour."""
+
+    async def main() -> None:
+        async with runqueue.AsyncClient(server.uri, flush_interval=LATE, max_pending=50) as client:
+            log(client, 1)
+            await client.flush()
+            log(client, 50)
+            with anyio.fail_after(PATIENCE):
+                await client.drain()
+            assert client.statistics().stored == 51
+
+    anyio.run(main, backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_coroutines_are_told_what_is_dropped(
     server: ScriptedServer, gate: threading.Event, caplog: pytest.LogCaptureFixture, backend: str
 ) -> None:

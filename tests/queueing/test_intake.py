@@ -133,6 +133,7 @@ def test_the_bell_is_rung_for_what_had_to_wait(pool: ThreadPoolExecutor) -> None
     wait_until(is_waiting(house))
     house.intake.answer()
     found.clear()
+    house.intake.rest()
     house.empty()
     late.result(A_LONG_WHILE)
     assert found == [1]
@@ -283,21 +284,63 @@ def test_calls_that_find_no_room_ring_once_until_something_has_changed(settings:
             house.intake.answer()
         assert house.rings == rings
         house.empty()  # there was room, and it is full again
-    house.lane().append(metrics(0, **{f"m{n}": n for n in range(10)}))
-    for rings in (3, 4):
-        house.lane().append(metrics(0, a=1))
+    for record in points(10):
+        house.lane().append(record)
+    house.lane().append(metrics(0, a=1))
+    assert house.rings == 3
+    house.intake.answer()
+    house.intake.rest()  # the engine has ended with a full queue: only a ring begins it anew
+    house.lane().append(metrics(0, a=1))
+    assert house.rings == 4
+
+
+def test_what_is_let_in_beyond_the_bound_does_not_ring_either() -> None:
+    """Beside a dead server a service still makes a run for each request, and ends it."""
+    house = Gatehouse(max_pending=10, mark=10, on_full="drop")
+    for record in points(11):
+        house.lane().append(record)
+    house.intake.answer()
+    rings = house.rings
+    for n in range(100):
+        house.lane(n, opened=False).append(run())
+        house.lane(n).push(status())
         house.intake.answer()
-        assert house.rings == rings
-        house.intake.complained = -1  # the engine has looked by itself
+    assert house.rings == rings
+    house.intake.rest()
+    house.lane("late", opened=False).append(run())
+    assert house.rings == rings + 1
 
 
-def test_a_complaint_that_was_interrupted_is_made_by_the_next_call() -> None:
-    """Ctrl-C in the bell: the engine has not heard of it."""
+@pytest.mark.parametrize("fits", [False, True])
+def test_room_for_less_than_a_record_is_no_end_of_the_budget_of_waiting(fits: bool) -> None:
+    """Nine of ten pending, and nothing moves: each further step of a training would wait a minute anew."""
+    house = Gatehouse(max_pending=10, block_timeout=0.2, lenient=True)
+    first, second = (metrics(step, **{f"m{n}": n for n in range(9)}) for step in range(2))
+    house.lane().append(first)
+    house.lane().append(second)
+    if fits:
+        house.empty()
+        house.lane().append(first)
+    began = time.monotonic()
+    for _ in range(20):
+        house.intake.settle()  # as every turn of the engine does
+        house.lane().append(second)
+    assert (time.monotonic() - began >= 0.2) is fits
+    assert time.monotonic() - began < 2
+    assert house.intake.told() == {"r": 21 * 9}
+
+
+@pytest.mark.parametrize("another", [False, True])
+def test_a_complaint_that_was_interrupted_is_made_by_the_next_call(another: bool) -> None:
+    """Ctrl-C in the bell, whose handler may log: the engine has not heard of it."""
     fails = [True]
     rung: list[int] = []
 
     def ring() -> None:
         if fails:
+            fails.clear()
+            if another:
+                house.lane().append(metrics(0, a=1))
             raise KeyboardInterrupt
         rung.append(1)
 
@@ -305,7 +348,6 @@ def test_a_complaint_that_was_interrupted_is_made_by_the_next_call() -> None:
     house.lane().append(metrics(0, a=1))
     with pytest.raises(KeyboardInterrupt):
         house.lane().append(metrics(0, a=1))
-    fails.clear()
     house.lane().append(metrics(0, a=1))
     assert rung == [1]
 

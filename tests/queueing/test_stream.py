@@ -734,27 +734,79 @@ async def test_drops_are_told_at_once_and_once_a_minute_and_wake_nobody(script: 
 
 
 @pytest.mark.parametrize("every", [0.01, 5.0])
-async def test_however_long_the_interval_a_full_queue_does_not_wait_for_its_end(every: float) -> None:
-    """After an outage there is room again as soon as a probe may find out; what comes meanwhile is lost."""
+@pytest.mark.parametrize("width", [1, 7])
+async def test_however_long_the_interval_a_full_queue_does_not_wait_for_its_end(every: float, width: int) -> None:
+    """After an outage there is room again as soon as a probe may find out, also where the bound is not quite reached."""
+    server = Server(down())
+    records = [metrics(0, **{f"m{n}": n for n in range(width)})] * round(300 / every)
+    async with bench(server, interval=3_600, limits=TEN, max_pending=30, on_full="drop", seconds=0.01, timeout=20) as b:
+        lane = b.lane("r")
+
+        async def log() -> int:
+            before = b.accumulator.counts()["dropped"]
+            for record in records:
+                lane.append(record)
+                await anyio.sleep(every)
+            return b.accumulator.counts()["dropped"] - before
+
+        assert await log() == (len(records) - 30 // width) * width
+        server.error = None
+        assert await log() <= (PROBE_PAUSE + 5) / every * width
+
+
+async def test_a_full_queue_is_looked_at_once_a_second_although_nobody_logs_any_more() -> None:
+    """A producer that waits, as coroutines do, makes no call that could complain."""
     server = Server(down())
     async with bench(server, interval=3_600, limits=TEN, max_pending=30, on_full="drop", seconds=0.01, timeout=20) as b:
-        await log(b.lane("r"), round(300 / every), every)
-        lost = b.accumulator.counts()["dropped"]
-        assert lost == 300 / every - 30
+        await log(b.lane("r"), 31, every=0.01)
+        await anyio.sleep(300)
         server.error = None
-        await log(b.lane("r"), round(300 / every), every)
-        assert b.accumulator.counts()["dropped"] - lost <= (PROBE_PAUSE + 5) / every
+        with anyio.fail_after(PROBE_PAUSE + 5):
+            while b.intake.pending >= 30:
+                await b.sender.progress()
 
 
-async def test_what_was_dropped_in_a_minute_of_silence_is_told_as_soon_as_there_is_nothing_left_to_do() -> None:
-    """Not a minute later, when nobody may be there any longer, nor at the next call, which may never come."""
-    async with bench(interval=2, limits=TEN, max_pending=30, on_full="drop") as b:
-        b.lane("r", *points(50))
-        await anyio.lowlevel.checkpoint()
-        b.lane("r", *points(50))
-        await anyio.sleep(20)
-        assert b.dropped == {"r": 70}
-        assert b.intake.pending == 0
+@pytest.mark.parametrize("interval", [2, 600, 3_600])
+async def test_what_is_dropped_after_a_word_on_it_is_told_a_minute_later(interval: float) -> None:
+    """Also if nothing is queued by then, and however long the interval is."""
+    told: list[tuple[float, int]] = []
+    async with bench(interval=interval, limits=TEN, max_pending=30, on_full="drop") as b:
+        b.stream._tell = lambda _, dropped: told.extend((anyio.current_time(), count) for count in dropped.values())
+        began = anyio.current_time()
+        for _ in range(2):
+            b.lane("r", *points(50))
+            await anyio.sleep(0.1)
+        await anyio.sleep(10_000)
+        assert [(round(at - began), count) for at, count in told] == [(0, 20), (QUIET, 50)]
+        assert b.stream.wakes < 100
+
+
+@pytest.mark.parametrize("interval", [0.05, 0.5, 2])
+async def test_a_server_that_is_well_between_bursts_does_not_make_a_word_of_each(interval: float) -> None:
+    """The queue is empty each time, and overflows the next time."""
+    told: list[int] = []
+    async with bench(interval=interval, limits=TEN, max_pending=30, on_full="drop", seconds=0.01) as b:
+        b.stream._tell = lambda _, dropped: told.extend(dropped.values())
+        for _ in range(600):
+            b.lane("r", *points(50))
+            await anyio.sleep(2 * interval)
+        await anyio.sleep(2 * QUIET)
+        assert sum(told) == b.accumulator.counts()["dropped"] == 600 * 20
+        assert len(told) <= 600 * 2 * interval / QUIET + 2
+
+
+async def test_runs_that_are_made_beside_a_dead_server_do_not_wake_the_engine_each() -> None:
+    """They are let in beyond the bound, and it looks at all of them each time."""
+    async with bench(
+        Server(down()), interval=2, limits=TEN, max_pending=30, on_full="drop", seconds=0.01, timeout=20
+    ) as b:
+        b.lane("first", *points(40))
+        await anyio.sleep(60)
+        b.stream.wakes = 0
+        for n in range(500):
+            b.lane(n, run(), *points(5), opened=False).append(status())
+            await anyio.sleep(0.1)
+        assert b.stream.wakes <= 4 * 50
 
 
 # -- outages ---------------------------------------------------------------------------------------------------------
@@ -859,7 +911,7 @@ async def test_when_it_has_ended_the_next_call_rings() -> None:
             tasks.start_soon(b.stream.run)
             await anyio.sleep(1)
             tasks.cancel_scope.cancel()
-        assert b.intake.mark < 0 and not b.intake._rung
+        assert b.intake.mark < 0 and b.intake.complained < 0 and not b.intake._rung
 
 
 # -- everything at once ----------------------------------------------------------------------------------------------
