@@ -41,7 +41,14 @@ class AsyncClient(Recorder):
     _waits = False
 
     async def drain(self) -> None:
-        """Wait until there is room for more (see `max_pending`): log calls here never wait, but raise or drop."""
+        """
+        Wait until there is room for what was refused last, or for one more entry (see `max_pending`): log calls here
+        never wait, but raise or drop.
+
+        Raises:
+            ClosedError: The client was closed before there was room.
+            QueueFullError: The queue is full, and nothing drains it but `flush`: the client does not stream.
+        """
         try:
             await wait_for(self._engine.drain())
         except CancelledError:  # the engine has ended, not the wait for it

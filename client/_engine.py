@@ -92,6 +92,7 @@ class Engine:
         self._final = 0  # entries that the last flush has reported as left
         self._written_off = False  # whether it was the last one, as nothing was heard of it
         self._said_late = 0  # entries that came after the end, when that was said last
+        self._dropped_late = 0  # of those that were dropped, likewise
         self._start_pause = 0.0
         self.entered: set[str] = set()  # runs that this process is the entry point of
         self._thread = LoopThread(self._assembled)
@@ -151,12 +152,19 @@ class Engine:
 
     def say_late(self) -> None:
         """See `_exit.Ending`. By ever larger counts, as there may be a log call in a loop."""
-        intake = self.accumulator.intake
-        late = self.unsent() - self._final + (0 if intake is None else intake.untold)
+        self.say_late_drops()
+        late = self.unsent() - self._final
         if late > 0 and late >= 2 * self._said_late:
             self._said_late = late
             text = "the interpreter ends: %d entries were logged too late for a client of %s, and were not sent"
             _say.warning(text, late, without_secrets(self.uri))
+
+    def say_late_drops(self) -> None:
+        """See `_exit.Ending`."""
+        intake = self.accumulator.intake
+        if intake is not None and intake.untold >= max(1, self._dropped_late):
+            self._dropped_late += intake.untold
+            self._say_dropped()
 
     def speak(self) -> None:
         """See `_exit.Ending`."""
@@ -409,14 +417,10 @@ class Engine:
 
     async def _drain(self) -> None:
         intake = self.accumulator.intake
-        assert intake is not None
-        if intake.pending >= intake.max_pending and self.config.streams:
-            intake.crowded = True  # no call may have found it full yet
-            self._stream.hear()
-        while intake.pending >= intake.max_pending:
-            if not self.config.streams:
-                raise QueueFullError("the queue is full, and without flush_interval= nothing drains it but flush()")
-            await self._sender.progress()
+        if self.config.streams:
+            await self._stream.drain()
+        elif intake is not None and not intake.roomy:
+            raise QueueFullError("the queue is full, and without flush_interval= nothing drains it but flush()")
 
     def _tell(self, news: list[Failure], dropped: dict[Any, int]) -> None:
         tell_failures(news)

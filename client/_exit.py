@@ -66,6 +66,10 @@ class Ending(Protocol):
         """Say how much has come too late to be sent, if there is news."""
         ...
 
+    def say_late_drops(self) -> None:
+        """Say what was dropped since that was said last, by ever larger counts."""
+        ...
+
     def speak(self) -> None:
         """See to it that what was logged of it is out."""
         ...
@@ -160,6 +164,7 @@ def end_again() -> None:
     _at_exit()
     for engine in list(_hooks.streaming):
         engine.watch_late(partial(_send_late, engine))
+        _outcome(engine.say_late_drops)  # of other hooks; the engine says them once a minute, and has none left
     for engine in list(_hooks.over):
         _outcome(engine.say_late)
 
@@ -176,7 +181,9 @@ def _send_late(engine: Ending) -> None:
     begun = time.monotonic() if _hooks.begun is None else _hooks.begun
     if time.monotonic() < begun + engine.exit_timeout:
         _end_all((engine,), begun)
-    engine.say_late()  # what no flush could send, or what was dropped
+        engine.say_late_drops()  # of the rest, some may just be on its way, by another thread
+    else:
+        engine.say_late()
 
 
 def _on_term(number: int, frame: FrameType | None) -> None:

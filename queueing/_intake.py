@@ -75,6 +75,8 @@ class Intake:
     complained: float = -1
     """`ledger.released` when a call complained of that last. Until it has moved, or the engine has looked by itself and
     puts this back, there is nothing new to complain of: beside a dead server, each step of a training would ring."""
+    wanted: int = 1
+    """Entries of the largest record that was refused since somebody has waited for room."""
     dropped: dict[object, int] = attrs.field(factory=dict)
     """Entries that were not taken, by run, until somebody has said so."""
     untold: int = 0
@@ -144,13 +146,18 @@ class Intake:
             return True
         if count and not self.exempt():  # a final status counts nothing; the engine's own thread would wait for itself
             if self.complained != (released := self.ledger.released):
-                self._complain()
-                self.complained = released
+                try:
+                    self.complained = released  # first: the engine may put it back before we are told that it rang
+                    self._complain()
+                except BaseException:  # KeyboardInterrupt
+                    self.complained = -1
+                    raise
             drops = self.on_full == "drop"
             if self.on_full == "block" and self.drains():
                 if self._wait(count):
                     return True
                 drops = self.lenient
+            self.wanted = max(self.wanted, count)
             if not drops:
                 raise QueueFullError(self._words(count))
             if record[0] != RUN:  # without it, nothing of its run could ever be stored
@@ -169,6 +176,12 @@ class Intake:
         return False
 
     @property
+    def roomy(self) -> bool:
+        """Whether what was refused would be let in now."""
+        released = self.ledger.released
+        return self.taken + self.wanted <= released + self.max_pending or self.taken <= released
+
+    @property
     def calm(self) -> bool:
         """Whether the engine keeps up, and the bound is far away."""
         return self.pending <= min(CALM * self.full, self.max_pending / 2)
@@ -185,10 +198,11 @@ class Intake:
             while True:
                 if not self.drains():  # first: its end makes room, and nobody would send what came in by that
                     raise ClosedError("the client was closed while this call waited for room")
+                released = self.ledger.released
                 if self._enter(count):
                     return True
                 if self._since is None:
-                    self._since, self._full_at = time.monotonic(), self.ledger.released
+                    self._since, self._full_at = time.monotonic(), released
                 left = min(self._since, begin) + self.block_timeout - time.monotonic()
                 if self._spent or left <= 0:
                     self._spent = True  # one budget for each time it is full: the next calls do not wait either
@@ -251,8 +265,8 @@ class Intake:
         if not self._resting:
             self.mark = self.ledger.released + self.max_pending
         # Not by less than `max_pending` alone, which does not mean that a record fits: the budget would begin anew.
-        roomy = self._since is not None and self.pending < self.max_pending and self.ledger.released != self._full_at
-        if roomy and self._room.acquire(blocking=False):  # see `told`; who waits looks by itself too
+        renewed = self._since is not None and self.pending < self.max_pending and self.ledger.released > self._full_at
+        if renewed and self._room.acquire(blocking=False):  # see `told`; who waits looks by itself too
             self._since, self._spent = None, False
             self._room.notify_all()
             self._room.release()

@@ -85,6 +85,18 @@ class Stream:
         if self._sleep is not None:
             self._sleep.cancel()
 
+    async def drain(self) -> None:
+        """Wait until there is room: for what was refused last, or for another entry."""
+        complained = -math.inf
+        while not self._intake.roomy:
+            now = anyio.current_time()
+            if now >= complained + PRESSED:  # no call may have found it full yet, nor will one meanwhile
+                complained, self._intake.crowded = now, True
+                self.hear()
+            with anyio.move_on_after(complained + PRESSED - now):
+                await self._sender.progress()
+        self._intake.wanted = 1
+
     async def run(self) -> None:
         """Until cancelled."""
         try:

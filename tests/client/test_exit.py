@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 import time
 from pathlib import Path
 
@@ -259,22 +260,52 @@ sys.exit(3)
     assert "4 entries were logged too late" in done.err
 
 
-def test_what_is_dropped_too_late_to_be_told_by_the_engine_is_said_all_the_same() -> None:
+@pytest.mark.parametrize("first", HOOKS)
+def test_what_is_dropped_while_the_interpreter_ends_is_said_all_the_same(first: str) -> None:
     """The queue is full, the last flush was in vain; the engine, which says it once a minute, has none left."""
+    before, hook = HOOKS[first]
     done = run(
         LATE
-        + """
+        + f"""
+{hook}
 made.append(runqueue.Client(URI, flush_interval=60, exit_timeout=5, max_pending=1, on_full="drop", retry_timeout=0))
 made[0].log_metric("r", "m", 1.0)
 made[0].log_metric("r", "m", 1.0)
 sys.exit(3)
 """,
         f"http://127.0.0.1:{free_port()}",
-        before=HOOKS["the hook"][0],
+        before=before,
     )
     assert done.code == 3
     assert "1 entries of run r were dropped" in done.err
-    assert "4 entries were logged too late" in done.err
+    assert sum(map(int, re.findall(rf"(\d+) entries of run {RUN} were dropped", done.err))) == 4
+    assert "too late" not in done.err
+
+
+def test_what_another_thread_is_just_sending_while_the_interpreter_ends_is_not_called_too_late(
+    server: ScriptedServer,
+) -> None:
+    """It has its own flush; a word on it would be a false alarm."""
+    server.fail("", Fault.delayed(0.02), times=None)
+    done = run(
+        f"""
+def last():
+    for step in range(1, 41):
+        client.log_metric("{RUN}", "m", 1.0, step)
+    stop.set()
+def monitor():
+    while not stop.wait(0.005):
+        client.log_metric("{RUN}", "system", 1.0)
+stop = threading.Event()
+client = runqueue.Client(URI, flush_interval=1)
+client.log_metric("{RUN}", "first", 1.0)
+threading.Thread(target=monitor, daemon=True).start()
+""",
+        server.uri,
+        before="import atexit, threading\natexit.register(lambda: last())\n",
+    )
+    assert (done.code, done.err) == (0, "")
+    assert list(filter(None, steps(server))) == list(range(1, 41))
 
 
 @pytest.mark.parametrize("first", HOOKS)

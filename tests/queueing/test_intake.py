@@ -21,7 +21,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runqueue.queueing import Accumulator, ClosedError, Failure, Lane, Ledger, QueueFullError, Record, RejectedError
+from runqueue.queueing import (
+    Accumulator,
+    ClosedError,
+    Failure,
+    Lane,
+    Ledger,
+    QueueFullError,
+    Record,
+    RejectedError,
+    _intake,
+)
 from runqueue.queueing._batch import METRIC, RUN, weight
 from runqueue.queueing._intake import Intake
 from runqueue.queueing._report import FailureLog
@@ -352,6 +362,20 @@ def test_a_complaint_that_was_interrupted_is_made_by_the_next_call(another: bool
     assert rung == [1]
 
 
+def test_a_complaint_that_the_engine_has_dealt_with_already_holds_nobody_back() -> None:
+    """A caller is held up in its bell, by a signal's handler; the engine has looked long since, and fallen asleep."""
+    house: Gatehouse = Gatehouse(max_pending=1, mark=1, on_full="drop", ring=lambda: look())
+
+    def look() -> None:
+        house.intake.answer()
+        house.intake.complained = -1
+        house.rings += 1
+
+    for record in points(3):
+        house.lane().append(record)
+    assert house.rings == 2
+
+
 @pytest.mark.parametrize("on_full", ["drop", "block"])
 def test_the_creation_of_a_run_is_never_dropped(on_full: str) -> None:
     """Without it nothing of the run could ever be stored: neither by choice nor when the time to wait is over."""
@@ -488,6 +512,37 @@ def test_a_call_that_waits_is_told_when_the_client_is_closed(pool: ThreadPoolExe
     with pytest.raises(ClosedError):
         late.result(A_LONG_WHILE)
     assert house.counts()["accepted"] == 1
+
+
+def test_room_that_is_made_before_a_call_has_begun_to_wait_is_told_when_it_does(
+    pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its look for room and its note of the time nobody is known to wait."""
+    monkeypatch.setattr(_intake, "_LOOK", 2 * A_LONG_WHILE)
+    rang = threading.Event()
+    house = Gatehouse(max_pending=10, ring=rang.set)
+    for record in points(10):
+        house.lane().append(record)
+    looks: list[bool] = []
+
+    def enter(self: Intake, count: int) -> bool:
+        looks.append(entered := real(self, count))
+        if len(looks) == 2:  # the first is at the door, the second before the wait
+            house.empty()
+        return entered
+
+    def engine() -> None:
+        assert rang.wait(A_LONG_WHILE)
+        wait_until(is_waiting(house))
+        house.intake.answer()
+        house.intake.settle()
+
+    real = Intake._enter
+    monkeypatch.setattr(Intake, "_enter", enter)
+    turn = pool.submit(engine)
+    pool.submit(house.lane().append, metrics(10, loss=10)).result(A_LONG_WHILE)
+    turn.result(A_LONG_WHILE)
+    assert looks == [False, False, True]
 
 
 # -- threads ---------------------------------------------------------------------------------------------------------

@@ -761,9 +761,23 @@ async def test_a_full_queue_is_looked_at_once_a_second_although_nobody_logs_any_
         await log(b.lane("r"), 31, every=0.01)
         await anyio.sleep(300)
         server.error = None
-        with anyio.fail_after(PROBE_PAUSE + 5):
-            while b.intake.pending >= 30:
-                await b.sender.progress()
+        await until(lambda: b.intake.pending == 0)
+        assert b.store.times()[-1] <= 300 + PROBE_PAUSE + 5
+
+
+@pytest.mark.parametrize("refused", [5, 50])
+async def test_whoever_drains_has_room_for_what_was_refused(refused: int) -> None:
+    """Seven of ten: a producer of records of five that only looks for less than ten goes round in circles."""
+    async with bench(interval=3_600, max_pending=10, seconds=100) as b:
+        lane = b.lane("r", metrics(0, **{f"m{n}": n for n in range(7)}))
+        large = metrics(1, **{f"m{n}": n for n in range(refused)})
+        await b.stream.drain()  # nothing was refused: there is room for an entry
+        with pytest.raises(QueueFullError):
+            lane.append(large)
+        await b.stream.drain()
+        lane.append(large)
+        assert b.stream.wakes < 250
+        assert b.intake.wanted == 1
 
 
 @pytest.mark.parametrize("interval", [2, 600, 3_600])

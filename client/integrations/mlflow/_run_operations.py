@@ -125,6 +125,9 @@ class UnderWay:
     def say_late(self) -> None:
         """As above."""
 
+    def say_late_drops(self) -> None:
+        """As above."""
+
     def kill_runs(self) -> None:
         """It watches for no signals."""
 
