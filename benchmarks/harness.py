@@ -55,7 +55,7 @@ def measure_case(
     left_out |= {peer: "not among --peer" for peer in case.peers if only and peer not in only}
     reason = case.left_out(quick=quick)
     measurements = [
-        Measurement(case=case, peer=peer, size=case.size_for(peer, size))
+        Measurement(case=case, peer=peer, size=case.size_for(peer, size), repeats=case.samples_of(peer, quick=quick))
         for peer in case.peers
         for size in sizes
         if reason is None and peer not in left_out
@@ -64,7 +64,7 @@ def measure_case(
     if measurements:
         try:
             with one_processor() if case.one_processor else nullcontext():
-                _measure(case, measurements, rounds, quick, progress)
+                _measure(case, measurements, rounds, progress)
         except (RuntimeError, OSError) as error:
             raise BenchmarkError(f"{case.name}: {error}") from error
     return Result(
@@ -92,29 +92,22 @@ def one_processor() -> Generator[None, None, None]:
         os.sched_setaffinity(0, ours)
 
 
-def _measure(
-    case: Case, measurements: list[Measurement], rounds: int, quick: bool, progress: Callable[[str], None]
-) -> None:
+def _measure(case: Case, measurements: list[Measurement], rounds: int, progress: Callable[[str], None]) -> None:
     if not case.backend.lasting:
-        _measure_rounds(case, measurements, rounds, quick, progress, None)
+        _measure_rounds(case, measurements, rounds, progress, None)
         return
     progress(f"{case.name} · its server starts")
     with running(case.backend, {}) as url:
-        _measure_rounds(case, measurements, rounds, quick, progress, url)
+        _measure_rounds(case, measurements, rounds, progress, url)
 
 
 def _measure_rounds(
-    case: Case,
-    measurements: list[Measurement],
-    rounds: int,
-    quick: bool,
-    progress: Callable[[str], None],
-    url: str | None,
+    case: Case, measurements: list[Measurement], rounds: int, progress: Callable[[str], None], url: str | None
 ) -> None:
     for number in range(rounds):
         for measurement in measurements if number % 2 == 0 else reversed(measurements):
             progress(f"{case.name} · round {number + 1} of {rounds} · {measurement.peer} · {measurement.size:,}")
-            for _ in range(case.samples_of(measurement.peer, quick=quick)):
+            for _ in range(measurement.repeats):
                 measurement.samples.append(_measure_once(measurement, url))
 
 

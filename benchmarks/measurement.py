@@ -16,6 +16,9 @@ class Measurement:
     case: Case
     peer: str
     size: int
+    repeats: int = 1
+    """Samples a round."""
+
     samples: list[dict[str, float]] = field(factory=list[dict[str, float]])
 
     def values(self, quantity: str) -> list[float]:

@@ -96,8 +96,7 @@ class Intake:
 
         def take(record: Record) -> bool:
             count = len(record[1])
-            rings = self.taken + count > self.mark
-            if not rings:
+            if self.taken + count <= self.mark:
                 self.taken += count
             elif not self.admit(lane, record):
                 return True
@@ -112,7 +111,7 @@ class Intake:
                 lane.rung = True
                 self.bells.append(lane)
                 self._call()
-            elif rings and self.mark < 0:  # else it was beyond the bound, and the engine is awake
+            elif self.mark < 0:  # not for being beyond the bound: the engine is awake
                 self._call()
             return False
 
@@ -177,7 +176,7 @@ class Intake:
 
     @property
     def roomy(self) -> bool:
-        """Whether what was refused would be let in now."""
+        """Whether what was refused would be let in now: by the rule of `_enter`, which must call nothing."""
         released = self.ledger.released
         return self.taken + self.wanted <= released + self.max_pending or self.taken <= released
 

@@ -76,8 +76,8 @@ class Stream:
         self._due = 0.0
         self._next = math.inf  # when a batch should be full
         self._seen = self._seen_at = 0.0  # entries that had come in for runs that are sent, at the last look
-        self._mute_until = -math.inf
         self._pace = 0.0  # of what comes in, in entries a second
+        self._mute_until = -math.inf  # about what is dropped
 
     def hear(self) -> None:
         """The bell. In the engine's thread."""
@@ -117,13 +117,12 @@ class Stream:
                 if not asleep:
                     self._sender.tidy()
                 self._say()
-                await self._listen(self._hush() if asleep else min(self._interval, self._hush()))
+                await self._listen(math.inf if asleep else self._interval)
                 if not self._called:
                     continue
                 self._postpone()
             else:
-                until = min(self._due, self._next) - anyio.current_time()
-                await self._listen(max(0.0, min(until, self._hush())))
+                await self._listen(max(0.0, min(self._due, self._next) - anyio.current_time()))
             resting = False
             self._called = False
             self._turn()
@@ -131,7 +130,7 @@ class Stream:
     async def _listen(self, seconds: float) -> None:
         # Not an event with a deadline: in a steady flow nobody calls, and the end of a sleep costs much less.
         with anyio.CancelScope() as self._sleep:
-            await anyio.sleep(0 if self._called else seconds)
+            await anyio.sleep(0 if self._called else min(seconds, self._hush()))
         self._sleep = None
 
     def _postpone(self) -> None:
@@ -212,11 +211,10 @@ class Stream:
             self._claimed = log.count
             for lane in self._accumulator.families():
                 lane.claim(lane.dealt)
-        news, dropped, now = [*self._refused(), *log.news()], dict[Any, int](), anyio.current_time()
-        if now >= self._mute_until:
-            dropped = self._intake.told()
-            if dropped:
-                self._mute_until = now + QUIET
+        news, now = [*self._refused(), *log.news()], anyio.current_time()
+        dropped = self._intake.told() if now >= self._mute_until else {}
+        if dropped:
+            self._mute_until = now + QUIET
         if news or dropped:
             self._tell(news, dropped)
 
