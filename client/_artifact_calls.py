@@ -19,7 +19,7 @@ from runqueue._run import RunId
 from runqueue._wire import Unfit
 from runqueue.errors import CallTypeError, ConfigError
 from runqueue.queueing import Lane
-from runqueue.queueing._batch import ARTIFACT
+from runqueue.queueing._batch import ARTIFACT, record_of
 
 
 class _Recorder(Protocol):
@@ -158,7 +158,7 @@ class ArtifactCalls:
     def _log_files(self: _Recorder, run_id: RunId, files: Mapping[str, artifacts.Source]) -> None:
         lane = self._lane(run_id)
         if files:
-            lane.append((ARTIFACT, files))
+            lane.append(record_of(ARTIFACT, files))
 
 
 def _number(value: Any, name: str) -> int | None:

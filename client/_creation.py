@@ -23,7 +23,7 @@ from runqueue._store import CREATE_RUN, DELETE_RUN, SEARCH_RUNS, Store
 from runqueue._wire import PARENT_TAG, TOKEN_TAG, NewRun, create_run_body
 from runqueue.errors import UnexpectedAnswerError
 from runqueue.queueing import Batch, Record, RejectedError, Scope, StoreError
-from runqueue.queueing._batch import RUN, TAG
+from runqueue.queueing._batch import RUN, TAG, record_of
 
 MARGIN: Final = 1.0
 """Seconds beyond the time that a request may last: by then, what it has done is to be seen."""
@@ -78,7 +78,7 @@ class Creation:
             found = await self._find(pending, experiment_id)
             if found:
                 pending._resolve(found[0])
-                return [(TAG, new.tags, False)] if pending in self._without_tags else ()
+                return [record_of(TAG, new.tags, False)] if pending in self._without_tags else ()
         tags = [*batch.pieces(RUN), *batch.pieces(TAG)]
         try:
             await self._post(pending, new, experiment_id, tags)
@@ -88,7 +88,7 @@ class Creation:
                 raise
             self._without_tags.add(pending)
             await self._post(pending, new, experiment_id, ())
-            return [(TAG, new.tags, False)]
+            return [record_of(TAG, new.tags, False)]
         return ()
 
     async def check(self, pending: PendingRunId, batch: Batch) -> None:

@@ -31,7 +31,7 @@ from runqueue._stores import make_store
 from runqueue._wire import ENVELOPE, MLFLOW_LIMITS, RIDER_BYTES, RIDERS, Encoder
 from runqueue.errors import FlushError
 from runqueue.queueing import Accumulator, Bounds, Failure, Lane, Ledger, Limits, QueueFullError, Report, StoreError
-from runqueue.queueing._batch import METRIC, STATUS
+from runqueue.queueing._batch import METRIC, STATUS, record_of
 from runqueue.queueing._intake import Intake
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ class Engine:
         for lane in lanes:
             if not lane.ended:
                 lane.ended = True
-                lane.push((STATUS, (), "KILLED", time_ns() // 1_000_000))
+                lane.push(record_of(STATUS, (), "KILLED", time_ns() // 1_000_000))
 
     def unsent(self) -> int:
         """Entries that are queued or in flight."""

@@ -33,7 +33,7 @@ from runqueue._stores import check_uri
 from runqueue._wire import NewRun
 from runqueue.errors import CallTypeError, ClosedError, ConfigError
 from runqueue.queueing import Lane, Limits, Record
-from runqueue.queueing._batch import RUN
+from runqueue.queueing._batch import RUN, record_of
 
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]{0,255}")
 """Source: `mlflow.utils.validation._RUN_ID_REGEX`."""
@@ -140,7 +140,7 @@ class Face:
                 return lane
             if run_id.run_id is None:  # of another client, in this process or another: it will turn up in the store
                 sought = NewRun(*run_id.experiment, 0, None, None, {}, sought=True)
-                return self._open(run_id, opened=False, first=(RUN, ("run",), (), sought))
+                return self._open(run_id, opened=False, first=record_of(RUN, ("run",), (), sought))
             lane = self._lane(run_id.run_id)
             self._engine.accumulator.alias(run_id, lane)
             return lane

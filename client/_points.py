@@ -20,6 +20,8 @@ import orjson
 from runqueue.queueing import Record
 
 INT64: Final = 2**63
+MILLISECOND: Final = 1_000_000
+"""In nanoseconds, which records of metrics are stamped by."""
 NOT_FINITE: Final = {"nan": b'"NaN"', "inf": b'"Infinity"', "-inf": b'"-Infinity"'}
 _CACHE_BYTES: Final = 8_000_000
 """About what the heads may take; keys that are new in every call would fill the memory."""
@@ -37,7 +39,7 @@ class Points:
 
     Args:
         head: What a point begins with, up to its number. Raises where a key cannot be sent as it is.
-        tail: What the points of a record end with, from its timestamp, step, model and dataset. Raises if it has none.
+        tail: What the points of a record end with, from its stamp (ns), step, model and dataset. Raises if it has none.
     """
 
     def __init__(self, head: Callable[[Any], bytes], tail: Callable[[Any, Any, Any, Any], bytes]) -> None:
@@ -60,7 +62,7 @@ class Points:
         """
         entries: list[dict[Any, Any]] = [*map(_entries, records)]
         tails = [
-            PLAIN_TAIL % (stamp, step)
+            PLAIN_TAIL % (stamp // MILLISECOND, step)
             if stamp.__class__ is step.__class__ is int and 0 <= stamp | step < INT64 and model is dataset is None
             else self._tail(stamp, step, model, dataset)
             for _, _, stamp, step, model, dataset in records

@@ -15,11 +15,12 @@ from runqueue import _conversion as convert
 from runqueue import _say
 from runqueue._artifact_calls import ArtifactCalls
 from runqueue._face import Face
+from runqueue._points import MILLISECOND
 from runqueue._run import PendingRunId, RunId
 from runqueue._run_handle import RunMaker
 from runqueue._wire import PARENT_TAG, TOKEN_TAG, NewRun, Unfit
 from runqueue.errors import CallTypeError, ClosedError, ConfigError, QueueFullError, RunqueueError
-from runqueue.queueing._batch import DATASET, METRIC, PARAM, RUN, STATUS, TAG
+from runqueue.queueing._batch import DATASET, METRIC, PARAM, RUN, STATUS, TAG, record_of
 
 _PLAIN: Final = frozenset((float, int, bool))
 
@@ -85,13 +86,13 @@ class Recorder(Face, RunMaker, ArtifactCalls):
         pending = PendingRunId((experiment_id, experiment_name))
         lane = self._open(pending, opened=False, parent=parent)
         try:
-            lane.append((RUN, ("run",), tuple(inside), new))
+            lane.append(record_of(RUN, ("run",), tuple(inside), new))
         except (QueueFullError, ClosedError):
             self._engine.accumulator.forget(lane)
             raise
         lane.made = True
         if others:
-            lane.push((TAG, others, False))
+            lane.push(record_of(TAG, others, False))
         return pending
 
     def set_terminated(self, run_id: RunId, status: str | None = None, end_time: int | None = None) -> None:
@@ -116,7 +117,7 @@ class Recorder(Face, RunMaker, ArtifactCalls):
         lane.ended = over
         if over and self._engine.entered:
             self._engine.entered.discard(run_id)
-        lane.append((STATUS, (), name, ended))
+        lane.append(record_of(STATUS, (), name, ended))
         if lane.released:  # between these lines: the record went to the run's next lane
             self._lane(run_id).ended = over
 
@@ -178,14 +179,18 @@ class Recorder(Face, RunMaker, ArtifactCalls):
         # Where the first is a float, their sum tells in a third of the time whether all of them are numbers that do not
         # change; a few others that add up to a float, such as fractions, do not change either.
         try:
-            plain = sum(values).__class__ is float if first.__class__ is float else _PLAIN.issuperset(map(type, values))
+            plain = (
+                sum(values, 0.0).__class__ is float
+                if first.__class__ is float
+                else _PLAIN.issuperset(map(type, values))
+            )
         except Exception:  # foreign arithmetic may raise anything
             plain = False
         if not plain:
             entries = convert.numbers(entries)
         if step.__class__ is not int:
             step = _step(step)
-        stamp = time_ns() // 1_000_000 if timestamp is None else _timestamp(timestamp)
+        stamp = time_ns() if timestamp is None else _nanoseconds(timestamp)
         if dataset is not None:
             dataset = convert.dataset_reference(dataset)
         lane.append((METRIC, entries, stamp, step, model_id, dataset))
@@ -203,7 +208,7 @@ class Recorder(Face, RunMaker, ArtifactCalls):
             entries = convert.numbers(entries)
         if step.__class__ is not int:
             step = _step(step)
-        stamp = time_ns() // 1_000_000 if timestamp is None else _timestamp(timestamp)
+        stamp = time_ns() if timestamp is None else _nanoseconds(timestamp)
         lane.append((METRIC, entries, stamp, step, None, None))
 
     # -- params, tags, datasets --------------------------------------------------------------------------------------
@@ -223,7 +228,7 @@ class Recorder(Face, RunMaker, ArtifactCalls):
         entries = convert.texts(convert.mapping(params, "params"))
         lane = self._lane(run_id)
         if entries:
-            lane.append((PARAM, entries))
+            lane.append(record_of(PARAM, entries))
 
     def log_param(self, run_id: RunId, key: str, value: Any) -> None:
         """Queue one param; see `log_params`."""
@@ -247,9 +252,9 @@ class Recorder(Face, RunMaker, ArtifactCalls):
         if not entries:
             return
         riding, others = convert.riding(entries)
-        dropped = lane.append((TAG, riding, True)) if riding else False
+        dropped = lane.append(record_of(TAG, riding, True)) if riding else False
         if others and not dropped:
-            (lane.push if riding else lane.append)((TAG, others, False))
+            (lane.push if riding else lane.append)(record_of(TAG, others, False))
 
     def set_tag(self, run_id: RunId, key: str, value: Any) -> None:
         """Queue one tag; see `set_tags`."""
@@ -280,7 +285,7 @@ class Recorder(Face, RunMaker, ArtifactCalls):
         entries = convert.datasets(() if datasets is None else datasets, contexts, tags_list)
         lane = self._lane(run_id)
         if entries:
-            lane.append((DATASET, entries))
+            lane.append(record_of(DATASET, entries))
 
     def log_input(
         self, run_id: RunId, dataset: Any, context: str | None = None, tags: Mapping[str, Any] | None = None
@@ -308,5 +313,7 @@ def _step(step: Any) -> Any:
     return 0 if step is None else convert.whole(step, "step")
 
 
-def _timestamp(timestamp: Any) -> int | Unfit:
-    return timestamp if timestamp.__class__ is int else convert.whole(timestamp, "timestamp")
+def _nanoseconds(timestamp: Any) -> int | Unfit:
+    """As the clock counts: to divide its time at each call would cost the caller as much as to read it."""
+    whole = timestamp if timestamp.__class__ is int else convert.whole(timestamp, "timestamp")
+    return whole if isinstance(whole, Unfit) else whole * MILLISECOND

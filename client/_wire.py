@@ -7,7 +7,7 @@ here. What a record holds, by kind (see `runqueue.queueing`):
     (RUN, ("run",), keys of its tags, NewRun)
     (PARAM, {key: value})
     (TAG, {key: value}, rides)
-    (METRIC, {key: value}, timestamp_ms, step, model_id, (dataset_name, dataset_digest) | None)
+    (METRIC, {key: value}, timestamp_ns, step, model_id, (dataset_name, dataset_digest) | None)
     (DATASET, (Dataset | Unfit, ...))
     (STATUS, (), status, end_time_ms)
     (ARTIFACT, {path in the run's artifacts: what is uploaded, see `_artifacts`})
@@ -27,7 +27,7 @@ import attrs
 import orjson
 
 from runqueue._entities import Entry, EntryKind
-from runqueue._points import INT64, NOT_FINITE, PLAIN_TAIL, Points, is_numeric
+from runqueue._points import INT64, MILLISECOND, NOT_FINITE, PLAIN_TAIL, Points, is_numeric
 from runqueue._run import RunId
 from runqueue.queueing import Batch, Encoding, Fragments, Joined, Limits, Record, RejectedError
 from runqueue.queueing._batch import ARTIFACT, DATASET, METRIC, PARAM, RUN, STATUS, TAG
@@ -150,9 +150,9 @@ class Encoder:
         if made is not None:
             joined, (tail,) = made
             return Joined(joined, len(record[1]), tail), None
-        _, entries, timestamp, step, model_id, dataset = record
+        _, entries, stamp, step, model_id, dataset = record
         try:
-            tail = _metric_tail(timestamp, step, model_id, dataset)
+            tail = _metric_tail(stamp, step, model_id, dataset)
         except RejectedError as error:
             return [b""] * len(entries), dict.fromkeys(range(len(entries)), error)
         return self._metrics_one_by_one(entries, tail, memory)
@@ -259,7 +259,8 @@ def _safe_metric_head(key: Any) -> bytes:
     return _metric_head(key)
 
 
-def _metric_tail(timestamp: Any, step: Any, model_id: str | None, dataset: tuple[str, str] | None) -> bytes:
+def _metric_tail(stamp: Any, step: Any, model_id: str | None, dataset: tuple[str, str] | None) -> bytes:
+    timestamp = _milliseconds(stamp)
     if not (timestamp.__class__ is step.__class__ is int and 0 <= timestamp < INT64 and -INT64 <= step < INT64):
         timestamp, step = _whole(timestamp, "timestamp", 0), _whole(step, "step")
     if model_id is None and dataset is None:
@@ -271,6 +272,10 @@ def _metric_tail(timestamp: Any, step: Any, model_id: str | None, dataset: tuple
         more += b',"dataset_name":' + _json_text(dataset[0], "dataset name")
         more += b',"dataset_digest":' + _json_text(dataset[1], "dataset digest")
     return more + b"}"
+
+
+def _milliseconds(stamp: int | Unfit) -> int | Unfit:
+    return stamp if isinstance(stamp, Unfit) else stamp // MILLISECOND
 
 
 def _whole(value: Any, name: str, least: int = -(2**63)) -> int:
@@ -394,7 +399,7 @@ def describe(record: Record, start: int, stop: int) -> Iterator[Entry]:
         for path in islice(record[1], start, stop):
             yield Entry(name, path)
     else:
-        stamp, step = (_given(record[2]), _given(record[3])) if kind == METRIC else (None, None)
+        stamp, step = (_given(_milliseconds(record[2])), _given(record[3])) if kind == METRIC else (None, None)
         for key, value in islice(record[1].items(), start, stop):
             yield Entry(name, key, _given(value), step, stamp)
 

@@ -19,15 +19,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 from functools import partial
 from sys import getrefcount
 from types import SimpleNamespace
 from typing import Any, Final
 
-from runqueue.queueing._batch import Record, weights
+from runqueue.queueing._batch import Record
 from runqueue.queueing._gate import Encode
+from runqueue.queueing._inbox import Inbox
 from runqueue.queueing._intake import Intake
 from runqueue.queueing._lane import Lane
 from runqueue.queueing._report import Ledger
@@ -124,7 +124,7 @@ class Accumulator:
         lane.released = True
         self._unname(lane)
         self._each.pop(lane, None)
-        lane.append = lane.push = lane.inbox.append  # what an intake has put there leads back to the lane
+        lane.append = lane.push = lane.inbox.way_in()  # what an intake has put there leads back to the lane
 
     def all(self) -> list[Lane]:
         """Every lane once, in the order of their opening; without those that were released."""
@@ -148,7 +148,7 @@ class Accumulator:
 
     def waiting(self) -> int:
         """Entries in the inboxes, not dealt yet."""
-        return sum(sum(weights(lane.inbox.copy())) for lane in set(self.live()))
+        return sum(sum(lane.inbox.weights()) for lane in set(self.live()))
 
     # -- the engine's thread -------------------------------------------------------------------------------------------
 
@@ -214,7 +214,7 @@ class Accumulator:
         for name in lane.names:
             self.lanes.setdefault(name, lane)
         if self.intake is None:
-            lane.append = lane.push = lane.inbox.append
+            lane.append = lane.push = lane.inbox.way_in()
         else:  # never the bare way in between: what takes it is not counted
             self.intake.guard(lane)
         if self._heard is not None:
@@ -277,11 +277,11 @@ class Accumulator:
 
 
 def _holders(lane: Any) -> int:
-    """References to the inbox: the lane's own, those of this call, and one for each call that has a way into it."""
-    return getrefcount(lane.inbox)
+    """References to what is in the inbox: its own, those of this call, and one for each call that has a way into it."""
+    return getrefcount(lane.inbox.held)
 
 
-_ALONE: Final = _holders(SimpleNamespace(inbox=deque[Record]()))
+_ALONE: Final = _holders(SimpleNamespace(inbox=Inbox()))
 
 
 def _watch(lane: Lane, heard: Callable[[], None]) -> None:

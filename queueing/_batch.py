@@ -1,7 +1,7 @@
 """
 What is queued, and what goes into one request.
 
-A **record** is one queued call, a plain tuple whose first two items are the engine's business and whose rest is not:
+A **record** is one queued call, a plain tuple of six whose first two items are the engine's business and whose rest is not:
 
     (kind, entries, ...)        entries: a dict keyed by entry key, or a tuple; `len(entries)` counts them
 
@@ -48,6 +48,11 @@ MERGED: Final = STAGES[1]
 
 
 _entries = itemgetter(1)
+
+
+def record_of(kind: int, entries: Any, a: Any = None, b: Any = None, c: Any = None, d: Any = None) -> Record:
+    """A record of which not all is of use."""
+    return (kind, entries, a, b, c, d)
 
 
 def weight(record: Record) -> int:

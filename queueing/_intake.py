@@ -92,7 +92,7 @@ class Intake:
 
     def guard(self, lane: Lane) -> None:
         """Stand before this lane's inbox."""
-        append, enlist = lane.inbox.append, self.live.append
+        append, enlist = lane.inbox.way_in(), self.live.append
 
         def take(record: Record) -> bool:
             count = len(record[1])

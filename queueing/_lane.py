@@ -1,13 +1,13 @@
 """
 Everything queued for one run.
 
-    any thread:       lane.inbox.append(record)
+    any thread:       lane.append(record)
     engine's thread:  deal()  ->  take()  ->  settled: store() | give_back() | reject()
 
 Rules of this file: it decides, and does no I/O: no clock, no socket, no await. `inbox` is the only thing another
-thread may touch, by `append` alone, which is atomic; all else belongs to the engine's thread. One batch at a time is
-out of a lane, and that is what keeps a run's requests in order. Nobody but `append` and `push` holds the inbox's own
-`append`: by that an accumulator knows that a lane can be released.
+thread may touch, by `append` and `push` alone, which are atomic; all else belongs to the engine's thread. One batch at a
+time is out of a lane, and that is what keeps a run's requests in order. Nobody but `append` and `push` holds a way into
+the inbox: by that an accumulator knows that a lane can be released.
 
 `deal` closes a **window** over all that waits in the inbox. Windows are emptied one after the other, each in the order
 "create, data, inputs, final status"; so that order holds in every flush, and no flush overtakes another. What came back
@@ -28,9 +28,10 @@ from itertools import accumulate
 from typing import Final
 
 from runqueue.queueing._account import Account
-from runqueue.queueing._batch import STATUS, TAG, Batch, Bounds, Record, weight, weights
+from runqueue.queueing._batch import STATUS, TAG, Batch, Bounds, Record, weight
 from runqueue.queueing._errors import Scope, StoreError
 from runqueue.queueing._gate import Encode, Gate
+from runqueue.queueing._inbox import Inbox
 from runqueue.queueing._part import JoinError, Slice
 from runqueue.queueing._report import Failure, Ledger
 from runqueue.queueing._returned import Returned
@@ -66,10 +67,10 @@ class Lane:
         self.run = run
         self.owner = owner
         self.sides: list[Lane] = []
-        self.inbox: deque[Record] = deque()
-        self.append: Callable[[Record], bool | None] = self.inbox.append
+        self.inbox = Inbox()
+        self.append: Callable[[Record], bool | None] = self.inbox.way_in()
         """How a record gets into the inbox; where the client is bounded, it may wait, raise, or drop it: then True."""
-        self.push: Callable[[Record], None] = self.inbox.append
+        self.push: Callable[[Record], None] = self.inbox.way_in()
         """The same for what belongs to a record that was let in: it is let in too."""
         self.ended = False  # whether a final status was asked for
         self.made = False  # whether the client creates its run; a note of the log calls, like the next one
@@ -127,9 +128,9 @@ class Lane:
         return self._account.pending + self._account.unnamed
 
     def __repr__(self) -> str:
-        # From any thread, so no queue is walked; the inbox is copied, which is atomic.
+        # From any thread, so no queue is walked.
         flying = 0 if self.flying is None else self.flying.weight
-        pending = self._account.pending - flying + sum(weights(self.inbox.copy()))
+        pending = self._account.pending - flying + sum(self.inbox.weights())
         pending += sum(side._account.pending for side in self.sides)
         return f"<Lane run={self.run} pending={pending} in_flight={flying} settled={self._account.settled}>"
 
@@ -148,8 +149,7 @@ class Lane:
             ledger = self._account.ledger
             ledger.turn += 1  # so that whoever counts finds each record in one place
             try:
-                popleft = self.inbox.popleft
-                entries = window.put([popleft() for _ in range(count)])
+                entries = window.put(self.inbox.draw(count))
                 self._account.deal(entries)
                 if window.aside:
                     entries += self._deal_aside(window)
@@ -206,7 +206,7 @@ class Lane:
 
     def deal_batches(self, size: int) -> None:
         """Deal, for a tick, no more than what fills batches of so many entries; the rest waits for company."""
-        totals = list(accumulate(weights(self.inbox.copy())))
+        totals = list(accumulate(self.inbox.weights()))
         wanted = totals[-1] // size * size if totals else 0
         if wanted:
             self.deal(max(1, bisect_right(totals, wanted)), tick=True)

@@ -15,11 +15,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from sys import maxsize
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from runqueue.queueing._errors import RunqueueError
 
-Record: TypeAlias = tuple[Any, ...]
+Record: TypeAlias = tuple[int, Any, Any, Any, Any, Any]
+"""One queued call, see `_batch`."""
+WIDTH: Final = 6
+"""Items of a record. All have as many, so that they can lie in an inbox flat."""
 Stretch: TypeAlias = tuple[Record, int, int]
 """A record, and the entries of it that are meant: the first, and the one after the last."""
 

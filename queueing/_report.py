@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import attrs
 
-from runqueue.queueing._batch import STATUS, Record
+from runqueue.queueing._batch import STATUS, Record, record_of
 
 KEPT_IN_FULL: Final = 10_000
 """
@@ -69,7 +69,7 @@ class Counted(Failure):
     __slots__ = ("count",)
 
     def __init__(self, run: Hashable, kind: int, error: Exception, count: int, *, serial: int) -> None:
-        super().__init__(run, (kind, ()), 0, 0, error, final=True, serial=serial)
+        super().__init__(run, record_of(kind, ()), 0, 0, error, final=True, serial=serial)
         self.count = count
 
     @property

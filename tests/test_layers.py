@@ -37,7 +37,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "runqueue.queueing._report runqueue.queueing._returned runqueue.queueing._evidence",
         "runqueue.queueing._account",
         "runqueue.queueing._gate",
-        "runqueue.queueing._window",
+        "runqueue.queueing._window runqueue.queueing._inbox",
         "runqueue.queueing._lane",
         "runqueue.queueing._intake runqueue.queueing._flush",
         "runqueue.queueing._accumulator",

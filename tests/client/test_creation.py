@@ -20,7 +20,7 @@ from runqueue._store import CREATE_RUN, SEARCH_RUNS, UPDATE_RUN, Endpoint
 from runqueue._wire import PARENT_TAG, TOKEN_TAG
 from runqueue.errors import NotFoundError, StoreError, UnavailableError, UnexpectedAnswerError
 from runqueue.queueing import RejectedError, Scope
-from runqueue.queueing._batch import STATUS
+from runqueue.queueing._batch import STATUS, record_of
 from support.list_store import (
     BOUNDS,
     DOUBTFUL,
@@ -450,7 +450,7 @@ async def test_a_creation_that_is_refused_keeps_everything_queued(
         run = b.create_run({"own": "1"})
         child = b.create_run(parent=run)
         b.set_tags(run, {"riding": "2"})
-        b.lane(run).inbox.append((STATUS, (), "FINISHED", 9))
+        b.lane(run).push(record_of(STATUS, (), "FINISHED", 9))
         with monkeypatch.context() as patch:
             patch.setattr(ListStore, "_handle", refusing)
             report = await b.flush()

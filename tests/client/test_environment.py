@@ -28,7 +28,7 @@ from runqueue.queueing import Accumulator, StoreError
 from runqueue.queueing._retry import RetryPolicy
 from runqueue.queueing._sender import Sender
 from support import store_calls
-from support.engine import ETERNITY, FakeStore, bounds, encode, points
+from support.engine import ETERNITY, FakeStore, bounds, encode, fill, points
 from support.mlflow_server import HOST, free_port
 from support.proxy import Fault, ScriptedServer
 from support.virtual_time import VirtualTimeLoop
@@ -125,7 +125,7 @@ def attempts(retry_after: float | None = None, **settings: Any) -> list[float]:
         accumulator = Accumulator(encode)
         with anyio.fail_after(ETERNITY):
             async with Sender(accumulator, store, bounds=bounds(), max_workers=8, retry=policy) as sender:
-                accumulator.open("r", opened=True).inbox.extend(points(1))
+                fill(accumulator.open("r", opened=True), points(1))
                 report = await sender.flush()
         assert report.not_stored == 1 and not any(failure.final for failure in report.failures)
         return store.times()

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runqueue import Dataset, Entry
+from runqueue._points import MILLISECOND
 from runqueue._wire import (
     ENVELOPE,
     MAX_KEY,
@@ -30,7 +31,7 @@ from runqueue._wire import (
     status_body,
 )
 from runqueue.queueing import Batch, Record, Slice
-from runqueue.queueing._batch import DATASET, METRIC, PARAM, RUN, STATUS, TAG
+from runqueue.queueing._batch import DATASET, METRIC, PARAM, RUN, STATUS, TAG, record_of
 
 CHARACTERS = st.characters(exclude_categories=["Cs"])
 TEXT = st.text(CHARACTERS)
@@ -54,8 +55,8 @@ def encoded(record: Record, encoder: Encoder | None = None, memory: dict[Any, An
 
 
 def metric(values: Mapping[Any, Any], timestamp: Any = 1, step: Any = 0) -> Record:
-    """A record of metrics as the faces queue it."""
-    return (METRIC, values, timestamp, step, None, None)
+    """A record of metrics as the faces queue it; *timestamp* in ms."""
+    return record_of(METRIC, values, timestamp if isinstance(timestamp, Unfit) else timestamp * MILLISECOND, step)
 
 
 def as_float(sent: object) -> float:
@@ -167,7 +168,7 @@ def test_a_bad_step_or_timestamp_fails_every_point_of_its_call(timestamp: object
 
 def test_the_model_and_the_dataset_travel_with_each_point() -> None:
     """Under the names that MLflow's REST API gives them."""
-    (point,) = encoded((METRIC, {"m": 1.0}, 1, 2, "m-1", ("iris", "abc")))
+    (point,) = encoded(record_of(METRIC, {"m": 1.0}, MILLISECOND, 2, "m-1", ("iris", "abc")))
     assert (point["model_id"], point["dataset_name"], point["dataset_digest"]) == ("m-1", "iris", "abc")
 
 
@@ -176,7 +177,7 @@ def test_the_model_and_the_dataset_travel_with_each_point() -> None:
 )
 def test_a_bad_model_or_dataset_fails_its_call(model_id: Any, dataset: Any) -> None:
     """They are text, and text that can be encoded."""
-    for sent in encoded((METRIC, {"a": 1.0, "b": 2.0}, 1, 2, model_id, dataset)):
+    for sent in encoded(record_of(METRIC, {"a": 1.0, "b": 2.0}, MILLISECOND, 2, model_id, dataset)):
         assert isinstance(sent, Exception)
 
 
@@ -187,7 +188,7 @@ def test_a_bad_model_or_dataset_fails_its_call(model_id: Any, dataset: Any) -> N
 @pytest.mark.parametrize("kind", [PARAM, TAG])
 def test_every_text_comes_back_exactly(kind: int, values: dict[str, Any]) -> None:
     """Unicode, control characters and quotes survive the JSON; of other values the `str()` does."""
-    sent = encoded((kind, values, True))
+    sent = encoded(record_of(kind, values, True))
     assert [(each["key"], each["value"]) for each in sent] == [(key, str(value)) for key, value in values.items()]
 
 
@@ -197,10 +198,10 @@ def test_lone_surrogates_fail_alone(text: str, around: str) -> None:
     bad = around[:100] + text[:100]
     for record in (
         metric({"a": 1.0, bad: 2.0, "z": 3.0}),
-        (PARAM, {"a": "1", bad: "2", "z": "3"}),
-        (TAG, {"a": "1", bad: "2", "z": "3"}, True),
-        (PARAM, {"a": "1", "b": bad, "z": "3"}),
-        (TAG, {"a": "1", "b": bad, "z": "3"}, True),
+        record_of(PARAM, {"a": "1", bad: "2", "z": "3"}),
+        record_of(TAG, {"a": "1", bad: "2", "z": "3"}, True),
+        record_of(PARAM, {"a": "1", "b": bad, "z": "3"}),
+        record_of(TAG, {"a": "1", "b": bad, "z": "3"}, True),
     ):
         first, second, third = encoded(record)
         assert (first["key"], third["key"]) == ("a", "z")
@@ -212,7 +213,11 @@ def test_lone_surrogates_fail_alone(text: str, around: str) -> None:
 @pytest.mark.parametrize("key", [1, None, 1.5, b"k", ("a", "b"), True])
 def test_a_key_that_is_no_text_fails_alone(key: object) -> None:
     """It is named by its type."""
-    for record in (metric({"a": 1.0, key: 2.0}), (PARAM, {"a": 1, key: 2}), (TAG, {"a": 1, key: 2}, True)):
+    for record in (
+        metric({"a": 1.0, key: 2.0}),
+        record_of(PARAM, {"a": 1, key: 2}),
+        record_of(TAG, {"a": 1, key: 2}, True),
+    ):
         good, bad = encoded(record)
         assert good["key"] == "a"
         assert type(key).__name__ in str(bad)
@@ -220,7 +225,7 @@ def test_a_key_that_is_no_text_fails_alone(key: object) -> None:
 
 def test_a_text_that_python_refuses_to_write_fails_alone() -> None:
     """An int of more than 4,300 digits has no `str()`; the other params of the call do."""
-    for record in ((PARAM, {"a": 1, "huge": 10**5000}), (TAG, {"a": 1, "huge": 10**5000}, True)):
+    for record in (record_of(PARAM, {"a": 1, "huge": 10**5000}), record_of(TAG, {"a": 1, "huge": 10**5000}, True)):
         good, bad = encoded(record)
         assert good == {"key": "a", "value": "1"}
         assert isinstance(bad, Exception)
@@ -234,7 +239,7 @@ def test_keys_are_cut_as_mlflow_cuts_them(length: int, character: str) -> None:
     """To 250 characters, not bytes, the last three of them dots; MLflow's own function says the same."""
     key = character * length
     expected = mlflow_cuts(key, MAX_KEY)
-    for record in (metric({key: 1.0}), (PARAM, {key: ""}), (TAG, {key: ""}, True)):
+    for record in (metric({key: 1.0}), record_of(PARAM, {key: ""}), record_of(TAG, {key: ""}, True)):
         (sent,) = encoded(record)
         assert sent["key"] == expected
 
@@ -248,7 +253,7 @@ def test_values_are_cut_as_mlflow_cuts_them(kind: int, longest: int, beyond: int
     assert (MAX_PARAM_VALUE, MAX_TAG_VALUE) == (MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH)
     encoder = Encoder()
     text = "ü" * (longest + beyond)
-    (sent,) = encoded((kind, {"k": text}, True), encoder)
+    (sent,) = encoded(record_of(kind, {"k": text}, True), encoder)
     assert sent["value"] == mlflow_cuts(text, longest)
     assert encoder.cut == (1 if beyond > 0 else 0)
 
@@ -260,7 +265,7 @@ def test_cuts_are_counted_and_warned_of_once(caplog: pytest.LogCaptureFixture) -
     with caplog.at_level(logging.WARNING, "runqueue"):
         for step in range(5):
             encoded(metric({"k" * 300: 1.0}, step=step), encoder, memory)
-        encoded((PARAM, {"p": "v" * 7_000}), encoder, memory)
+        encoded(record_of(PARAM, {"p": "v" * 7_000}), encoder, memory)
     assert encoder.cut == 6
     (warning,) = caplog.records
     assert "kkk" in warning.getMessage() and "300" in warning.getMessage() and "250" in warning.getMessage()
@@ -271,15 +276,15 @@ def test_two_keys_that_collide_after_the_cut_are_reported(kind: int) -> None:
     """The first one stays, in this call and the next; the other fails alone."""
     first, second, cut = "k" * 250 + "1", "k" * 250 + "2", "k" * 247 + "..."
     encoder, memory = Encoder(), dict[Any, Any]()
-    kept, collided = encoded((kind, {first: 1, second: 2}, 1, 1, None, None), encoder, memory)
+    kept, collided = encoded(record_of(kind, {first: 1, second: 2}, 1, 1, None, None), encoder, memory)
     assert kept["key"] == cut
     assert "cut" in str(collided)
     (kept, collided, literal, other) = encoded(
-        (kind, {first: 1, second: 2, cut: 3, "other": 4}, 1, 1, None, None), encoder, memory
+        record_of(kind, {first: 1, second: 2, cut: 3, "other": 4}, 1, 1, None, None), encoder, memory
     )
     assert kept["key"] == cut and other["key"] == "other"
     assert isinstance(collided, Exception) and isinstance(literal, Exception)
-    (in_another_run,) = encoded((kind, {second: 2}, 1, 1, None, None), encoder, {})
+    (in_another_run,) = encoded(record_of(kind, {second: 2}, 1, 1, None, None), encoder, {})
     assert in_another_run["key"] == cut
 
 
@@ -288,9 +293,9 @@ def test_a_cut_key_may_not_hide_behind_a_literal_one(kind: int) -> None:
     """A key that was given as it stands, and one that is cut to the same text later, are two."""
     encoder, memory = Encoder(), dict[Any, Any]()
     literal = "k" * 247 + "..."
-    (kept,) = encoded((kind, {literal: 1}, 1, 1, None, None), encoder, memory)
+    (kept,) = encoded(record_of(kind, {literal: 1}, 1, 1, None, None), encoder, memory)
     assert kept["key"] == literal
-    (collided,) = encoded((kind, {"k" * 300: 2}, 1, 1, None, None), encoder, memory)
+    (collided,) = encoded(record_of(kind, {"k" * 300: 2}, 1, 1, None, None), encoder, memory)
     assert isinstance(collided, Exception)
 
 
@@ -306,7 +311,7 @@ def test_datasets_come_back_exactly(
     texts: tuple[str, str, str, str], optional: tuple[str | None, str | None], tags: dict[str, str]
 ) -> None:
     """Schema and profile are left out where there is none."""
-    (sent,) = encoded((DATASET, (Dataset(*texts, *optional, tags),)))
+    (sent,) = encoded(record_of(DATASET, (Dataset(*texts, *optional, tags),)))
     expected = dict(zip(("name", "digest", "source_type", "source"), texts, strict=True))
     expected |= {key: text for key, text in zip(("schema", "profile"), optional, strict=True) if text is not None}
     assert sent == {"dataset": expected, "tags": [{"key": key, "value": text} for key, text in tags.items()]}
@@ -326,7 +331,7 @@ def test_datasets_come_back_exactly(
 )
 def test_a_bad_dataset_fails_alone(bad: object) -> None:
     """The others of its call are sent."""
-    first, second, third = encoded((DATASET, (Dataset("a", "1"), bad, Dataset("z", "2"))))
+    first, second, third = encoded(record_of(DATASET, (Dataset("a", "1"), bad, Dataset("z", "2"))))
     assert (first["dataset"]["name"], third["dataset"]["name"]) == ("a", "z")
     assert isinstance(second, Exception)
 
@@ -341,20 +346,22 @@ def test_bodies_are_the_json_that_mlflow_documents(
         {"key": key, "value": value if math.isfinite(value) else str(value), "timestamp": 5, "step": 3}
         for key, value in metrics.items()
     ]
-    body = json.loads(log_batch_body(run_id, batch(metric(metrics, 5, 3), (TAG, texts, True), (PARAM, texts))))
+    body = json.loads(
+        log_batch_body(run_id, batch(metric(metrics, 5, 3), record_of(TAG, texts, True), record_of(PARAM, texts)))
+    )
     for point in body["metrics"]:
         point["value"] = as_float(point["value"]) if math.isfinite(as_float(point["value"])) else point["value"]
     words = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
     points = [{**point, "value": words.get(str(point["value"]), point["value"])} for point in points]
     assert body == {"run_id": run_id, "metrics": points, "params": pairs, "tags": pairs}
-    assert json.loads(log_batch_body(run_id, batch((TAG, texts, True)))) == {"run_id": run_id, "tags": pairs}
+    assert json.loads(log_batch_body(run_id, batch(record_of(TAG, texts, True)))) == {"run_id": run_id, "tags": pairs}
 
 
 def test_the_envelope_is_never_larger_than_reckoned_with() -> None:
     """The longest run id, all kinds: what is not fragments and commas stays below ENVELOPE."""
-    whole = batch(metric({"m": 1.0}), (PARAM, {"p": "1"}), (TAG, {"t": "1"}, True))
+    whole = batch(metric({"m": 1.0}), record_of(PARAM, {"p": "1"}), record_of(TAG, {"t": "1"}, True))
     assert len(log_batch_body("r" * 256, whole)) <= whole.size + ENVELOPE
-    inputs = batch((DATASET, (Dataset("a", "b"),)))
+    inputs = batch(record_of(DATASET, (Dataset("a", "b"),)))
     assert len(log_inputs_body("r" * 256, inputs)) <= inputs.size + ENVELOPE
     assert json.loads(log_inputs_body("r", inputs)) == {
         "run_id": "r",
@@ -369,8 +376,8 @@ def test_the_envelope_is_never_larger_than_reckoned_with() -> None:
 def test_create_run_carries_name_and_tags(own: dict[str, str], name: str | None) -> None:
     """Ours, the run's own and the riders make one list; without a name none is sent."""
     new = NewRun("12", None, 1_700, name, None, own)
-    record = (RUN, ("run",), tuple(own), new)
-    riders = batch(record, (TAG, {"r": "2"}, True))
+    record = record_of(RUN, ("run",), tuple(own), new)
+    riders = batch(record, record_of(TAG, {"r": "2"}, True))
     body = create_run_body(new, "12", {"ours": "0"}, [*riders.pieces(RUN), *riders.pieces(TAG)])
     tags = {"ours": "0", **own, "r": "2"}
     expected: dict[str, Any] = {"experiment_id": "12", "start_time": 1_700}
@@ -380,7 +387,7 @@ def test_create_run_carries_name_and_tags(own: dict[str, str], name: str | None)
 
 def test_one_small_body_ends_a_run() -> None:
     """Run, status and time; nothing else."""
-    record = (STATUS, (), "FAILED", 1_800)
+    record = record_of(STATUS, (), "FAILED", 1_800)
     assert json.loads(status_body("r", record)) == {"run_id": "r", "status": "FAILED", "end_time": 1_800}
 
 
@@ -392,11 +399,11 @@ def test_one_small_body_ends_a_run() -> None:
     [
         (metric({"a": 1, "b": "x"}, 5, 3), 1, Entry("metric", "b", "x", 3, 5)),
         (metric({"a": Unfit(1j, "why")}, Unfit("t", "why"), Unfit(1.5, "why")), 0, Entry("metric", "a", 1j, 1.5, "t")),
-        ((PARAM, {"a": 1, "b": Unfit("o", "why")}), 1, Entry("param", "b", "o")),
-        ((TAG, {"a": 1}, True), 0, Entry("tag", "a", 1)),
-        ((DATASET, (Dataset("n", "d"),)), 0, Entry("dataset", "n", Dataset("n", "d"))),
-        ((RUN, ("run",), (), NewRun("0", None, 1, "name", None, {})), 0, Entry("run", "name")),
-        ((STATUS, (), "FAILED", 1), 0, Entry("run", "status", "FAILED")),
+        (record_of(PARAM, {"a": 1, "b": Unfit("o", "why")}), 1, Entry("param", "b", "o")),
+        (record_of(TAG, {"a": 1}, True), 0, Entry("tag", "a", 1)),
+        (record_of(DATASET, (Dataset("n", "d"),)), 0, Entry("dataset", "n", Dataset("n", "d"))),
+        (record_of(RUN, ("run",), (), NewRun("0", None, 1, "name", None, {})), 0, Entry("run", "name")),
+        (record_of(STATUS, (), "FAILED", 1), 0, Entry("run", "status", "FAILED")),
     ],
 )
 def test_an_entry_is_described_as_it_was_given(record: Record, at: int, entry: Entry) -> None:

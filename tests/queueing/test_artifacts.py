@@ -20,6 +20,7 @@ from support.engine import (
     bench,
     bounds,
     check_books,
+    fill,
     flat,
     metrics,
     named,
@@ -133,7 +134,7 @@ async def test_in_an_outage_of_the_artifacts_store_a_flush_waits_for_its_metrics
     async with bench(down, timeout=5, limits=bounds(metrics=1)) as b:
         lane = b.lane("r", *files(3))
         await b.flush()
-        lane.inbox.extend([*points(10), *([status()] if ends else [])])
+        fill(lane, [*points(10), *([status()] if ends else [])])
         reports: list[Report] = []
 
         async def flush() -> None:
@@ -322,10 +323,10 @@ def test_a_window_of_artifacts_alone_leaves_no_window_behind() -> None:
 
     lane = lane_of(*points(1))
     lane.deal()
-    lane.inbox.extend(files(2))
+    fill(lane, files(2))
     lane.deal(tick=True)
     assert (lane.dealt, len(lane._windows)) == (1, 1)
-    lane.inbox.extend(points(1, start=1))
+    fill(lane, points(1, start=1))
     lane.deal(tick=True)
     assert lane.dealt == 2, "what the flush has closed stays so"
     assert repr(lane) == "<Lane run=r pending=4 in_flight=0 settled=0>"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runqueue.queueing import Batch, Bounds, ConfigError, Joined, Limits, Record, Slice
-from runqueue.queueing._batch import DATASET, MERGED, METRIC, PARAM, STATUS, TAG, must_take
+from runqueue.queueing._batch import DATASET, MERGED, METRIC, PARAM, STATUS, TAG, must_take, record_of
 from support.engine import Sized, bounds, datasets, drain, flat, inside, lane_of, per_kind, tags
 
 FULL = Limits(metrics=1_000, params=100, tags=100, entities=1_000, datasets=1_000, bytes=1_000_000)
@@ -29,7 +29,7 @@ def windows(draw: st.DrawFn, sizes: st.SearchStrategy[int] | None = None) -> lis
         for _ in range(count):
             serial += 1
             entries[f"k{serial}"] = Sized(draw(sizes)) if sizes is not None else serial
-        records.append((kind, entries, 0) if kind == METRIC else (kind, entries, True))
+        records.append(record_of(kind, entries, 0) if kind == METRIC else record_of(kind, entries, True))
     return records
 
 
@@ -146,9 +146,9 @@ def test_datasets_are_batched_by_their_own_bound(calls: list[list[int]], cap: in
 def test_a_run_of_250_params_120_tags_and_5000_metrics_takes_five_batches() -> None:
     """With MLflow's limits, entities together bind: 5,370 need six; without the tags and params of one batch, five."""
     lane = lane_of(
-        (PARAM, {f"p{n}": n for n in range(250)}),
+        record_of(PARAM, {f"p{n}": n for n in range(250)}),
         tags({f"t{n}": n for n in range(120)}),
-        *((METRIC, {f"m{n}": n for n in range(10)}, step) for step in range(500)),
+        *(record_of(METRIC, {f"m{n}": n for n in range(10)}, step) for step in range(500)),
     )
     lane.deal()
     assert [batch.count for batch in drain(lane)] == [1_000, 1_000, 1_000, 1_000, 1_000, 370]
@@ -157,7 +157,7 @@ def test_a_run_of_250_params_120_tags_and_5000_metrics_takes_five_batches() -> N
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=12))
 def test_halves_hold_the_whole_in_order_and_neither_is_empty(sizes: list[int]) -> None:
     """Halving cuts once, inside a record where need be."""
-    batch = Batch.of(3, (Slice((METRIC, {n: n for n in range(size)}, at), 0, [b"%d" % n for n in range(size)])
+    batch = Batch.of(3, (Slice(record_of(METRIC, {n: n for n in range(size)}, at), 0, [b"%d" % n for n in range(size)])
                          for at, size in enumerate(sizes)))  # fmt: skip
     if batch.count < 2:
         return
@@ -172,7 +172,7 @@ def test_halves_hold_the_whole_in_order_and_neither_is_empty(sizes: list[int]) -
 def test_joined_fragments_come_apart_as_they_were(keys: list[str], data: st.DataObject) -> None:
     """Cut apart or not, a slice has the same bytes, and so have its parts."""
     pieces = [key.replace(";", "").encode() + b";" for key in keys]
-    whole = Slice((METRIC, dict.fromkeys(keys), 0), 0, Joined(b",".join(pieces), len(pieces), b";"))
+    whole = Slice(record_of(METRIC, dict.fromkeys(keys), 0), 0, Joined(b",".join(pieces), len(pieces), b";"))
     assert (whole.count, whole.stop, whole.size) == (len(pieces), len(pieces), sum(map(len, pieces)) + len(pieces))
     at = data.draw(st.integers(0, len(pieces)))
     head, tail = whole.split(at)
@@ -181,7 +181,7 @@ def test_joined_fragments_come_apart_as_they_were(keys: list[str], data: st.Data
 
 def test_batches_and_slices_tell_what_they_hold() -> None:
     """The repr counts the comma that parts entries."""
-    part = Slice((PARAM, {"a": 1, "b": 2, "c": 3}), 1, [b"12", b"345"])
+    part = Slice(record_of(PARAM, {"a": 1, "b": 2, "c": 3}), 1, [b"12", b"345"])
     assert repr(part) == "<Slice kind=1 1:3 bytes=7>"
     assert repr(Batch.of(1, [part])) == "<Batch entries=2 bytes=7>"
     assert [(key, one.start, one.pieces) for key, one in part.keyed()] == [("b", 1, [b"12"]), ("c", 2, [b"345"])]

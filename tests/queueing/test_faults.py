@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from runqueue.queueing import Batch, Fragments, Joined, Lane, Ledger, Record, RejectedError
-from runqueue.queueing._batch import METRIC, PARAM, RUN, STATUS
+from runqueue.queueing._batch import METRIC, PARAM, RUN, STATUS, record_of
 from support.engine import (
     Explosive,
     Fault,
@@ -18,6 +18,7 @@ from support.engine import (
     datasets,
     drain,
     encode,
+    fill,
     flat,
     inside,
     lane_of,
@@ -55,7 +56,7 @@ def test_fragments_that_do_not_come_apart_cost_their_record_only() -> None:
         return (Joined(b"a;,b;,c;", 2, b";"), None) if record[0] == METRIC else encode(record, memory)
 
     lane = Lane("r", careless, Ledger(), opened=True)
-    lane.inbox.extend([params(p=1), params(p=2, q=1), metrics(0, a=1, b=1), status()])
+    fill(lane, [params(p=1), params(p=2, q=1), metrics(0, a=1, b=1), status()])
     lane.deal()
     batches = drain(lane, bounds(entities=3))
     assert [batch.count for batch in batches] == [2, 1]
@@ -70,7 +71,7 @@ def test_a_rejected_batch_that_does_not_come_apart_is_not_lost() -> None:
         return Joined(b"a;,b;,c;", 4, b";"), None
 
     lane = Lane("r", careless, Ledger(), opened=True)
-    lane.inbox.append(metrics(0, a=1, b=1, c=1, d=1))
+    fill(lane, [metrics(0, a=1, b=1, c=1, d=1)])
     lane.deal()
     assert lane.take(bounds()) is not None
     with suppress(AssertionError):
@@ -103,7 +104,7 @@ def test_an_entry_larger_than_a_request_fails_alone(record: Record) -> None:
 @pytest.mark.parametrize("value", [Sized(100), Fault(TypeError("no"))])
 def test_nothing_is_sent_to_a_run_whose_creation_cannot_be_encoded(value: object) -> None:
     """Data must not be delivered for a run that does not exist: it has to be reported, and the lane may not go on."""
-    lane = lane_of((RUN, (value,), ()), metrics(0, a=1), status(), opened=False)
+    lane = lane_of(record_of(RUN, (value,), ()), metrics(0, a=1), status(), opened=False)
     lane.deal()
     assert keys(drain(lane, bounds(body=100))) == []
     reported = [*lane.claim(1), *lane.outstanding(1, Exception())]

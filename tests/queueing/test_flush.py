@@ -13,6 +13,7 @@ from support.engine import (
     Request,
     bench,
     bounds,
+    fill,
     flat,
     metrics,
     named,
@@ -49,7 +50,7 @@ async def test_a_flush_sends_what_was_queued_when_it_began_and_ends_under_a_busy
         async def produce() -> None:
             step = 30
             while True:
-                lane.inbox.append(metrics(step, loss=step))
+                fill(lane, [metrics(step, loss=step)])
                 step += 1
                 await anyio.sleep(0.01)
 
@@ -179,7 +180,7 @@ async def test_a_failure_is_reported_once_by_the_first_flush_to_end_whose_window
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(flush, "first", 0)
             await anyio.sleep(0.5)
-            lane.inbox.extend(points(5, 100))
+            fill(lane, points(5, 100))
             b.lane("other", *points(3))
             tasks.start_soon(flush, "second", 0)
         assert (reports["first"].total, named(reports["first"].failures)) == (10, flat([bad]))
@@ -203,7 +204,7 @@ async def test_a_failure_of_a_later_window_waits_for_its_own_flush() -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(first)
             await anyio.sleep(0.5)
-            lane.inbox.append(bad)
+            fill(lane, [bad])
             second = await b.flush(lane)
             assert named(second.failures) == flat([bad])
             assert not slow.idle and not reports
@@ -238,7 +239,7 @@ async def test_what_only_a_timed_out_flush_wanted_is_not_sent_for_another_one() 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(patient)
             await anyio.sleep(0.1)
-            lane.inbox.extend(points(30, 30))
+            fill(lane, points(30, 30))
             assert (await b.flush(timeout=1)).not_stored == 50
         await anyio.sleep(100)
         assert b.accumulator.counts()["stored"] == 30
@@ -277,7 +278,7 @@ async def test_a_flush_ends_when_its_last_entry_is_rejected_though_all_workers_a
             b.store.seconds = 1_000
             tasks.start_soon(b.flush, second)
             await anyio.sleep(0.1)
-            first.inbox.extend(points(1, 1))
+            fill(first, points(1, 1))
             tasks.start_soon(b.flush, first)
         assert ended[0] - started == pytest.approx(1)
 

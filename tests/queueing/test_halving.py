@@ -9,13 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runqueue.queueing import Lane, Record, RejectedError, Scope, StoreError
-from runqueue.queueing._batch import DATASET, METRIC, PARAM, STATUS, TAG
+from runqueue.queueing._batch import DATASET, METRIC, PARAM, STATUS, TAG, record_of
 from support.engine import (
     Entry,
     books,
     bounds,
     datasets,
     drain,
+    fill,
     flat,
     inside,
     lane_of,
@@ -49,7 +50,7 @@ def judged(draw: st.DrawFn) -> tuple[list[Record], set[Entry]]:
             records.append(datasets(*(f"d{at}.{n}" for n in range(count))))
         else:
             entries = {f"k{at}.{n}": n for n in range(count)}
-            records.append((kind, entries, at if kind == METRIC else True))
+            records.append(record_of(kind, entries, at if kind == METRIC else True))
     entries_ = flat(records)
     bad = draw(st.sets(st.sampled_from(entries_))) if entries_ else set()
     return records, bad
@@ -138,7 +139,7 @@ def test_a_barred_name_stays_barred_in_later_windows_and_for_its_kind_alone() ->
     lane = lane_of(metrics(0, x=0))
     lane.deal()
     drain(lane, judge=refuses({(METRIC, "x", 0, 0)}, bars_key=True))
-    lane.inbox.extend([metrics(1, x=1, y=1), tags({"x": "t"}), params(x="p")])
+    fill(lane, [metrics(1, x=1, y=1), tags({"x": "t"}), params(x="p")])
     lane.deal()
     batches = drain(lane)
     assert [len(inside(batch)) for batch in batches] == [3]
@@ -150,7 +151,7 @@ def test_a_barred_tag_or_param_is_not_sent_again_either() -> None:
     lane = lane_of(tags({"t": 0}), params(p=0))
     lane.deal()
     drain(lane, judge=refuses({(TAG, "t", 0, None), (PARAM, "p", 0, None)}, bars_key=True))
-    lane.inbox.extend([tags({"t": 1}), params(p=1)])
+    fill(lane, [tags({"t": 1}), params(p=1)])
     lane.deal()
     assert drain(lane) == []
     assert len(named(lane.claim(2))) == 4
@@ -181,9 +182,9 @@ def test_a_lane_scope_error_fails_all_that_was_dealt() -> None:
     records = [*points(25), tags({"t": 1}), datasets("d"), status()]
     lane = lane_of(*records)
     lane.deal()
-    lane.inbox.extend(points(3, 100))
+    fill(lane, points(3, 100))
     lane.deal()
-    lane.inbox.extend(points(2, 200))
+    fill(lane, points(2, 200))
     gone = StoreError("no such run", scope=Scope.LANE)
     batches = drain(lane, bounds(metrics=10), lambda entries: RejectedError("?") if len(entries) > 9 else gone)
     assert [batch.count for batch in batches] == [11, 5]

@@ -24,6 +24,7 @@ from support.engine import (
     datasets,
     drain,
     encode,
+    fill,
     flat,
     inside,
     lane_of,
@@ -59,7 +60,7 @@ def test_windows_are_sent_one_after_the_other() -> None:
     """What a later flush found never overtakes, also when the status of an earlier one is still to come."""
     lane = lane_of(metrics(0, a=0), status())
     lane.deal()
-    lane.inbox.extend([metrics(1, b=1), datasets("d"), status("FAILED")])
+    fill(lane, [metrics(1, b=1), datasets("d"), status("FAILED")])
     lane.deal()
     batches = drain(lane)
     assert keys(batches) == [["a"], ["status"], ["b"], ["dataset"], ["status"]]
@@ -77,7 +78,7 @@ def test_a_window_closes_over_what_was_there() -> None:
     """What is logged afterwards belongs to the next; `most` bounds how much is dealt."""
     lane = lane_of(*points(5))
     lane.deal(most=2)
-    lane.inbox.extend(points(1, 5))
+    fill(lane, points(1, 5))
     assert keys(drain(lane)) == [["loss"] * 2]
     assert (lane.dealt, lane.done, len(lane.inbox)) == (1, 1, 4)
     lane.deal()
@@ -92,7 +93,7 @@ def test_a_given_back_batch_comes_first_again_unchanged() -> None:
     first = lane.take(bounds(metrics=10))
     lane.give_back()
     check_lane(lane)
-    lane.inbox.extend(points(5, 100))
+    fill(lane, points(5, 100))
     lane.deal()
     assert lane.take(bounds(metrics=10)) is first
     lane.store()
@@ -107,7 +108,7 @@ def test_an_equal_repeat_of_a_param_costs_no_request() -> None:
     lane = lane_of(params(a=1, b=2))
     lane.deal()
     drain(lane)
-    lane.inbox.extend([params(b=2, a=1), params(a=1)])
+    fill(lane, [params(b=2, a=1), params(a=1)])
     lane.deal()
     assert drain(lane) == []
     assert (books(lane).stored, lane.claim(2), lane.idle) == (5, [], True)
@@ -118,7 +119,7 @@ def test_another_value_of_a_stored_param_is_refused_here_and_named() -> None:
     lane = lane_of(params(a=1))
     lane.deal()
     drain(lane)
-    lane.inbox.extend([params(a=2, b=3), metrics(0, m=1)])
+    fill(lane, [params(a=2, b=3), metrics(0, m=1)])
     lane.deal()
     assert keys(drain(lane)) == [["b", "m"]]
     (failure,) = lane.claim(2)
@@ -249,7 +250,7 @@ def test_the_accumulator_and_the_ledger_tell_their_state() -> None:
     """Whoever debugs a stuck program reads these."""
     accumulator = Accumulator(encode)
     lane = accumulator.open("r", opened=True)
-    lane.inbox.append(metrics(0, a=1, b=2))
+    fill(lane, [metrics(0, a=1, b=2)])
     assert repr(accumulator) == "<Accumulator lanes=1 pending=2>"
     lane.deal()
     lane.take(bounds())
@@ -260,9 +261,9 @@ def test_outstanding_names_what_is_out_returned_and_queued_up_to_a_window() -> N
     """In the order in which it will be sent, each entry once."""
     lane = lane_of(*points(8))
     lane.deal()
-    lane.inbox.extend(points(4, 100))
+    fill(lane, points(4, 100))
     lane.deal()
-    lane.inbox.extend(points(2, 200))
+    fill(lane, points(2, 200))
     lane.take(bounds(metrics=4))
     lane.reject(RejectedError("halve it"))
     lane.take(bounds(metrics=4))
@@ -278,7 +279,7 @@ def test_abandoned_entries_are_counted_and_gone() -> None:
     """An end that could not send them makes them failures, one that would not drops them."""
     accumulator = Accumulator(encode)
     lane = accumulator.open("r", opened=True)
-    lane.inbox.extend(points(6))
+    fill(lane, points(6))
     lane.deal(most=4)
     lane.take(bounds(metrics=2))
     lane.give_back()
@@ -286,7 +287,7 @@ def test_abandoned_entries_are_counted_and_gone() -> None:
     assert accumulator.counts() == {
         "accepted": 6, "pending": 0, "in_flight": 0, "stored": 0, "failed": 0, "dropped": 6,
     }  # fmt: skip
-    lane.inbox.extend(points(3))
+    fill(lane, points(3))
     assert accumulator.abandon(failed=True) == 3
     assert (accumulator.ledger.failed, lane.idle, lane.take(bounds())) == (3, True, None)
 
@@ -314,10 +315,10 @@ def test_the_books_balance_after_every_step(script: list[StoreError | str | None
     lane = Lane("r", encode, Ledger(), opened=opened)
     faulty = Fault(TypeError("no"))
     sample = [tags({"a": 1, "b": 2}), params(p=1, q=2), params(p=2), metrics(0, m=1, n=faulty), datasets("d", faulty)]
-    lane.inbox.extend(([] if opened else [run()]) + sample)
+    fill(lane, ([] if opened else [run()]) + sample)
     for answer in script:
         if answer == "log":
-            lane.inbox.extend([*sample, status()])
+            fill(lane, [*sample, status()])
         lane.deal()
         batch = lane.take(bounds(entities=cap, params=2))
         check_lane(lane)

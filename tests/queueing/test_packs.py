@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runqueue import Dataset
+from runqueue._points import MILLISECOND
 from runqueue._wire import Encoder, Unfit, log_batch_body, log_inputs_body
 from runqueue.queueing import (
     Batch,
@@ -30,9 +31,9 @@ from runqueue.queueing import (
     Slice,
     StoreError,
 )
-from runqueue.queueing._batch import DATASET, METRIC, PARAM, STATUS, TAG
+from runqueue.queueing._batch import DATASET, METRIC, PARAM, STATUS, TAG, record_of
 from runqueue.queueing._part import JoinError, Pack
-from support.engine import books, bounds, check_lane, encode, inside, lane_of, metrics, named, points
+from support.engine import books, bounds, check_lane, encode, fill, inside, lane_of, metrics, named, points
 
 Answer: TypeAlias = "StoreError | str | None"
 
@@ -65,8 +66,8 @@ def calls(draw: st.DrawFn) -> list[Record]:
     for at in range(draw(st.integers(0, 40))):
         if draw(st.integers(0, 9)) == 9:
             records.append(draw(st.sampled_from([
-                (PARAM, {"p": at, f"p{at}": "v"}), (TAG, {"t": at, "é": 1}, True), (DATASET, (Dataset("n", str(at)),)),
-                (STATUS, (), "FINISHED", at),
+                record_of(PARAM, {"p": at, f"p{at}": "v"}), record_of(TAG, {"t": at, "é": 1}, True),
+                record_of(DATASET, (Dataset("n", str(at)),)), record_of(STATUS, (), "FINISHED", at),
             ])))  # fmt: skip
             continue
         values = {
@@ -75,9 +76,11 @@ def calls(draw: st.DrawFn) -> list[Record]:
         }
         step = draw(st.sampled_from(ODD_WHOLES)) if draw(odd) else at
         stamp = draw(st.sampled_from(ODD_WHOLES)) if draw(odd) else 1_700_000_000_000 + at // 3
+        if not isinstance(stamp, Unfit):
+            stamp *= MILLISECOND
         model = draw(st.sampled_from(["m-1", "m-2", "\ud800", 7])) if draw(odd) else None
         dataset = draw(st.sampled_from([("n", "d"), ("n", 1)])) if draw(odd) else None
-        records.append((METRIC, values, stamp, step, model, dataset))
+        records.append(record_of(METRIC, values, stamp, step, model, dataset))
     return records
 
 
@@ -93,7 +96,7 @@ def limits(draw: st.DrawFn) -> Bounds:
 
 def told(failures: Sequence[Failure], number: dict[int, int]) -> list[Any]:
     return [
-        (number[id(each.record)], each.start, each.stop, str(each.error), each.final, each.serial, each.weight)
+        (number[id(each.record[1])], each.start, each.stop, str(each.error), each.final, each.serial, each.weight)
         for each in failures
     ]
 
@@ -103,12 +106,12 @@ def history(
 ) -> list[Any]:
     """All that can be seen of a lane from without, while a store gives these answers; some batches are made ahead."""
     lane = Lane("r", encoding, Ledger(), opened=True)
-    number = {id(record): at for at, record in enumerate(records)}
+    number = {id(record[1]): at for at, record in enumerate(records)}
     waiting = list(records)
     seen: list[Any] = []
 
     def log(count: int) -> None:
-        lane.inbox.extend(waiting[:count])
+        fill(lane, waiting[:count])
         del waiting[:count]
         lane.deal()
 
@@ -210,7 +213,7 @@ def test_what_was_encoded_ahead_is_not_encoded_again() -> None:
         return encode.many(group, memory)
 
     lane = Lane("r", Encoding(encode.one, many), Ledger(), opened=True)
-    lane.inbox.extend(points(5_500))
+    fill(lane, points(5_500))
     lane.deal()
     taken = 0
     while (batch := lane.take(bounds())) is not None:
@@ -235,7 +238,7 @@ def test_an_odd_record_costs_only_its_own_pack() -> None:
         return None if any(callable(record[1]["loss"]) for record in group) else encode.many(group, memory)
 
     lane = Lane("r", Encoding(one, many), Ledger(), opened=True)
-    lane.inbox.extend(records)
+    fill(lane, records)
     lane.deal()
     batches: list[Batch] = []
     while (batch := lane.take(bounds())) is not None:
@@ -256,7 +259,7 @@ def test_little_is_encoded_in_vain_where_bytes_bind(body: int) -> None:
         return encode.many(group, memory)
 
     lane = Lane("r", Encoding(encode.one, many), Ledger(), opened=True)
-    lane.inbox.extend(points(20_000))
+    fill(lane, points(20_000))
     lane.deal()
     stored: list[Any] = []
     while (batch := lane.take(bounds(body=body))) is not None:
@@ -275,7 +278,7 @@ def test_an_encoder_whose_packs_do_not_come_apart_costs_the_batch_only() -> None
         return joined, [b"not there"] * len(tails)
 
     lane = Lane("r", Encoding(encode.one, many), Ledger(), opened=True)
-    lane.inbox.extend(points(10))
+    fill(lane, points(10))
     lane.deal()
     batch = lane.take(bounds(metrics=6))
     assert batch is not None
@@ -296,7 +299,7 @@ def test_an_encoder_that_raises_for_many_is_asked_for_each() -> None:
         raise ZeroDivisionError
 
     lane = Lane("r", Encoding(encode.one, many), Ledger(), opened=True)
-    lane.inbox.extend(points(10))
+    fill(lane, points(10))
     lane.deal()
     batch = lane.take(bounds())
     assert batch is not None and len(inside(batch)) == 10
@@ -336,12 +339,12 @@ def test_a_large_call_is_cut_into_batches_in_linear_time(kind: int, barred: bool
 
     lane = Lane("r", counting, Ledger(), opened=True)
     if barred:
-        lane.inbox.append((kind, {"k7": 1}, 0))
+        fill(lane, [record_of(kind, {"k7": 1}, 0)])
         lane.deal()
         assert lane.take(bounds()) is not None
         lane.reject(RejectedError("name", bars_key=True))
     count = 20_000
-    lane.inbox.append((kind, {f"k{at}": 1 for at in range(count)}, 0))
+    fill(lane, [record_of(kind, {f"k{at}": 1 for at in range(count)}, 0)])
     lane.deal()
     batches = 0
     while (batch := lane.take(bounds(params=100, tags=100, metrics=100))) is not None:

@@ -19,6 +19,7 @@ from support.engine import (
     datasets,
     encode,
     entries_of,
+    fill,
     flat,
     metrics,
     named,
@@ -150,7 +151,7 @@ async def test_an_assertion_in_the_encoder_does_not_end_the_engine() -> None:
 
     accumulator = Accumulator(careless)
     async with Sender(accumulator, FakeStore(), bounds=bounds(metrics=1)) as sender:
-        accumulator.open("r", opened=True).inbox.extend([metrics(0, a=1, b=1), status()])
+        fill(accumulator.open("r", opened=True), [metrics(0, a=1, b=1), status()])
         report = await sender.flush()
         assert report.not_stored == 2
 
@@ -159,7 +160,7 @@ async def test_a_sender_that_is_closed_in_mid_request_gives_the_batch_back() -> 
     """What was cut off is pending again, to the entry."""
     accumulator = Accumulator(encode)
     lane = accumulator.open("r", opened=True)
-    lane.inbox.extend(points(25))
+    fill(lane, points(25))
     async with Sender(accumulator, FakeStore(), bounds=TEN) as sender:
         sender.begin()
         await anyio.sleep(1.5)
@@ -174,7 +175,7 @@ async def test_a_sender_that_is_closed_in_mid_request_gives_the_batch_back() -> 
 async def test_a_flush_that_waits_while_the_sender_is_closed_reports_what_is_left() -> None:
     """Its caller must not hang, nor be told of a timeout that it never gave."""
     accumulator = Accumulator(encode)
-    accumulator.open("r", opened=True).inbox.extend(points(25))
+    fill(accumulator.open("r", opened=True), points(25))
     reports: list[Report] = []
     async with anyio.create_task_group() as tasks, Sender(accumulator, FakeStore(), bounds=TEN) as sender:
 

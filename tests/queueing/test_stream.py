@@ -35,6 +35,7 @@ from support.engine import (
     bounds,
     check_books,
     datasets,
+    fill,
     flat,
     metrics,
     named,
@@ -190,7 +191,7 @@ async def test_a_record_that_slipped_by_before_the_sleep_is_found_by_the_last_lo
         await anyio.sleep(1)
         b.intake.taken += 1
         lane.fresh += 1
-        lane.inbox.append(metrics(0, a=1))
+        fill(lane, [metrics(0, a=1)])
         del call
         await anyio.sleep(4)
         assert b.store.stored["r"] == flat([metrics(0, a=1)])
@@ -937,7 +938,7 @@ async def rage(source: random.Random, interval: float, most: float, drops: bool)
     reported: dict[Any, Counter[Entry]] = defaultdict(Counter)
     lanes: list[Lane] = []
 
-    def record(lane: Lane, entry: Record) -> None:
+    def record_of(lane: Lane, entry: Record) -> None:
         before = intake.pending
         try:
             lane.append(entry)
@@ -975,7 +976,7 @@ async def rage(source: random.Random, interval: float, most: float, drops: bool)
                         names = source.choice(
                             [["good"], ["bad"], ["good", "other"], ["a", "b", "c", "d", "e", "f", "g"]]
                         )
-                        record(lane, metrics(step, **dict.fromkeys(names, step)))
+                        record_of(lane, metrics(step, **dict.fromkeys(names, step)))
                 if source.random() < 0.3:
                     tasks.start_soon(flush)
                 await anyio.sleep(source.choice([0.0, 0.3, 4.0, 25.0]))

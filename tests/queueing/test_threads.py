@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from runqueue.queueing import Accumulator, Lane
-from support.engine import bounds, encode, inside, metrics
+from support.engine import bounds, encode, fill, inside, metrics
 from support.threads import in_threads
 
 THREADS = 4
@@ -24,7 +24,7 @@ def test_nothing_is_lost_and_each_thread_keeps_its_order(lanes: int) -> None:
     def log(thread: int) -> None:
         for step in range(EACH):
             lane = accumulator.open(f"r{step % lanes}", opened=True)
-            lane.inbox.append(metrics(step, **{f"t{thread}": step}))
+            fill(lane, [metrics(step, **{f"t{thread}": step})])
 
     def send(lane: Lane) -> None:
         lane.deal()
@@ -71,7 +71,7 @@ def test_counts_never_lose_or_double_an_entry_while_threads_log() -> None:
 
     def log(thread: int) -> None:
         for step in range(EACH):
-            lane.inbox.append(metrics(step, loss=step))
+            fill(lane, [metrics(step, loss=step)])
             if thread == 0 and step % 10 == 0:
                 lane.deal()
 

@@ -8,7 +8,7 @@ import pytest
 
 from runqueue.queueing import Accumulator, Batch, Fragments, Lane, Record, RejectedError
 from runqueue.queueing._sender import Sender
-from support.engine import bounds, metrics
+from support.engine import bounds, fill, metrics
 
 pytestmark = pytest.mark.anyio
 
@@ -30,13 +30,13 @@ async def test_a_store_that_refuses_a_size_is_sent_no_such_batch_again() -> None
 
     accumulator = Accumulator(hundred_bytes)
     lane = accumulator.open("r", opened=True)
-    lane.inbox.extend(metrics(step, **{f"m{at}": at for at in range(10)}) for step in range(400))
+    fill(lane, (metrics(step, **{f"m{at}": at for at in range(10)}) for step in range(400)))
     async with Sender(accumulator, deliver, bounds=bounds(body=1_000_000)) as sender:
         assert not (await sender.flush()).failures
         assert accumulator.counts()["stored"] == 4_000
         assert [size for size, refused in sent if refused] == [100_000, 50_000, 50_000]
         assert max(size for size, refused in sent[7:]) <= 25_000
-        lane.inbox.extend(metrics(step, a=1) for step in range(1_000))
+        fill(lane, (metrics(step, a=1) for step in range(1_000)))
         assert not (await sender.flush()).failures
         assert max(size for size, _ in sent[-4:]) <= 25_000
 
@@ -54,10 +54,10 @@ async def test_one_entry_that_is_too_large_teaches_nothing() -> None:
     accumulator = Accumulator(hundred_bytes)
     lane = accumulator.open("r", opened=True)
     async with Sender(accumulator, deliver, bounds=bounds(body=1_000_000)) as sender:
-        lane.inbox.append(metrics(0, alone=1))
+        fill(lane, [metrics(0, alone=1)])
         (failure,) = (await sender.flush()).failures
         assert failure.final
-        lane.inbox.extend(metrics(step, a=1) for step in range(1_000))
+        fill(lane, (metrics(step, a=1) for step in range(1_000)))
         assert not (await sender.flush()).failures
     assert sizes == [100, 100_000]
 
@@ -72,7 +72,7 @@ async def test_what_was_put_back_before_a_bound_came_down_fails_alone_if_it_is_l
 
     accumulator = Accumulator(hundred_bytes)
     lane = accumulator.open("r", opened=True)
-    lane.inbox.append(metrics(0, **{f"m{at}": at for at in range(5)}))
+    fill(lane, [metrics(0, **{f"m{at}": at for at in range(5)})])
     async with Sender(accumulator, deliver, bounds=bounds(body=250)) as sender:
         report = await sender.flush()
     assert sum(failure.weight for failure in report.failures) == 5

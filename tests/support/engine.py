@@ -31,7 +31,7 @@ from runqueue.queueing import (
     Report,
     StoreError,
 )
-from runqueue.queueing._batch import ARTIFACT, DATASET, METRIC, PARAM, RUN, STATUS, TAG
+from runqueue.queueing._batch import ARTIFACT, DATASET, METRIC, PARAM, RUN, STATUS, TAG, record_of
 from runqueue.queueing._dispatch import Check
 from runqueue.queueing._intake import Intake, OnFull
 from runqueue.queueing._retry import RetryPolicy
@@ -68,31 +68,31 @@ class Explosive:
 
 
 def run(carried: int = 0) -> Record:
-    return (RUN, ("run",), tuple(f"carried {at}" for at in range(carried)))
+    return record_of(RUN, ("run",), tuple(f"carried {at}" for at in range(carried)))
 
 
 def params(**entries: Any) -> Record:
-    return (PARAM, entries)
+    return record_of(PARAM, entries)
 
 
 def tags(entries: Mapping[str, Any], rides: bool = True) -> Record:
-    return (TAG, dict(entries), rides)
+    return record_of(TAG, dict(entries), rides)
 
 
 def metrics(step: int = 0, /, **entries: Any) -> Record:
-    return (METRIC, entries, step)
+    return record_of(METRIC, entries, step)
 
 
 def datasets(*entries: Any) -> Record:
-    return (DATASET, entries)
+    return record_of(DATASET, entries)
 
 
 def artifacts(**entries: Any) -> Record:
-    return (ARTIFACT, entries)
+    return record_of(ARTIFACT, entries)
 
 
 def status(word: str = "FINISHED") -> Record:
-    return (STATUS, (), word)
+    return record_of(STATUS, (), word)
 
 
 def points(count: int, start: int = 0) -> list[Record]:
@@ -193,8 +193,15 @@ def bounds(
 
 def lane_of(*records: Record, opened: bool = True, run: str = "r") -> Lane:
     lane = Lane(run, encode, Ledger(), opened=opened)
-    lane.inbox.extend(records)
+    fill(lane, records)
     return lane
+
+
+def fill(lane: Lane, records: Iterable[Record]) -> None:
+    """Put records into the inbox, past whatever bound there is."""
+    put = lane.inbox.way_in()
+    for each in records:
+        put(each)
 
 
 def books(lane: Lane) -> Ledger:
@@ -204,7 +211,7 @@ def books(lane: Lane) -> Ledger:
 
 def pending_of(lane: Lane) -> int:
     """Entries of the lane that are queued or in flight, counted one by one."""
-    return sum(len(record[1]) for record in lane.inbox) + sum(
+    return sum(lane.inbox.weights()) + sum(
         failure.weight for member in lane.family for failure in member.outstanding(member.dealt, Exception())
     )
 
@@ -221,13 +228,13 @@ def check_books(accumulator: Accumulator) -> None:
     assert sum(batch.weight for batch in flying if batch) == counts["in_flight"]
     if accumulator.intake is not None:
         assert accumulator.intake.pending == counts["pending"] + counts["in_flight"]
-        assert all(lane.fresh == sum(len(record[1]) for record in lane.inbox) for lane in accumulator.all())
+        assert all(lane.fresh == sum(lane.inbox.weights()) for lane in accumulator.all())
 
 
 def check_lane(lane: Lane) -> None:
     """The same for one lane, and what it believes to hold of each kind."""
     ledger = books(lane)
-    assert ledger.dealt + sum(len(record[1]) for record in lane.inbox) == (
+    assert ledger.dealt + sum(lane.inbox.weights()) == (
         pending_of(lane) + ledger.stored + ledger.failed + ledger.dropped
     )
     assert ledger.in_flight == (lane.flying.weight if lane.flying else 0)
@@ -369,7 +376,7 @@ class Bench:
     def lane(self, run: Any, *records: Record, opened: bool = True, parent: Lane | None = None) -> Lane:
         lane = self.accumulator.open(run, opened=opened, parent=parent)
         if self.accumulator.intake is None:
-            lane.inbox.extend(records)
+            fill(lane, records)
         else:  # there is but one way past the bound and the bell
             for record in records:
                 lane.append(record)

@@ -22,7 +22,7 @@ from runqueue._store import CREATE_RUN, DELETE_RUN, LOG_BATCH, SEARCH_RUNS, UPDA
 from runqueue._wire import ENVELOPE, MLFLOW_LIMITS, RIDER_BYTES, RIDERS, TOKEN_TAG, Encoder, NewRun
 from runqueue.errors import NotFoundError, StoreError, UnavailableError, UnexpectedAnswerError
 from runqueue.queueing import Accumulator, Bounds, Lane, Limits, RejectedError, Report
-from runqueue.queueing._batch import RUN, TAG
+from runqueue.queueing._batch import RUN, TAG, record_of
 from runqueue.queueing._retry import RetryPolicy
 from runqueue.queueing._sender import Sender
 
@@ -215,12 +215,12 @@ class Bench:
         pending, own = PendingRunId(), tags or {}
         above = None if parent is None else self.accumulator.open(parent, opened=isinstance(parent, str))
         lane = self.accumulator.open(pending, opened=False, parent=above)
-        lane.inbox.append((RUN, ("run",), tuple(own), NewRun("7", None, 1, run_name, parent, own)))
+        lane.push(record_of(RUN, ("run",), tuple(own), NewRun("7", None, 1, run_name, parent, own)))
         return pending
 
     def set_tags(self, run: PendingRunId, tags: dict[str, str]) -> None:
         """As `Client.set_tags`."""
-        self.lane(run).inbox.append((TAG, tags, True))
+        self.lane(run).push(record_of(TAG, tags, True))
 
     def lane(self, run: PendingRunId) -> Lane:
         return self.accumulator.lanes[run]
