@@ -260,7 +260,7 @@ def _safe_metric_head(key: Any) -> bytes:
 
 
 def _metric_tail(stamp: Any, step: Any, model_id: str | None, dataset: tuple[str, str] | None) -> bytes:
-    timestamp = _milliseconds(stamp)
+    timestamp: Any = _milliseconds(stamp)
     if not (timestamp.__class__ is step.__class__ is int and 0 <= timestamp < INT64 and -INT64 <= step < INT64):
         timestamp, step = _whole(timestamp, "timestamp", 0), _whole(step, "step")
     if model_id is None and dataset is None:

@@ -48,8 +48,8 @@ class Inbox:
         """How many entries each record counts for, as of now."""
         return map(len, self._items[1::WIDTH])
 
-    def draw(self, count: int) -> Iterator[Record]:
-        """Take the first so many records."""
+    def draw(self, count: int) -> list[Any]:
+        """Take the first so many records, as they lie."""
         flat = self._items[: count * WIDTH]
         del self._items[: count * WIDTH]  # others add at the end alone
-        return zip(*[iter(flat)] * WIDTH, strict=True)
+        return flat

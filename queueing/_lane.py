@@ -24,11 +24,11 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Final
 
 from runqueue.queueing._account import Account
-from runqueue.queueing._batch import STATUS, TAG, Batch, Bounds, Record, weight
+from runqueue.queueing._batch import KINDS, STATUS, TAG, Batch, Bounds, Record, weight
 from runqueue.queueing._errors import Scope, StoreError
 from runqueue.queueing._gate import Encode, Gate
 from runqueue.queueing._inbox import Inbox
@@ -387,7 +387,7 @@ class Lane:
         for window in self._windows:
             if window.serial > serial:
                 return
-            for item in (item for queue in window.queues for item in queue):
+            for item in chain.from_iterable(map(window.items, range(KINDS))):
                 if isinstance(item, Slice):
                     yield self._pending(item.record, item.start, item.stop, error, window.serial)
                 else:
@@ -412,13 +412,14 @@ class Lane:
     def keep_only(self, *kinds: int) -> int:
         """Give up what is queued, in no request, and not of these kinds; the number of entries."""
         self.deal(tick=True)
-        kept = [item for window in self._windows for kind in kinds for item in window.queues[kind]]
+        kept = [item for window in self._windows for kind in kinds for item in window.items(kind)]
         if not any(kind in batch.groups for batch in self._returned for kind in kinds):
             self._returned.clear()
         self._windows.clear()
         self._windows.append(Window(self.dealt))
         left = sum(batch.weight for batch in self._returned) + (self.flying.weight if self.flying else 0)
-        left += self._windows[0].put(item.record if isinstance(item, Slice) else item for item in kept)
+        records = [item.record if isinstance(item, Slice) else item for item in kept]
+        left += self._windows[0].put([*chain.from_iterable(records)])
         count = self._account.pending - left
         self._account.drop(count)
         self._retire()

@@ -22,9 +22,14 @@ from runqueue.queueing._errors import RunqueueError
 Record: TypeAlias = tuple[int, Any, Any, Any, Any, Any]
 """One queued call, see `_batch`."""
 WIDTH: Final = 6
-"""Items of a record. All have as many, so that they can lie in an inbox flat."""
+"""Items of a record. All have as many, so that they can lie flat, item behind item."""
 Stretch: TypeAlias = tuple[Record, int, int]
 """A record, and the entries of it that are meant: the first, and the one after the last."""
+
+
+def upright(flat: list[Any]) -> Iterator[Record]:
+    """Records that lie flat, as tuples."""
+    return zip(*[iter(flat)] * WIDTH, strict=True)
 
 
 class JoinError(RunqueueError):

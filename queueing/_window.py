@@ -3,15 +3,15 @@ What one flush or tick found in an inbox, sorted into a queue a kind, and how ba
 
 Rules of this file: no I/O. The stages of a window are emptied in the order of `STAGES`. `left` counts the entries of
 each queue, so that the next batch knows what it must take (see `must_take`); it is kept by what enters and leaves.
+Metrics lie flat, as in the inbox and for the same reason (see `_inbox`), until they come near the head of their queue.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Sequence
-from itertools import accumulate, groupby, islice
-from operator import itemgetter
+from collections.abc import Iterator
+from itertools import accumulate, chain, groupby, islice
 from typing import Any, Final
 
 from runqueue.queueing._batch import (
@@ -31,16 +31,16 @@ from runqueue.queueing._batch import (
     weights,
 )
 from runqueue.queueing._gate import Gate
-from runqueue.queueing._part import JoinError, Pack, Record, Slice
+from runqueue.queueing._part import WIDTH, JoinError, Pack, Record, Slice, upright
 
 CARRIED: Final = 2
 """Item of a RUN record: the keys of the tags it brings along."""
 RIDES: Final = 2
 """Item of a TAG record: whether its tags may travel inside the request that creates the run."""
+STOCK: Final = 1_000
+"""Records of metrics that are made upright at a time."""
 PACKED: Final = 1_000
 """Entries in one pack at most. More of them gain nothing, and what does not fit into a batch was encoded in vain."""
-
-_kind = itemgetter(0)
 
 
 class _Repeats:
@@ -59,7 +59,7 @@ class Window:
         serial: 1 for a lane's first window, and so on.
     """
 
-    __slots__ = ("_ahead", "_at_hand", "_mean", "aside", "awaited", "left", "queues", "serial")
+    __slots__ = ("_ahead", "_at_hand", "_mean", "_stock", "aside", "awaited", "left", "queues", "serial")
 
     def __init__(self, serial: int) -> None:
         self.serial = serial
@@ -69,6 +69,7 @@ class Window:
         """Records that were put here, and are to be taken to another lane."""
         self.awaited: list[tuple[Any, int]] = []
         """The final status comes after these: lanes, and a window of each."""
+        self._stock: list[list[Any]] = []  # metrics behind those in their queue, flat; that is never empty before this
         self._at_hand: Slice | None = None  # off its queue, and not in the batch yet
         self._ahead: Pack | None = None  # of records that are on their queue still
         self._mean = 0.0  # bytes an entry in the last pack
@@ -81,26 +82,45 @@ class Window:
         """Whether nothing is left of it but a final status."""
         return bool(self.queues[STATUS]) and not any(self.queues[:STATUS])
 
-    def put(self, records: Iterable[Record]) -> int:
+    def items(self, kind: int) -> Iterator[Record | Slice]:
+        """What is queued of one kind, in order."""
+        stock = self._stock if kind == METRIC else ()
+        return chain(self.queues[kind], chain.from_iterable(map(upright, stock)))
+
+    def put(self, flat: list[Any]) -> int:
         """
         Add records at the end; how many entries stay here, and are not set aside. Python's loop goes over changes of kind, C's
         over records.
+
+        Args:
+            flat: The records, item behind item.
         """
-        total = 0
-        for kind, group in groupby(records, _kind):
-            members: Sequence[Record] = [*group]
+        total = at = 0
+        for kind, group in groupby(flat[::WIDTH]):
+            begin, at = at, at + WIDTH * len([*group])
             if kind == ARTIFACT:
-                self.aside += members
+                self.aside += upright(flat[begin:at])
                 continue
-            queue: deque[Record | Slice] = self.queues[kind]
             if kind == STATUS:
-                queue.clear()  # a run has one final status: the last one asked for
-                members = members[-1:]
-            count = sum(weights(members))
-            queue.extend(members)
+                self.queues[kind].clear()  # a run has one final status: the last one asked for
+                begin = at - WIDTH
+            count = sum(map(len, flat[begin + 1 : at : WIDTH]))
+            if kind == METRIC:
+                self._stock += [
+                    flat[first : min(first + STOCK * WIDTH, at)] for first in range(begin, at, STOCK * WIDTH)
+                ]
+                self._restock()
+            else:
+                self.queues[kind].extend(upright(flat[begin:at]))
             self.left[kind] += count
             total += count
         return total
+
+    def _restock(self, most: int = 1) -> None:
+        """Have so many records of metrics upright, if there are as many."""
+        queue = self.queues[METRIC]
+        while self._stock and len(queue) < most:
+            queue.extend(upright(self._stock.pop(0)))
 
     def put_slice(self, part: Slice) -> None:
         """Add a slice at the end."""
@@ -211,6 +231,7 @@ class Window:
             if pack.size <= room:
                 for _ in records:
                     queue.popleft()
+                self._restock()
                 self.left[METRIC] -= entries
                 return pack, 0
             most = _fewer(room, self._mean)
@@ -228,6 +249,7 @@ class Window:
     def _records(self, most: int) -> list[Record]:
         """The next records of metrics, as far as they are whole and have no more than so many entries together."""
         queue = self.queues[METRIC]
+        self._restock(most)
         if not queue or isinstance(queue[0], Slice) or not 0 < (first := weight(queue[0])) <= most:
             return []
         records: list[Any] = list(islice(queue, most // first))
@@ -289,6 +311,8 @@ class Window:
         self._at_hand = None
         while queue:
             item = queue.popleft()
+            if kind == METRIC:
+                self._restock()
             self.left[kind] -= item.count if isinstance(item, Slice) else weight(item)
             parts = gate.slices(item, body, self.serial)
             if parts:

@@ -76,7 +76,7 @@ def calls(draw: st.DrawFn) -> list[Record]:
         }
         step = draw(st.sampled_from(ODD_WHOLES)) if draw(odd) else at
         stamp = draw(st.sampled_from(ODD_WHOLES)) if draw(odd) else 1_700_000_000_000 + at // 3
-        if not isinstance(stamp, Unfit):
+        if isinstance(stamp, int):
             stamp *= MILLISECOND
         model = draw(st.sampled_from(["m-1", "m-2", "\ud800", 7])) if draw(odd) else None
         dataset = draw(st.sampled_from([("n", "d"), ("n", 1)])) if draw(odd) else None

@@ -240,7 +240,7 @@ def check_lane(lane: Lane) -> None:
     assert ledger.in_flight == (lane.flying.weight if lane.flying else 0)
     for window in lane._windows:
         for kind in (PARAM, TAG, METRIC, DATASET):
-            really = sum(len(item[1]) if isinstance(item, tuple) else item.weight for item in window.queues[kind])
+            really = sum(len(item[1]) if isinstance(item, tuple) else item.weight for item in window.items(kind))
             assert window.left[kind] == really, f"kind {kind}"
 
 
