@@ -93,8 +93,13 @@ def _run(run_id: str, status: str) -> dict[str, object]:
     return {"info": _run_info(run_id, status), "data": {}}
 
 
-class HttpConnection(asyncio.Protocol):
-    """One keep-alive connection: cuts the byte stream into requests and writes their answers in order."""
+class HttpConnection(asyncio.BufferedProtocol):
+    """
+    One keep-alive connection: cuts the byte stream into requests and writes their answers in order.
+
+    It reads into memory of its own. asyncio's usual way takes 256 kB of the system for each read and gives them back, or not,
+    as its heap happens to lie: 25 page faults a batch, which cost a client on the same processor a twentieth.
+    """
 
     _ANSWER: ClassVar[bytes] = (
         b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: %s\r\n\r\n%s"
@@ -102,6 +107,7 @@ class HttpConnection(asyncio.Protocol):
 
     def __init__(self, server: CountingServer) -> None:
         self._server = server
+        self._chunk = memoryview(bytearray(256 * 1024))
         self._received = bytearray()
         self._transport: asyncio.WriteTransport | None = None
 
@@ -109,8 +115,11 @@ class HttpConnection(asyncio.Protocol):
         assert isinstance(transport, asyncio.WriteTransport)
         self._transport = transport
 
-    def data_received(self, data: bytes) -> None:
-        self._received += data
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._chunk
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._received += self._chunk[:nbytes]
         while self._answer_next_request():
             pass
 

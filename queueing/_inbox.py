@@ -16,9 +16,12 @@ once: twice the walking for those that are new.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Final
 
 from runqueue.queueing._part import WIDTH, Record
+
+PIECE: Final = 1_000
+"""Records that are taken in one go: a call of C that takes a million lets no other thread run meanwhile."""
 
 
 class Inbox:
@@ -48,8 +51,9 @@ class Inbox:
         """How many entries each record counts for, as of now."""
         return map(len, self._items[1::WIDTH])
 
-    def draw(self, count: int) -> list[Any]:
-        """Take the first so many records, as they lie."""
-        flat = self._items[: count * WIDTH]
-        del self._items[: count * WIDTH]  # others add at the end alone
-        return flat
+    def draw(self, count: int) -> list[list[Any]]:
+        """Take the first so many records, as they lie, in pieces."""
+        items, end, length = self._items, count * WIDTH, PIECE * WIDTH
+        pieces = [items[at : min(at + length, end)] for at in range(0, end, length)]
+        del items[:end]  # others add behind it alone
+        return pieces

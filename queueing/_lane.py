@@ -149,7 +149,7 @@ class Lane:
             ledger = self._account.ledger
             ledger.turn += 1  # so that whoever counts finds each record in one place
             try:
-                entries = window.put(self.inbox.draw(count))
+                entries = sum(map(window.put, self.inbox.draw(count)))
                 self._account.deal(entries)
                 if window.aside:
                     entries += self._deal_aside(window)

@@ -37,8 +37,6 @@ CARRIED: Final = 2
 """Item of a RUN record: the keys of the tags it brings along."""
 RIDES: Final = 2
 """Item of a TAG record: whether its tags may travel inside the request that creates the run."""
-STOCK: Final = 1_000
-"""Records of metrics that are made upright at a time."""
 PACKED: Final = 1_000
 """Entries in one pack at most. More of them gain nothing, and what does not fit into a batch was encoded in vain."""
 
@@ -93,7 +91,7 @@ class Window:
         over records.
 
         Args:
-            flat: The records, item behind item.
+            flat: The records, item behind item. It is kept, and made upright in one go.
         """
         total = at = 0
         for kind, group in groupby(flat[::WIDTH]):
@@ -106,9 +104,7 @@ class Window:
                 begin = at - WIDTH
             count = sum(map(len, flat[begin + 1 : at : WIDTH]))
             if kind == METRIC:
-                self._stock += [
-                    flat[first : min(first + STOCK * WIDTH, at)] for first in range(begin, at, STOCK * WIDTH)
-                ]
+                self._stock.append(flat if at - begin == len(flat) else flat[begin:at])
                 self._restock()
             else:
                 self.queues[kind].extend(upright(flat[begin:at]))
@@ -117,10 +113,13 @@ class Window:
         return total
 
     def _restock(self, most: int = 1) -> None:
-        """Have so many records of metrics upright, if there are as many."""
-        queue = self.queues[METRIC]
-        while self._stock and len(queue) < most:
-            queue.extend(upright(self._stock.pop(0)))
+        """Have so many records of metrics upright, if there are as many; as a head of their queue, one will do."""
+        queue, stock = self.queues[METRIC], self._stock
+        if stock and not queue:
+            queue.extend(upright(stock[0][:WIDTH]))
+            stock[0] = stock[0][WIDTH:]
+        while stock and len(queue) < most:
+            queue.extend(upright(stock.pop(0)))
 
     def put_slice(self, part: Slice) -> None:
         """Add a slice at the end."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Final, TypeAlias
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -162,6 +163,30 @@ def test_packs_change_nothing_that_can_be_seen(
     expected = history(single.encode.one, records, script, at_first, limit)
     assert history(packed.encode, records, script, at_first, limit) == expected
     assert packed.cut == single.cut
+
+
+@given(calls(), st.lists(st.sampled_from(ANSWERS), max_size=30), st.integers(0, 40), limits(), st.integers(1, 5))
+def test_the_pieces_that_records_are_drawn_in_cannot_be_seen(
+    records: list[Record], script: list[Answer], at_first: int, limit: Bounds, piece: int
+) -> None:
+    """Those of metrics lie flat until their turn comes; an end of a piece is met by everything that can happen."""
+    expected = history(Encoder().encode, records, script, at_first, limit)
+    with patch("runqueue.queueing._inbox.PIECE", piece):
+        assert history(Encoder().encode, records, script, at_first, limit) == expected
+
+
+def test_of_a_long_window_few_records_are_upright() -> None:
+    """A million tuples, made in one go, would hold up the other threads, and be walked by the garbage collector."""
+    lane = lane_of(*points(5_500))
+    lane.deal()
+    (window,) = lane._windows
+    assert (len(window.queues[METRIC]), window.left[METRIC]) == (1, 5_500)
+    while (batch := lane.take(bounds(metrics=100))) is not None:
+        assert batch.count == 100
+        lane.store()
+        assert len(window.queues[METRIC]) <= 1_000 + 100
+        check_lane(lane)
+    assert lane.idle and books(lane).stored == 5_500
 
 
 @given(calls(), st.lists(st.sampled_from(ANSWERS), max_size=30), st.integers(0, 40), limits(), st.lists(st.booleans()))
