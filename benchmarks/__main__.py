@@ -3,7 +3,6 @@
 import argparse
 import importlib.util
 import json
-import shlex
 import sys
 from pathlib import Path
 
@@ -25,7 +24,7 @@ def main() -> int:
         reached.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description="Measure runqueue beside its peers, in one run."
+        prog="python -m benchmarks", description="Measure runqueue beside its peers, in one run.", allow_abbrev=False
     )
     parser.add_argument("cases", nargs="*", metavar="CASE", help="cases, or groups of them (default: all); see --list")
     parser.add_argument("--quick", action="store_true", help="little work a measurement, one round, fewer peers")
@@ -52,7 +51,7 @@ def main() -> int:
     for folder in filter(None, (options.plot, options.json and options.json.parent)):
         folder.mkdir(parents=True, exist_ok=True)  # now, not after half an hour
 
-    environment = report.environment(shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]))
+    environment = report.environment(report.command(sys.argv[1:]))
     print(report.header(environment), end="\n\n")
     results: list[Result] = []
     for case in cases:

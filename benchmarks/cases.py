@@ -17,7 +17,7 @@ OURS = ("runqueue", "runqueue-aiohttp")
 STREAMING = Options(flush_interval=2.0)
 STREAMING_BOUNDED = Options(flush_interval=2.0, max_pending=1_000_000)
 MANY_ROUNDS = 9
-"""Of what is over soon, or compares a client with itself: the machine's moods last for seconds."""
+"""Of what is over soon, compares a client with itself, or has to be within a few percent: a machine's moods last for seconds."""
 
 _FLOOR = Target(quantity="caller", relation="÷", other="floor", at_most=3.5)
 _PER_METRIC = Quantity(name="caller", unit="µs/metric")
@@ -180,7 +180,7 @@ CASES: dict[str, Case] = {
             measure=throughput.into_server,
             backend=SQLITE,
             options=throughput.TWO_AT_ONCE,
-            rounds=3,
+            rounds=MANY_ROUNDS,
             targets=(_OF_BARE,),
             quick_peers=("bare", "runqueue"),
         ),

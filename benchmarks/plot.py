@@ -75,8 +75,7 @@ def _draw_lines(axes: Any, result: Result) -> None:
         figures = [row.medians[quantity.name] for row in rows]
         axes.plot([row.size for row in rows], figures, marker="o", color=OURS, label=peer)
     axes.set_xscale("log")
-    axes.margins(y=0.2)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(bottom=0, top=1.1 * axes.get_ylim()[1])
     axes.set_ylabel(quantity.unit, fontsize=8)
     axes.legend(fontsize=8)
 

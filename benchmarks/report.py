@@ -2,7 +2,8 @@
 
 import os
 import platform
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,6 +28,20 @@ PACKAGES = (
     "sniffio",
     "numpy",
 )
+WHERETO = ("--json", "--plot")
+"""Options that say where to write."""
+
+
+def command(arguments: Iterable[str]) -> str:
+    """The command line as figures are shown with it: without where they are written to, which is nobody else's business."""
+    told: list[str] = []
+    rest = iter(arguments)
+    for each in rest:
+        if each in WHERETO:
+            next(rest, None)
+        elif each.partition("=")[0] not in WHERETO:
+            told.append(each)
+    return shlex.join(["python", "-m", "benchmarks", *told])
 
 
 def environment(command: str) -> dict[str, Any]:

@@ -215,6 +215,15 @@ import time:         5 |          5 | runqueue.more
     assert _sum_of_roots(report) == 75
 
 
+def test_the_command_is_shown_without_the_folders_of_who_gave_it() -> None:
+    """It stands in the charts, which are published."""
+    from benchmarks.report import command
+
+    given = ["growth", "--json", "/home/me/a.json", "--check", "--plot=/home/me/charts", "--rounds", "9"]
+    assert command(given) == "python -m benchmarks growth --check --rounds 9"
+    assert command(["--plot", "charts"]) == "python -m benchmarks"
+
+
 def test_the_command_line_lists_every_case() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--list"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
