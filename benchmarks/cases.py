@@ -17,7 +17,9 @@ OURS = ("runqueue", "runqueue-aiohttp")
 STREAMING = Options(flush_interval=2.0)
 STREAMING_BOUNDED = Options(flush_interval=2.0, max_pending=1_000_000)
 MANY_ROUNDS = 9
-"""Of what is over soon, compares a client with itself, or has to be within a few percent: a machine's moods last for seconds."""
+"""
+Of what is over soon, compares a client with itself, or has to be within a few percent: a machine's moods last for seconds.
+"""
 
 _FLOOR = Target(quantity="caller", relation="÷", other="floor", at_most=3.5)
 _PER_METRIC = Quantity(name="caller", unit="µs/metric")

@@ -2,7 +2,7 @@
 From records to the bytes of MLflow's REST API, and nothing else: no I/O, no clock.
 
 A server that cannot parse an entry drops the rest of the batch and answers 200, so every field is checked and typed
-here. What a record holds, by kind (see `runqueue.queueing`):
+here. What a record holds, by kind (see `runqueue.queueing`); what is not shown of its six items is None:
 
     (RUN, ("run",), keys of its tags, NewRun)
     (PARAM, {key: value})

@@ -51,7 +51,7 @@ _entries = itemgetter(1)
 
 
 def record_of(kind: int, entries: Any, a: Any = None, b: Any = None, c: Any = None, d: Any = None) -> Record:
-    """A record of which not all is of use."""
+    """A record of fewer items than six, filled up."""
     return (kind, entries, a, b, c, d)
 
 

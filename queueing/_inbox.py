@@ -5,8 +5,9 @@ What log calls have handed over for one run, and the engine has not looked at ye
     engine's thread:  draw(count)                     the oldest records
 
 Records lie here flat, item behind item. As a tuple that holds a dict, each would be tracked by CPython's garbage collector
-for as long as it is queued, and each full collection would walk them all: a fifth of what a call costs (more with a heap
-that grows), and 56 bytes a record. So every record has the same number of items.
+for as long as it is queued: walked while it is young, and counted as growth, which brings about the next full collection.
+That is a fifth of what a call of ten metrics costs, and 56 bytes a record. Full collections that come about otherwise walk
+the list as they would walk the tuples. So every record has the same number of items.
 
 Rejected: `deque.extend`, which may fail midway for want of memory, and leave half a record; `list.extend` makes room
 for all of a tuple first. Rejected: records of two tuples, keys and values, which are let be once they have been walked

@@ -122,8 +122,8 @@ def test_where_memory_ends_a_record_is_added_whole_or_not_at_all() -> None:
     assert (child.stdout.strip(), child.stderr) == ("whole", "")
 
 
-def test_what_is_queued_is_nothing_for_the_garbage_collector() -> None:
-    """Of a thousand records that wait it tracks none: they cost its collections nothing, however many there are."""
+def test_the_garbage_collector_tracks_nothing_of_what_is_queued() -> None:
+    """Of a thousand records that wait, none: however many there are, they bring about no full collection."""
     inbox = Inbox()
     put = inbox.way_in()
     gc.collect()
