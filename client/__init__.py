@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 @_atexit.register
 def _last() -> None:
-    exit_ = _sys.modules.get("runqueue._exit")
+    exit_ = _sys.modules.get("runqueue.runtime._exit")
     if exit_ is not None:
         exit_.end_again()
 

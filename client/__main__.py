@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runqueue._cli import main
+from runqueue.cli._main import main
 
 if __name__ == "__main__":
     main()

@@ -7,16 +7,16 @@ Rule of this file: a name that stands here is public.
 from __future__ import annotations as _annotations
 
 from runqueue import errors as errors
-from runqueue._async_client import AsyncClient as AsyncClient
 from runqueue._entities import Dataset as Dataset
 from runqueue._entities import Entry as Entry
 from runqueue._entities import FlushReport as FlushReport
 from runqueue._entities import OperationFailure as OperationFailure
 from runqueue._entities import Statistics as Statistics
-from runqueue._operations import RunOperations as RunOperations
-from runqueue._run import PendingRunId as PendingRunId
-from runqueue._run_handle import Run as Run
-from runqueue._sync_client import Client as Client
+from runqueue._run_id import PendingRunId as PendingRunId
+from runqueue.api._async_client import AsyncClient as AsyncClient
+from runqueue.api._client import Client as Client
+from runqueue.api._run import Run as Run
+from runqueue.engine._operations import RunOperations as RunOperations
 from runqueue.errors import AuthError as AuthError
 from runqueue.errors import CallTypeError as CallTypeError
 from runqueue.errors import ClosedError as ClosedError

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import attrs
 
-from runqueue.queueing._batch import STATUS, Record, record_of
+from runqueue.queueing.batches._batch import STATUS, Record, record_of
 
 KEPT_IN_FULL: Final = 10_000
 """

@@ -1,9 +1,10 @@
 """
-The floors of the packages: imports point down only, are absolute and spelt `runqueue...`, and the install is not stale.
+The rooms of the packages: imports point down only, are absolute and spelt `runqueue...`, and the install is current.
 
-Rules of this file: it reads the imports and imports nothing; those inside of functions and under TYPE_CHECKING count
-too. A module belongs on exactly one floor of `FLOORS`, and may import from lower floors alone; within one floor nobody
-knows anybody.
+Rules of this file: it reads the imports and imports nothing; imports inside of functions and under TYPE_CHECKING count
+too. A room is a folder, or a module that stands in the folder of a package itself. `ROOMS` has one row a room, from the
+ground up. A module may import its own room and the rooms that its room's row names, all of which stand in rows above that
+row. Within a room, too, no two modules import each other, directly or by a detour.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Final
 
 import attrs
 import pytest
@@ -26,112 +28,87 @@ else:
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"runqueue": ROOT / "client", "runqueue.queueing": ROOT / "queueing"}
 FOLDER_NAMES = {"client", "queueing", "tests"}
+MOST_FILES: Final = 12
+MOST_LINES: Final = 400
 
-FLOORS: tuple[frozenset[str], ...] = tuple(
-    frozenset(floor.split())
-    for floor in (
-        # the engine of queues
-        "runqueue.queueing._errors runqueue.queueing._crew",
-        "runqueue.queueing._part",
-        "runqueue.queueing._batch runqueue.queueing._retry",
-        "runqueue.queueing._report runqueue.queueing._returned runqueue.queueing._evidence",
-        "runqueue.queueing._account",
-        "runqueue.queueing._gate",
-        "runqueue.queueing._window runqueue.queueing._inbox",
-        "runqueue.queueing._lane",
-        "runqueue.queueing._intake runqueue.queueing._flush",
-        "runqueue.queueing._accumulator",
-        "runqueue.queueing._dispatch",
-        "runqueue.queueing._pump",
-        "runqueue.queueing._sender",
-        "runqueue.queueing._stream",
-        "runqueue.queueing",
-        # config, entities, errors; the placeholder of a run is a value like them, and the wire format reads it
-        "runqueue._fork runqueue._blocking runqueue._say runqueue._spellings",
-        "runqueue._entities runqueue._run runqueue._bridge runqueue._file_lock runqueue._loop_thread",
-        "runqueue.errors",
-        "runqueue._environment runqueue._plain_uri",
-        "runqueue._config runqueue._tls",
-        # the wire format, and what needs nothing else
-        "runqueue._signing runqueue._points runqueue._connection",
-        "runqueue._artifact_content",
-        "runqueue._wire runqueue._answer runqueue._credentials runqueue._operations runqueue._store",
-        "runqueue._artifacts runqueue._conversion runqueue._reports runqueue._plugins",
-        "runqueue._body",
-        "runqueue._transports",
-        "runqueue._mlflow_calls",
-        # http and mlflow stores, and which of them a URI means
-        "runqueue._http_store runqueue._mlflow_store runqueue._experiments",
-        "runqueue._databricks",
-        "runqueue._artifact_server runqueue._artifact_repositories",
-        "runqueue._artifact_store",
-        "runqueue._stores runqueue._creation",
-        "runqueue._delivery",
-        # the thread, and how it ends
-        "runqueue._exit runqueue._progress runqueue._news",
-        "runqueue._engine",
-        # the faces
-        "runqueue._face runqueue._run_handle runqueue._artifact_calls",
-        "runqueue._recorder",
-        "runqueue._sync_client",
-        "runqueue._async_client",
-        "runqueue._public",
-        "runqueue",
-        # under the APIs of others
-        "runqueue.integrations",
-        "runqueue.integrations.mlflow._run_operations",
-        "runqueue.integrations.mlflow._queueing_client",
-        "runqueue.integrations.mlflow._install",
-        "runqueue.integrations.mlflow._entities",
-        "runqueue.integrations.mlflow._queue",
-        "runqueue.integrations.mlflow._queued_store",
-        "runqueue.integrations.mlflow._switch",
-        "runqueue.integrations.mlflow",
-        "runqueue.plugin",
-        # the command line
-        "runqueue._veil runqueue._tables",
-        "runqueue._findings",
-        "runqueue._doctor",
-        "runqueue._commands",
-        "runqueue._cli",
-        "runqueue.__main__",
-    )
-)
 
-QUEUEING_NEEDS = {"anyio", "attrs", "tenacity"}
-CLIENT_NEEDS = {"anyio", "attrs", "orjson", "sniffio"}
-TYPING_ONLY = {"typing_extensions"}
-NEEDED_BY = {
-    "aiohttp": {"runqueue._transports"},
-    "click": {"runqueue._commands"},
-    "databricks": {"runqueue._databricks"},
-    "h11": {"runqueue._connection"},
-    "httpx": {"runqueue._connection", "runqueue._http_store", "runqueue._tls", "runqueue._transports"},
-    "httpx_aiohttp": {"runqueue._transports"},
-    "mlflow": {
-        "runqueue._artifact_repositories",
-        "runqueue._mlflow_calls",
-        "runqueue._mlflow_store",
-        "runqueue._plugins",
-        "runqueue._tables",
-        "runqueue.integrations.mlflow._install",
-        "runqueue.integrations.mlflow._queueing_client",
-        "runqueue.integrations.mlflow._run_operations",
-        "runqueue.integrations.mlflow._entities",
-        "runqueue.integrations.mlflow._queue",
-        "runqueue.integrations.mlflow._queued_store",
-        "runqueue.integrations.mlflow._switch",
-    },
-    "PIL": {"runqueue._artifact_content"},
-    "requests": {"runqueue._plugins"},
-    "requests_auth_aws_sigv4": {"runqueue._plugins"},
-    "tqdm": {"runqueue._progress"},
-    "sqlalchemy": {"runqueue._tables"},
-    "trio": {"runqueue._bridge"},
-    "yaml": {"runqueue._artifact_content"},
-    "yarl": {"runqueue._transports"},
+@attrs.frozen
+class Room:
+    """
+    What the modules of a room may import, besides the standard library and each other.
+
+    Args:
+        rooms: Names of rooms, without `runqueue.`, separated by blanks.
+        needs: Third-party packages that every module of the room may import.
+        only: Third-party packages that a single module of the room may import, by the module's name.
+    """
+
+    rooms: str = ""
+    needs: str = ""
+    only: Mapping[str, str] = attrs.field(factory=dict[str, str])
+
+
+ROOMS: Final[dict[str, Room]] = {
+    # The package runqueue.queueing knows neither MLflow nor HTTP.
+    "queueing._errors": Room(),
+    "queueing.batches": Room("queueing._errors", "attrs"),
+    "queueing._report": Room("queueing.batches", "attrs"),
+    "queueing.lanes": Room("queueing._errors queueing._report queueing.batches", "attrs"),
+    "queueing.delivery": Room(
+        "queueing._errors queueing._report queueing.batches queueing.lanes", "anyio attrs", {"_retry": "tenacity"}
+    ),
+    "queueing": Room("queueing._errors queueing._report queueing.batches queueing.lanes"),
+    # The package runqueue, up to what users import.
+    "runtime": Room("queueing queueing.delivery", "anyio", {"_bridge": "sniffio trio"}),
+    "_entities": Room("", "attrs"),
+    "errors": Room("_entities queueing"),
+    "_run_id": Room("runtime"),
+    "settings": Room("errors queueing", "attrs"),
+    "wire": Room("_entities _run_id errors queueing queueing.batches", "attrs orjson"),
+    "http": Room(
+        "errors queueing runtime settings",
+        "anyio attrs httpx",
+        {
+            "_connection": "h11",
+            "_plugins": "mlflow requests requests_auth_aws_sigv4",
+            "_transports": "aiohttp httpx_aiohttp yarl",
+        },
+    ),
+    "stores": Room(
+        "errors http queueing runtime settings wire",
+        "anyio attrs orjson",
+        {"_databricks": "databricks", "_mlflow": "mlflow", "_mlflow_calls": "mlflow", "_rest": "httpx"},
+    ),
+    "artifacts": Room(
+        "errors http queueing runtime settings stores wire",
+        "anyio attrs orjson",
+        {"_content": "PIL yaml", "_repositories": "mlflow"},
+    ),
+    "engine": Room(
+        "_entities _run_id artifacts errors http queueing queueing._report queueing.batches queueing.delivery"
+        " queueing.lanes runtime settings stores wire",
+        "anyio attrs orjson",
+        {"_progress": "tqdm"},
+    ),
+    "api": Room(
+        "_entities _run_id artifacts engine errors queueing queueing.batches runtime settings stores wire",
+        "anyio attrs",
+    ),
+    "_public": Room("_entities _run_id api engine errors queueing"),
+    "runqueue": Room("_public"),
+    # What stands on the public names.
+    "integrations": Room(),
+    "integrations.mlflow": Room("_run_id errors runqueue runtime settings wire", "mlflow"),
+    "cli": Room(
+        "errors http runtime settings stores",
+        "anyio attrs orjson",
+        {"_commands": "click", "_tables": "mlflow sqlalchemy"},
+    ),
+    "__main__": Room("cli"),
 }
-"""What only the named modules may import."""
+"""By name, without `runqueue.` in front of it."""
+
+TYPING_ONLY = {"typing_extensions"}
 
 HEAVY = ("httpx", "anyio", "tenacity", "mlflow", "aiohttp", "httpx_aiohttp", "databricks", "trio", "asyncio", "numpy")
 
@@ -184,7 +161,7 @@ def modules() -> dict[str, Path]:
 
 
 def owner(target: str, known: set[str]) -> str | None:
-    """The module that an imported name comes from, e.g. `runqueue._run` for `runqueue._run.PendingRunId`."""
+    """The module that an imported name comes from, e.g. `runqueue._run_id` for `runqueue._run_id.PendingRunId`."""
     parts = target.split(".")
     for end in range(len(parts), 0, -1):
         if (name := ".".join(parts[:end])) in known:
@@ -195,41 +172,89 @@ def owner(target: str, known: set[str]) -> str | None:
 # -- rules -----------------------------------------------------------------------------------------------------------
 
 
-def breaches(module: str, source: str, floors: tuple[frozenset[str], ...] = FLOORS) -> list[str]:
+def room_of(module: str) -> str:
+    """The room of a module: its folder's name, or in the folder of a package its own."""
+    name = module.removeprefix("runqueue.")
+    folder = name.rpartition(".")[0]
+    if name in PACKAGE_FOLDERS or folder in ("", "queueing"):
+        return name
+    return folder
+
+
+PACKAGE_FOLDERS = {
+    ".".join(path.parent.relative_to(folder).parts)
+    if package == "runqueue"
+    else ".".join(("queueing", *path.parent.relative_to(folder).parts))
+    for package, folder in PACKAGES.items()
+    for path in folder.rglob("__init__.py")
+}
+
+
+def breaches(module: str, source: str, rooms: Mapping[str, Room] = ROOMS) -> list[str]:
     """What is wrong with the imports of one module, each with its line."""
-    floor_of = {name: at for at, floor in enumerate(floors) for name in floor}
-    if module not in floor_of:
-        return [f"{module} is on no floor: add it to FLOORS"]
+    room = room_of(module)
+    if room not in rooms:
+        return [f"{module} is in no room: add {room!r} to ROOMS"]
+    known = {*modules(), module}
     found: list[str] = []
     for each in read_imports(source):
-        fault = _fault(module, each, floor_of)
+        fault = _fault(module, each, rooms[room], known)
         if fault is not None:
             found.append(f"{module}:{each.line}: {fault}")
     return found
 
 
-def _fault(module: str, each: Import, floor_of: dict[str, int]) -> str | None:
+def _fault(module: str, each: Import, room: Room, known: set[str]) -> str | None:
     if each.level:
         return f"a relative import of {each.target}"
     top = each.target.split(".")[0]
     if top == "runqueue":
-        target = owner(each.target, set(floor_of))
+        target = owner(each.target, known)
         if target is None or target == module:
-            return f"{each.target} is no module of another floor"
-        if floor_of[target] >= floor_of[module]:
-            return f"{target} does not stand below it"
-        return None
+            return f"{each.target} is no other module"
+        there = room_of(target)
+        if there == room_of(module) or there in room.rooms.split(" "):
+            return None
+        return f"{there} is no room that {room_of(module)} may import"
     if top in FOLDER_NAMES:
         return f"{each.target} is imported by its folder's name"
     if top in sys.stdlib_module_names:
         return None
     if top in TYPING_ONLY:
         return None if each.typing_only else f"{top} at run time"
-    if module.startswith("runqueue.queueing"):
-        return None if top in QUEUEING_NEEDS else f"{top} is none of the engine's business"
-    if top in CLIENT_NEEDS or module in NEEDED_BY.get(top, ()):
+    if top in (*room.needs.split(), *room.only.get(module.rpartition(".")[2], "").split()):
         return None
     return f"{top} is not for this module"
+
+
+def circles(imports: Mapping[str, set[str]]) -> list[str]:
+    """Modules that import themselves by a detour."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        waiting = [start]
+        while waiting:
+            for target in imports.get(waiting.pop(), set()) - seen:
+                seen.add(target)
+                waiting.append(target)
+        return seen
+
+    return [name for name in imports if name in reached(name)]
+
+
+def too_large(folders: Mapping[str, Path]) -> list[str]:
+    """Folders of too many modules, and modules of too many lines."""
+    found: list[str] = []
+    for folder in folders.values():
+        for each in sorted({path.parent for path in folder.rglob("*.py")}):
+            paths = sorted(each.glob("*.py"))
+            if len(paths) > MOST_FILES:
+                found.append(f"{each.name}: {len(paths)} modules, more than {MOST_FILES}")
+            for path in paths:
+                lines = len(path.read_text("utf-8").splitlines())
+                if lines > MOST_LINES:
+                    found += [f"{each.name}/{path.name}: {lines} lines, more than {MOST_LINES}"]
+    return found
 
 
 def differences(source: Path, installed: Path) -> list[str]:
@@ -243,9 +268,9 @@ def differences(source: Path, installed: Path) -> list[str]:
 
 def _files(folder: Path) -> dict[str, bytes]:
     return {
-        path.name: path.read_bytes() if path.exists() else b"(a link to nowhere)"
-        for path in folder.iterdir()
-        if path.suffix in (".py", ".pyi", ".typed")
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.exists() else b"(a link to nowhere)"
+        for path in folder.rglob("*")
+        if path.suffix in (".py", ".pyi", ".typed") and path.relative_to(folder).parts[0] != "queueing"
     }
 
 
@@ -274,14 +299,71 @@ def unlisted(pyproject: str, folders: dict[str, Path]) -> list[str]:
 
 @pytest.mark.parametrize("module", sorted(modules()))
 def test_imports_point_down_only(module: str) -> None:
-    """No module imports from its own floor or above, relatively, by a folder's name, or what is not for it."""
+    """No module imports a room that its row does not name, relatively, by a folder's name, or a package not for it."""
     assert breaches(module, modules()[module].read_text("utf-8")) == []
 
 
-def test_every_module_of_the_table_exists_once() -> None:
-    """The table of floors names what is there, and nothing else."""
-    named = [name for floor in FLOORS for name in floor]
-    assert sorted(named) == sorted(modules())
+def test_the_table_names_the_rooms_that_exist() -> None:
+    """No row is left of a room that is gone."""
+    assert sorted(ROOMS) == sorted({room_of(module) for module in modules()})
+
+
+def test_a_row_names_only_rooms_of_rows_before_it() -> None:
+    """So the order of the table is the order of the rooms, and no two rooms import each other."""
+    rows = list(ROOMS)
+    found = [
+        f"{name} names {other}"
+        for at, (name, room) in enumerate(ROOMS.items())
+        for other in room.rooms.split()
+        if other not in rows[:at]
+    ]
+    assert found == []
+
+
+def test_no_row_allows_what_nobody_uses() -> None:
+    """A permission that no import needs is taken back."""
+    used: dict[str, set[str]] = {name: set() for name in ROOMS}
+    for module, path in modules().items():
+        for each in read_imports(path.read_text("utf-8")):
+            top = each.target.split(".")[0]
+            target = owner(each.target, set(modules())) if top == "runqueue" else None
+            used[room_of(module)].add(top if target is None else f"room {room_of(target)}")
+    found = [
+        f"{name}: {word}"
+        for name, room in ROOMS.items()
+        for word in (
+            *(f"room {each}" for each in room.rooms.split()),
+            *room.needs.split(),
+            *" ".join(room.only.values()).split(),
+        )
+        if word not in used[name]
+    ]
+    assert found == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Within a room, too, imports point one way."""
+    known = set(modules())
+    imports = {
+        module: {
+            target
+            for each in read_imports(path.read_text("utf-8"))
+            if each.target.startswith("runqueue") and (target := owner(each.target, known)) not in (None, module)
+        }
+        for module, path in modules().items()
+    }
+    assert circles(imports) == []
+
+
+def test_rooms_and_modules_are_small() -> None:
+    """A folder of more than a dozen modules is a corridor; a module of more than 400 lines holds two nouns."""
+    assert too_large(PACKAGES) == []
+
+
+def test_every_room_says_what_it_is_for() -> None:
+    """The docstring of each `__init__` is the sign on the room's door."""
+    paths = [path for folder in PACKAGES.values() for path in folder.rglob("__init__.py")]
+    assert [path for path in paths if not ast.get_docstring(ast.parse(path.read_text("utf-8")))] == []
 
 
 def test_nobody_imports_the_packages_by_their_folders() -> None:
@@ -322,37 +404,49 @@ def test_import_runqueue_imports_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     ("module", "source", "fault"),
     [
-        ("runqueue._wire", "from runqueue._engine import Engine", "runqueue._engine does not stand below it"),
-        ("runqueue._wire", "import runqueue._engine", "runqueue._engine does not stand below it"),
-        ("runqueue._wire", "from runqueue import _engine", "runqueue._engine does not stand below it"),
-        ("runqueue._wire", "from runqueue import Client", "runqueue does not stand below it"),
-        ("runqueue._wire", "def f():\n    from runqueue._stores import x", "runqueue._stores does not stand below it"),
         (
-            "runqueue._wire",
-            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from runqueue._stores import x",
-            "runqueue._stores does not stand below it",
+            "runqueue.wire._encoder",
+            "from runqueue.engine._engine import Engine",
+            "engine is no room that wire may import",
+        ),
+        ("runqueue.wire._encoder", "import runqueue.engine._engine", "engine is no room that wire may import"),
+        ("runqueue.wire._encoder", "from runqueue.engine import _engine", "engine is no room that wire may import"),
+        ("runqueue.wire._encoder", "from runqueue import Client", "runqueue is no room that wire may import"),
+        (
+            "runqueue.wire._encoder",
+            "def f():\n    from runqueue.stores._resolve import x",
+            "stores is no room that wire",
         ),
         (
-            "runqueue._wire",
-            "import importlib\nimportlib.import_module('runqueue._stores')",
-            "runqueue._stores does not stand below it",
+            "runqueue.wire._encoder",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from runqueue.stores._rest import x",
+            "stores is no room that wire may import",
         ),
-        ("runqueue._wire", "from runqueue._answer import judge", "runqueue._answer does not stand below it"),
-        ("runqueue._wire", "from . import _run", "a relative import"),
-        ("runqueue._wire", "from ._run import RunId", "a relative import"),
-        ("runqueue._wire", "import queueing", "by its folder's name"),
-        ("runqueue._wire", "from client._run import RunId", "by its folder's name"),
-        ("runqueue._wire", "import httpx", "httpx is not for this module"),
-        ("runqueue._engine", "import requests", "requests is not for this module"),
-        ("runqueue._engine", "def f():\n    import mlflow.entities", "mlflow is not for this module"),
-        ("runqueue._engine", "from typing_extensions import Self", "typing_extensions at run time"),
-        ("runqueue.queueing._lane", "from runqueue._wire import Encoder", "runqueue._wire does not stand below it"),
-        ("runqueue.queueing._lane", "from runqueue.queueing import Limits", "runqueue.queueing does not stand below"),
-        ("runqueue.queueing._batch", "from runqueue.queueing._lane import Lane", "_lane does not stand below it"),
-        ("runqueue.queueing._retry", "from runqueue.queueing._batch import RUN", "_batch does not stand below it"),
-        ("runqueue.queueing._lane", "import orjson", "orjson is none of the engine's business"),
-        ("runqueue.queueing._sender", "import trio", "trio is none of the engine's business"),
-        ("runqueue._new", "", "runqueue._new is on no floor"),
+        (
+            "runqueue.wire._encoder",
+            "import importlib\nimportlib.import_module('runqueue.stores._rest')",
+            "stores is no room",
+        ),
+        ("runqueue.wire._encoder", "from . import _run_id", "a relative import"),
+        ("runqueue.wire._encoder", "from .._run_id import RunId", "a relative import"),
+        ("runqueue.wire._encoder", "import queueing", "by its folder's name"),
+        ("runqueue.wire._encoder", "from client._run_id import RunId", "by its folder's name"),
+        ("runqueue.wire._encoder", "import httpx", "httpx is not for this module"),
+        ("runqueue.engine._engine", "import requests", "requests is not for this module"),
+        ("runqueue.engine._engine", "def f():\n    import mlflow.entities", "mlflow is not for this module"),
+        ("runqueue.engine._engine", "import tqdm", "tqdm is not for this module"),
+        ("runqueue.engine._engine", "from typing_extensions import Self", "typing_extensions at run time"),
+        (
+            "runqueue.queueing.lanes._lane",
+            "from runqueue.wire._encoder import Encoder",
+            "wire is no room that queueing.lanes",
+        ),
+        ("runqueue.queueing.lanes._lane", "from runqueue.queueing import Limits", "queueing is no room that"),
+        ("runqueue.queueing.batches._batch", "from runqueue.queueing.lanes._lane import Lane", "lanes is no room that"),
+        ("runqueue.queueing.lanes._lane", "import orjson", "orjson is not for this module"),
+        ("runqueue.queueing.delivery._sender", "import trio", "trio is not for this module"),
+        ("runqueue.corridor._new", "", "runqueue.corridor._new is in no room"),
+        ("runqueue._new", "", "runqueue._new is in no room"),
     ],
 )
 def test_a_planted_breach_is_caught(module: str, source: str, fault: str) -> None:
@@ -365,17 +459,35 @@ def test_a_planted_breach_is_caught(module: str, source: str, fault: str) -> Non
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("runqueue._wire", "from runqueue import _run, _entities\nimport orjson, json"),
-        ("runqueue._transports", "import httpx\ndef f():\n    from httpx_aiohttp import HttpxAiohttpClient"),
+        ("runqueue.wire._encoder", "from runqueue import _run_id, _entities\nimport orjson, json"),
+        ("runqueue.wire._encoder", "from runqueue.wire._points import Points"),
+        ("runqueue.http._transports", "import httpx\ndef f():\n    from httpx_aiohttp import AiohttpTransport"),
+        ("runqueue.integrations.mlflow._queue", "from runqueue import Client"),
         (
-            "runqueue.queueing._lane",
+            "runqueue.queueing.lanes._lane",
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import typing_extensions",
         ),
     ],
 )
 def test_an_import_that_points_down_is_no_breach(module: str, source: str) -> None:
-    """The rules let pass what the floors allow."""
+    """The rules let pass what the rows allow."""
     assert breaches(module, source) == []
+
+
+def test_a_planted_circle_is_caught() -> None:
+    """A detour counts as well as a direct import."""
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == ["b", "c"]
+
+
+def test_a_planted_corridor_and_a_planted_long_module_are_caught(tmp_path: Path) -> None:
+    """Both are named with what is too much."""
+    for at in range(MOST_FILES + 1):
+        (tmp_path / f"{at}.py").write_text("")
+    (tmp_path / "0.py").write_text("#\n" * (MOST_LINES + 1))
+    assert too_large({"runqueue": tmp_path}) == [
+        f"{tmp_path.name}: 13 modules, more than 12",
+        f"{tmp_path.name}/0.py: 401 lines, more than 400",
+    ]
 
 
 def test_a_planted_stale_install_is_caught(tmp_path: Path) -> None:

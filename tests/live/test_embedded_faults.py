@@ -18,10 +18,10 @@ from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from sqlalchemy.exc import OperationalError
 
 import runqueue
-from runqueue import _mlflow_calls
-from runqueue._mlflow_store import MlflowStore
-from runqueue._store import LOG_BATCH, Traffic
 from runqueue.errors import ConfigError
+from runqueue.stores import _mlflow_calls
+from runqueue.stores._mlflow import MlflowStore
+from runqueue.stores._protocol import LOG_BATCH, Traffic
 from support.embedded import NOLOAD, mlflow_store, only, read, run_ids
 from support.readback import Point
 

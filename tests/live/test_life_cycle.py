@@ -162,7 +162,7 @@ def test_a_second_signal_ends_a_flush_that_lasts(
 ) -> None:
     """The first one's flush waits for a server that does not answer; the run was created, and is left running."""
     script = """
-from runqueue._engine import Engine
+from runqueue.engine._engine import Engine
 flush = Engine._flush
 def tell(*args):
     if args[-1]:  # the last flush

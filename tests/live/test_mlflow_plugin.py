@@ -72,9 +72,9 @@ assert set(vars(artifacts._artifact_repository_registry)) == {"_registry"}
 for keeper in (MlflowClient, TrackingServiceClient, TracingClient, ModelRegistryClient):
     assert not any("Plain" in type(each).__name__ for each in vars(keeper).values())
 for scheme, builder in utils._tracking_store_registry._registry.items():
-    assert (builder.__module__ == "runqueue.plugin") == scheme.startswith("runqueue+"), scheme
+    assert (builder.__module__ == "runqueue.integrations.mlflow._plugin") == scheme.startswith("runqueue+"), scheme
 ours = {name for name in sys.modules if name.startswith("runqueue")}
-assert ours == {"runqueue", "runqueue.plugin", "runqueue._plain_uri"}, ours
+assert ours == {"runqueue", "runqueue.integrations.mlflow._plugin", "runqueue.settings._plain_uri"}, ours
 """,
         mlflow_server.uri,
         experiment_id,
@@ -92,7 +92,7 @@ whole = time.perf_counter() - begun
 for name in [name for name in sys.modules if name.startswith("runqueue")]:
     del sys.modules[name]
 begun = time.perf_counter()
-import runqueue.plugin
+import runqueue.integrations.mlflow._plugin
 print((time.perf_counter() - begun) / whole)
 """
     done = subprocess.run(

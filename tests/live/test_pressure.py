@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runqueue._config import DEFAULT_MAX_PENDING
+from runqueue.settings._config import DEFAULT_MAX_PENDING
 from support import pressure_probe
 from support.mlflow_server import clean_environment
 from support.proxy import Fault, ScriptedServer

@@ -31,12 +31,12 @@ from runqueue.queueing import (
     Report,
     StoreError,
 )
-from runqueue.queueing._batch import ARTIFACT, DATASET, METRIC, PARAM, RUN, STATUS, TAG, record_of
-from runqueue.queueing._dispatch import Check
-from runqueue.queueing._intake import Intake, OnFull
-from runqueue.queueing._retry import RetryPolicy
-from runqueue.queueing._sender import Sender
-from runqueue.queueing._stream import Stream
+from runqueue.queueing.batches._batch import ARTIFACT, DATASET, METRIC, PARAM, RUN, STATUS, TAG, record_of
+from runqueue.queueing.delivery._dispatch import Check
+from runqueue.queueing.delivery._retry import RetryPolicy
+from runqueue.queueing.delivery._sender import Sender
+from runqueue.queueing.delivery._stream import Stream
+from runqueue.queueing.lanes._intake import Intake, OnFull
 
 Entry: TypeAlias = tuple[int, Any, Any, Any]
 ETERNITY = 1_000_000.0

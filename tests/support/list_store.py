@@ -14,17 +14,18 @@ import anyio
 import attrs
 import orjson
 
-from runqueue._answer import error_of
-from runqueue._creation import Creation
-from runqueue._delivery import Delivery
-from runqueue._run import PendingRunId, RunId
-from runqueue._store import CREATE_RUN, DELETE_RUN, LOG_BATCH, SEARCH_RUNS, UPDATE_RUN, Endpoint
-from runqueue._wire import ENVELOPE, MLFLOW_LIMITS, RIDER_BYTES, RIDERS, TOKEN_TAG, Encoder, NewRun
+from runqueue._run_id import PendingRunId, RunId
+from runqueue.engine._creation import Creation
+from runqueue.engine._delivery import Delivery
 from runqueue.errors import NotFoundError, StoreError, UnavailableError, UnexpectedAnswerError
 from runqueue.queueing import Accumulator, Bounds, Lane, Limits, RejectedError, Report
-from runqueue.queueing._batch import RUN, TAG, record_of
-from runqueue.queueing._retry import RetryPolicy
-from runqueue.queueing._sender import Sender
+from runqueue.queueing.batches._batch import RUN, TAG, record_of
+from runqueue.queueing.delivery._retry import RetryPolicy
+from runqueue.queueing.delivery._sender import Sender
+from runqueue.stores._protocol import CREATE_RUN, DELETE_RUN, LOG_BATCH, SEARCH_RUNS, UPDATE_RUN, Endpoint
+from runqueue.wire._answer import error_of
+from runqueue.wire._encoder import Encoder
+from runqueue.wire._records import ENVELOPE, MLFLOW_LIMITS, RIDER_BYTES, RIDERS, TOKEN_TAG, NewRun
 
 BOUNDS = Bounds.of(MLFLOW_LIMITS, envelope=ENVELOPE, riders=RIDERS, rider_bytes=RIDER_BYTES)
 ETERNITY = 1e9

@@ -16,7 +16,7 @@ import time
 from typing import cast
 
 import runqueue
-from runqueue._config import OnFull
+from runqueue.settings._config import OnFull
 from support.memory_probe import memory_bytes
 
 METRICS_A_CALL = 10

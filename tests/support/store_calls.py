@@ -7,9 +7,9 @@ from typing import Any
 
 import anyio
 
-from runqueue._config import Config
-from runqueue._store import LOG_BATCH, Traffic
-from runqueue._stores import make_store
+from runqueue.settings._config import Config
+from runqueue.stores._protocol import LOG_BATCH, Traffic
+from runqueue.stores._resolve import make_store
 
 
 def call(uri: str, times: int = 1, make: Callable[..., Any] = make_store, **settings: Any) -> None:

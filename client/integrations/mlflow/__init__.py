@@ -10,7 +10,7 @@ import importlib as _importlib
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 if _TYPE_CHECKING:
-    from runqueue._run import PendingRunId as PendingRunId
+    from runqueue._run_id import PendingRunId as PendingRunId
     from runqueue.integrations.mlflow._install import install as install
     from runqueue.integrations.mlflow._install import uninstall as uninstall
     from runqueue.integrations.mlflow._queueing_client import QueueingClient as QueueingClient

@@ -18,8 +18,8 @@ import threading
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from runqueue import _fork
 from runqueue.integrations.mlflow._queueing_client import QueueingClient
+from runqueue.runtime import _fork
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -16,18 +16,10 @@ from typing import Any, Final
 
 from mlflow.exceptions import MlflowException
 
-from runqueue import (
-    Client,
-    ClosedError,
-    ConfigError,
-    FlushError,
-    OperationFailure,
-    RunqueueError,
-    _environment,
-    _fork,
-    _say,
-)
+from runqueue import Client, ClosedError, ConfigError, FlushError, OperationFailure, RunqueueError
 from runqueue.integrations.mlflow import _entities
+from runqueue.runtime import _fork, _notices
+from runqueue.settings import _environment
 
 _operations: Any = importlib.import_module("mlflow.utils.async_logging.run_operations")
 
@@ -218,14 +210,14 @@ class Queue:
             return
         if self.strict:
             raise MlflowException(text)
-        _say.warning("%s", text)
+        _notices.warning("%s", text)
 
     def tell_all(self) -> None:
         """Tell of every run, by warnings alone: nobody is there to catch an exception."""
         for run_id in list(self._failed):
             text = summary(run_id, self._failed.pop(run_id, []))
             if text is not None:
-                _say.warning("%s", text)
+                _notices.warning("%s", text)
 
     def expire(self) -> None:
         """The interpreter ends: whoever waits from now on, does so for `exit_timeout` at most."""

@@ -23,9 +23,9 @@ from typing import Any, Final
 from mlflow.entities import RunStatus
 
 from runqueue import RunqueueError
-from runqueue._config import without_secrets
 from runqueue.integrations.mlflow import _entities
 from runqueue.integrations.mlflow._queue import Queue
+from runqueue.settings._config import without_secrets
 
 _OF_ALL: Final = frozenset(
     (

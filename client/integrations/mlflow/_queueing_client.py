@@ -17,11 +17,12 @@ from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from runqueue import Client, PendingRunId, RunqueueError, _say
-from runqueue._config import as_uri, resolve_tracking_uri
-from runqueue._wire import MAX_KEY
+from runqueue import Client, PendingRunId, RunqueueError
 from runqueue.errors import ConfigError
 from runqueue.integrations.mlflow._run_operations import Outcome, RunOperations, UnderWay, failed
+from runqueue.runtime import _notices
+from runqueue.settings._config import as_uri, resolve_tracking_uri
+from runqueue.wire._records import MAX_KEY
 
 if TYPE_CHECKING:
     from mlflow.data.dataset import Dataset
@@ -212,7 +213,7 @@ def _cut(entries: Any) -> Any:
     text = (
         "keys of more than %d characters were cut; %d of %d entries have the same key as a later one, and are left out"
     )
-    _say.warning(text, MAX_KEY, len(entries) - len(short), len(entries))
+    _notices.warning(text, MAX_KEY, len(entries) - len(short), len(entries))
     return short
 
 

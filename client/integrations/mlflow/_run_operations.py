@@ -12,9 +12,10 @@ from contextlib import suppress
 from itertools import islice
 from typing import Any
 
-from runqueue import Client, FlushError, RunqueueError, _exit
+from runqueue import Client, FlushError, RunqueueError
 from runqueue import RunOperations as Flush
 from runqueue.errors import SHOWN
+from runqueue.runtime import _exit
 
 
 class RunOperations:

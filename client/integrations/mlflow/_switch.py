@@ -23,8 +23,9 @@ import threading
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
-from runqueue import _environment, _fork
-from runqueue._plain_uri import PREFIX, plain_uri
+from runqueue.runtime import _fork
+from runqueue.settings import _environment
+from runqueue.settings._plain_uri import PREFIX, plain_uri
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -303,9 +304,9 @@ class _PlainAttribute:
 
 def _queued(uri: str, plain: Any) -> Any:
     """The queued store of a plain URI: one a process and workspace, as a client belongs to one workspace."""
-    from runqueue._config import current_workspace
     from runqueue.integrations.mlflow._queue import Queue
     from runqueue.integrations.mlflow._queued_store import QueuedStore
+    from runqueue.settings._config import current_workspace
 
     key = (_alike(uri), current_workspace())
     store = _switch.stores.get(key)

@@ -1,0 +1,300 @@
+"""
+Artifacts that a server takes by MLflow's REST API: PUT `mlflow-artifacts/artifacts/<path>`, or in parts.
+
+A server answers an empty 200 to what it has stored, and so does whatever stands in its place and knows nothing; so the
+first one is believed only when the server lists the file. What the artifact's URI says is where it goes, as with MLflow;
+but if that is not the tracking server, it is not told who we are.
+
+A large file goes in parts as with MLflow: the server gives an address for each of them, most often of an object store, that
+holds its own permission. Nothing of ours goes there but the part.
+
+Rules of this file: one attempt a call; what is wrong with the file is said by `_source`, with the server by `_answer`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import mimetypes
+import posixpath
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Final
+from urllib.parse import quote, unquote, urlencode, urlsplit, urlunsplit
+
+import anyio
+import orjson
+
+from runqueue.artifacts._source import Held, OpenFile, Source, refused, whole
+from runqueue.errors import UnavailableError, UnexpectedAnswerError
+from runqueue.http._body import Body, Streamed, kept_alive
+from runqueue.http._transports import PORTS
+from runqueue.http._upload import CHUNK, Meter
+from runqueue.queueing import RejectedError, Scope, StoreError
+from runqueue.runtime._blocking import in_thread
+from runqueue.settings import _environment as environment
+from runqueue.stores._rest import HttpStore
+from runqueue.wire._answer import RETRIABLE
+
+SERVICE: Final = "/api/2.0/mlflow-artifacts/artifacts"
+"""Below the root of a server."""
+LARGE: Final = 500 * 1024**2
+"""Bytes from which a file goes in parts, where the server takes those; source: MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE."""
+PART: Final = 10 * 1024**2
+"""Bytes of a part; source: MLFLOW_MULTIPART_UPLOAD_CHUNK_SIZE."""
+PARTS: Final = 4
+"""Parts of one file that are sent at once."""
+_ABORT: Final = 10.0
+"""Seconds in which a server may let go of the parts that were sent in vain."""
+_NO_PARTS: Final = "Multipart upload is not supported"
+"""What MLflow says of an object store that takes none; source: `_UnsupportedMultipartUploadException.MESSAGE`."""
+_NOT_SERVED: Final = re.compile(r"--(?:no-)?serve-artifacts")
+
+logger = logging.getLogger("runqueue")
+
+
+def served_at(artifact_uri: str, tracking_uri: str) -> str:
+    """
+    Where a server takes the artifacts of this URI, as `MlflowArtifactsRepository.resolve_uri` has it.
+
+    Args:
+        artifact_uri: `mlflow-artifacts:`, or http(s).
+        tracking_uri: http(s), without user info.
+
+    Raises:
+        RejectedError: There is no such place.
+    """
+    place, tracking = urlsplit(artifact_uri), urlsplit(tracking_uri)
+    if place.scheme in ("http", "https"):
+        return urlunsplit(place._replace(path=_requoted(place.path.rstrip("/")), query="", fragment=""))
+    if tracking.scheme not in ("http", "https"):
+        raise refused(
+            f"the artifacts of this run go through a server ({artifact_uri}), and the tracking URI is none: set it to"
+            " http:// or https:// of that server"
+        )
+    try:
+        host, port = place.hostname, place.port
+    except ValueError:
+        raise refused(f"the artifact URI {artifact_uri!r} is none: its host or port cannot be read") from None
+    if host and port is None and host.replace(".", "", 1).isdigit():
+        raise refused(f"the artifact URI {artifact_uri!r} names a port, and no host")
+    inside = "" if place.path in ("", "/", SERVICE) else place.path
+    path = f"{tracking.path}/{SERVICE}/{inside}"
+    path = re.sub(r"//+", "/", path).rstrip("/")
+    return urlunsplit((tracking.scheme, place.netloc or tracking.netloc, _requoted(path), "", ""))
+
+
+def origin(url: str) -> tuple[str, str | None, int | None]:
+    """Scheme, host and port."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or PORTS.get(parts.scheme)
+
+
+def _requoted(path: str) -> str:
+    """What is no URL's character is written as one; what looks written so already stays, as in what a server gives."""
+    return quote(path, safe="/%:@!$&'()*+,;=~")
+
+
+class ArtifactServer:
+    """
+    Args:
+        store: Of the server, with connections of their own.
+        meter: Told what is sent.
+    """
+
+    def __init__(self, store: HttpStore, meter: Meter) -> None:
+        self._store = store
+        self._meter = meter
+        self._believed = False
+        self._takes_parts: bool | None = None
+        self._elsewhere: dict[tuple[str, str | None, int | None], HttpStore] = {}
+
+    def __repr__(self) -> str:
+        return f"<ArtifactServer {self._store.root}>"
+
+    async def aclose(self) -> None:
+        for store in (self._store, *self._elsewhere.values()):
+            await store.aclose()
+
+    async def put(self, root: str, path: str, source: Source) -> None:
+        """
+        Store one artifact.
+
+        Args:
+            root: Of the run's artifacts, see `served_at`.
+            path: Below it.
+            source: What is stored.
+
+        Raises:
+            StoreError: It was not stored.
+        """
+        body = source.content if isinstance(source, Held) else await in_thread(whole, source)
+        if isinstance(body, bytes) and len(body) <= CHUNK:
+            await self._put(root, path, body)
+            self._meter.moved(len(body))
+            return
+        try:
+            if isinstance(body, bytes) or not await self._put_in_parts(root, path, body):
+                # Each step has a deadline, which ends it: it is never stuck.
+                await kept_alive(partial(self._stream, root, path, body), self._meter, math.inf)
+        finally:
+            if isinstance(body, OpenFile):
+                body.close()
+
+    async def _stream(self, root: str, path: str, content: bytes | OpenFile) -> None:
+        size = len(content) if isinstance(content, bytes) else content.size
+        stream = Streamed(content, 0, size, self._meter.moved)
+        try:
+            await self._put(root, path, stream)
+        except BaseException:
+            stream.take_back()
+            raise
+
+    async def _put(self, root: str, path: str, body: Body) -> None:
+        kind = mimetypes.guess_type(path)[0] or "application/octet-stream"
+        try:
+            answer = await self._store.exchange("PUT", self._url(root, path), body, headers={"Content-Type": kind})
+            if answer.status == 200 and not answer.body:
+                if not self._believed and SERVICE in root:  # else there is no knowing where it would be listed
+                    await self._look(root, path, len(body))
+            else:
+                self._store.judge(answer)
+        except UnavailableError as error:
+            if _NOT_SERVED.search(str(error)):
+                raise refused(f"the server takes no artifacts: {error}") from None
+            raise
+        self._believed = True
+
+    async def _look(self, root: str, path: str, size: int) -> None:
+        """
+        Raises:
+            UnexpectedAnswerError: The server does not list the file.
+        """
+        base, _, inside = root.partition(SERVICE)
+        folder, name = posixpath.split(posixpath.join(unquote(inside).strip("/"), path))
+        query = urlencode({"path": folder})
+        listed = await self._store.judged("GET", f"{base}{SERVICE}?{query}", cap=64_000_000)
+        files: Any = listed.get("files", [])
+        found = [each for each in files if isinstance(each, dict) and posixpath.basename(str(each.get("path"))) == name]
+        if not found or int(found[0].get("file_size", size)) != size:
+            raise UnexpectedAnswerError(f"200 with an empty body, but the server does not list {path!r}")
+
+    @staticmethod
+    def _url(root: str, path: str) -> str:
+        try:
+            return f"{root}/{quote(path, safe='/~')}"
+        except UnicodeEncodeError:
+            raise refused(f"the path {path!r} is no valid Unicode") from None
+
+    # -- in parts ------------------------------------------------------------------------------------------------------
+
+    async def _put_in_parts(self, root: str, path: str, file: OpenFile) -> bool:
+        """False: the server does not take it so."""
+        if file.size < (environment.count("MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE") or LARGE):
+            return False
+        if SERVICE not in root or not await self._may_take_parts(root):
+            return False
+        failure = await self._in_parts(root, path, file)
+        if failure is not None and _NO_PARTS in str(failure):
+            self._takes_parts = False
+            return False
+        if failure is not None:
+            raise failure
+        return True
+
+    async def _in_parts(self, root: str, path: str, file: OpenFile) -> StoreError | None:
+        """What went wrong, without the frames it came with: those hold addresses with their permissions."""
+        part = environment.count("MLFLOW_MULTIPART_UPLOAD_CHUNK_SIZE") or PART
+        count = -(-file.size // part)
+        folder, name = posixpath.split(path)
+        try:
+            made = await self._of_parts("create", root, folder, {"path": name, "num_parts": count})
+            upload = {"path": name, "upload_id": made.get("upload_id")}
+            try:
+                parts = await self._send_parts(made.get("credentials"), file, part, count)
+                await self._of_parts("complete", root, folder, {**upload, "parts": parts})
+            except BaseException:
+                await self._abort(root, folder, upload)
+                raise
+        except StoreError as error:
+            error.__cause__ = error.__context__ = None
+            return error.with_traceback(None)
+        return None
+
+    async def _abort(self, root: str, folder: str, upload: Mapping[str, Any]) -> None:
+        with anyio.CancelScope(shield=True), anyio.move_on_after(_ABORT):
+            try:
+                await self._of_parts("abort", root, folder, upload)
+            except StoreError as error:  # the object store keeps the parts for a while: that costs, and harms nothing
+                logger.info("the parts of an upload in vain were not let go: %s", error)
+
+    async def _may_take_parts(self, root: str) -> bool:
+        asked = environment.switch("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD")
+        if asked is not None:
+            return asked and self._takes_parts is not False
+        if self._takes_parts is None:
+            try:
+                said = await self._store.judged("GET", root.partition(SERVICE)[0] + "/api/3.0/mlflow/server-info")
+            except StoreError as error:
+                if error.retriable:
+                    raise
+                said = {}  # a server that knows no such question
+            self._takes_parts = said.get("multipart_uploads_enabled") is True
+        return self._takes_parts
+
+    async def _of_parts(self, what: str, root: str, folder: str, data: Mapping[str, Any]) -> dict[str, Any]:
+        base, _, inside = root.partition(SERVICE)
+        url = posixpath.join(f"{base}/api/2.0/mlflow-artifacts/mpu/{what}{inside}", quote(folder, safe="/~"))
+        return await self._store.judged("POST", url.rstrip("/"), orjson.dumps(data), empty=what != "create")
+
+    async def _send_parts(self, credentials: Any, file: OpenFile, size: int, count: int) -> list[dict[str, Any]]:
+        if not isinstance(credentials, list) or len(credentials) != count:
+            raise UnexpectedAnswerError(f"the server gave no addresses for the {count} parts of a file")
+        sent: dict[int, dict[str, Any]] = {}
+        failures: list[StoreError] = []
+        waiting = list(enumerate(credentials))
+        waiting.reverse()
+        streams: list[Streamed] = []
+
+        async def send() -> None:
+            while waiting and not failures:
+                at, credential = waiting.pop()
+                stream = Streamed(file, at * size, min(size, file.size - at * size), self._meter.moved)
+                streams.append(stream)
+                try:
+                    sent[at] = await self._send_part(credential, stream)
+                except StoreError as error:
+                    failures.append(error)
+
+        try:
+            async with anyio.create_task_group() as tasks:
+                for _ in range(min(PARTS, count)):
+                    tasks.start_soon(send)
+            if failures:
+                raise failures[0]
+        except BaseException:
+            for stream in streams:
+                stream.take_back()
+            raise
+        return [sent[at] for at in sorted(sent)]
+
+    async def _send_part(self, credential: Any, stream: Streamed) -> dict[str, Any]:
+        try:
+            url, number = str(credential["url"]), int(credential["part_number"])
+            headers = {str(name): str(value) for name, value in dict(credential.get("headers") or {}).items()}
+        except (KeyError, TypeError, ValueError):
+            raise UnexpectedAnswerError("the server gave an address for a part of a file that is none") from None
+        if urlsplit(url).scheme not in ("http", "https"):
+            raise UnexpectedAnswerError("the server gave an address for a part of a file that is not http(s)")
+        store = self._elsewhere.get(origin(url))
+        if store is None:
+            store = self._elsewhere[origin(url)] = self._store.elsewhere(url, PARTS)
+        answer = await store.exchange("PUT", url, stream, headers={"Content-Type": None, **headers})
+        if answer.status in (200, 201):
+            return {"part_number": number, "etag": answer.headers.get("etag", ""), "url": url}
+        where = f"{urlsplit(url).hostname} answered {answer.status} to a part of the file"
+        # Of 401 and 403 the permission has run out, most likely: the next attempt gets another one.
+        if answer.status in RETRIABLE or answer.status in (401, 403):
+            raise UnavailableError(where)
+        raise RejectedError(where, scope=Scope.BATCH)

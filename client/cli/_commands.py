@@ -1,0 +1,91 @@
+"""
+The commands, on click (extra `cli`).
+
+Rules of this file: stdout is for what was asked for, stderr for one line that says what is wrong; exit code 1 then.
+`run` says nothing by itself: all that is printed is the script's, and so is the exit code.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+
+import click
+
+from runqueue.cli._doctor import examine
+
+_WIDTH = 17
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="runqueue", prog_name="runqueue")
+def commands() -> None:
+    """Log to MLflow tracking servers, asynchronously and in batches."""
+
+
+@commands.command()
+@click.option("--tracking-uri", metavar="URI", help="As runqueue.Client takes it; without it, what Client() would use.")
+def doctor(tracking_uri: str | None) -> None:
+    """Say which store a client would use, from where that is known, and whether it works."""
+    with _quiet():
+        found = examine(tracking_uri)
+    for key, value in found.rows:
+        click.echo(f"{key + ':':<{_WIDTH}}{value}")
+    if found.fault is not None:
+        click.echo(f"runqueue doctor: {found.fault}", err=True)
+        raise SystemExit(1)
+
+
+@commands.command(
+    context_settings={
+        "ignore_unknown_options": True,
+        "allow_interspersed_args": False,
+        "help_option_names": ["--help"],  # else the h of a cluster of Python's own options would be taken for it
+    },
+    options_metavar="",
+)
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="[-m MODULE | SCRIPT] [ARGS]...")
+def run(command: tuple[str, ...]) -> None:
+    """
+    Run a script as `python` does, with all that it logs by MLflow queued; the Python processes that it starts, too.
+
+    What follows is the command line of the interpreter: a script, -m and a module, or -c and a program.
+    """
+    if find_spec("mlflow") is None:
+        click.echo("runqueue run: mlflow is not installed: pip install 'runqueue[mlflow]'", err=True)
+        raise SystemExit(1)
+    if not any(
+        point.value.startswith("runqueue.integrations.mlflow._plugin:")
+        for point in entry_points(group="mlflow.tracking_store")
+    ):
+        click.echo("runqueue run: MLflow would not find runqueue, as it is not installed by pip", err=True)
+        raise SystemExit(1)
+    os.environ["RUNQUEUE_MLFLOW"] = "1"  # for the plugin, see `runqueue.integrations.mlflow._plugin`
+    # The interpreter itself, in our place, and not runpy inside of ours: so argv, `__main__`, tracebacks, signals, exit
+    # codes and the workers of multiprocessing are what they are without us.
+    arguments = [sys.executable, *command]
+    if os.name == "nt":  # where exec starts another process, and ends this one at once
+        raise SystemExit(subprocess.run(arguments, check=False).returncode)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, arguments)
+
+
+@contextmanager
+def _quiet() -> Generator[None, None, None]:
+    """Keeps what mlflow and its database logs and warns of away from the one line on stderr."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,73 @@
+"""
+What no line of a diagnosis shows.
+
+Rule of this file: a secret is veiled wherever it may have come from; what it is replaced by keeps the line readable.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from netrc import NetrcParseError
+from typing import Final
+from urllib.parse import parse_qsl, urlsplit
+
+from runqueue.errors import AuthError
+from runqueue.http._credentials import find_netrc, read_file, read_netrc
+from runqueue.settings._config import _SECRET_ITEM, without_secrets
+from runqueue.settings._redaction import of_proxies, user_info, veil
+
+VARIABLES: Final = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+
+
+class Veil:
+    """
+    Args:
+        uri: The tracking URI; maybe none that can be read.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._secrets = {secret.strip() for secret in _secrets(uri)}
+
+    def __repr__(self) -> str:
+        return "<Veil ***>"
+
+    def over(self, text: str) -> str:
+        """The text on one line, without anything that nobody may see."""
+        text = _line(text)
+        if self._uri:
+            text = text.replace(self._uri, without_secrets(self._uri))
+        return veil(text, self._secrets)
+
+
+def _secrets(uri: str) -> Iterator[str]:
+    for name in VARIABLES:
+        yield os.environ.get(name, "")
+    with suppress(AuthError):
+        yield read_file()[1] or ""
+    yield from of_proxies(os.environ.items())[1]
+    head = uri.rpartition("@")[0]
+    yield from user_info(head.partition("//")[2] or head)[1]
+    with suppress(ValueError):
+        for found in _SECRET_ITEM.finditer(urlsplit(uri).query):
+            yield found.group()[len(found.group(1)) :]
+            yield from (value for _, value in parse_qsl(found.group()))
+    yield from _of_netrc(uri)
+
+
+def _of_netrc(uri: str) -> Iterator[str]:
+    path = find_netrc()
+    if path is None:
+        return
+    try:
+        found = read_netrc(path, urlsplit(uri).hostname or "")
+    except (OSError, ValueError, NetrcParseError):
+        return
+    if found is not None:
+        yield found[1]
+
+
+def _line(text: str) -> str:
+    return " ".join("".join(each if each.isprintable() else " " for each in text).split())

@@ -1,0 +1,395 @@
+"""
+Which lanes are emptied when: one pump a busy lane, for flushes and for ticks.
+
+Theory of operation. A flush deals every inbox into a window (`Lane.deal`), starts a pump where none runs, and waits
+until each of its lanes has emptied that window or is stuck. A pump (`_pump`) is the order of its run; all of them share
+one way to the store (`_dispatch`), with at most `max_workers` requests at once. The sender only waits, and counts who
+waits: a pump for whose lane nobody waits any longer is halted. Side lanes have a way of their own: as many requests as
+`uploads` says besides, and an outage of their own, so that neither keeps the other from being sent.
+
+A client that streams calls `tick` besides: it deals and starts pumps likewise, and nobody waits. Pumps go on then until
+their lanes are empty.
+
+Rules of this file: it knows lanes, flushes and pumps, and nothing of batches and answers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from contextlib import AsyncExitStack
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Final
+
+import anyio
+from anyio.abc import TaskGroup
+
+from runqueue.queueing._errors import StoreError
+from runqueue.queueing._report import Report
+from runqueue.queueing.batches._batch import METRIC, Bounds
+from runqueue.queueing.delivery._dispatch import Check, Deliver, Dispatch, StopError
+from runqueue.queueing.delivery._flush import Flush, HaltedError
+from runqueue.queueing.delivery._pump import Pump
+from runqueue.queueing.delivery._retry import RetryPolicy
+from runqueue.queueing.delivery._task_pool import Crew
+from runqueue.queueing.lanes._accumulator import Accumulator
+from runqueue.queueing.lanes._lane import Lane
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+RESERVE: Final = 2.0
+"""Seconds that are left for final statuses at the end of the last flush, if its artifacts take longer."""
+
+
+class Sender:
+    """
+    Delivers what an accumulator holds. An async context manager: what still runs at its end is cancelled.
+
+    Args:
+        accumulator: Where the lanes are.
+        uploads: Requests of side lanes at once.
+        alive: Counts what shows that a request of a side lane goes on; such a one may last as long as it likes.
+        deliver, check, bounds, max_workers, retry, on_outage: See [Dispatch][runqueue.queueing.delivery._dispatch.Dispatch].
+        streams: Whether ticks go on sending what no flush waits for.
+        pause: Called between two pieces of work while nobody waits for them, and what is queued is little; stops for as
+            long as another thread needs to get hold of the interpreter.
+        patience: Seconds in which some request has to end, if only by failing; else the store has got stuck, and no
+            flush waits for it any longer. More than any healthy store needs, its outages included.
+    """
+
+    def __init__(
+        self,
+        accumulator: Accumulator,
+        deliver: Deliver,
+        *,
+        bounds: Bounds,
+        check: Check | None = None,
+        max_workers: int = 8,
+        uploads: int = 4,
+        alive: Callable[[], int] = lambda: 0,
+        retry: RetryPolicy | None = None,
+        on_outage: Callable[[StoreError], None] | None = None,
+        streams: bool = False,
+        pause: Callable[[], None] = lambda: None,
+        patience: float = math.inf,
+    ) -> None:
+        self.accumulator = accumulator
+        self._dispatch, self._aside = (
+            Dispatch(
+                deliver,
+                check,
+                bounds=bounds,
+                max_workers=workers,
+                policy=retry or RetryPolicy(),
+                on_outage=on_outage,
+                give_way=self.give_way,
+            )
+            for workers in (max_workers, uploads)
+        )
+        self.outage = self._dispatch.outage
+        self._alive = alive
+        self._last = False  # whether what a flush does not send now will never be sent
+        self._waived = False  # whether final statuses wait for artifacts no longer
+        self._streams = streams
+        self._pause = pause
+        self._patience = patience
+        self._moved: anyio.Event | None = None
+        self._pumps: dict[Lane, Pump] = {}
+        self._flushes: list[Flush] = []
+        self._children: dict[Lane, set[Pump]] = {}  # those that wait for this lane's run
+        self._stack = AsyncExitStack()
+        self._tasks: TaskGroup
+        self._crew: Crew
+
+    async def __aenter__(self) -> Self:
+        self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
+        self._crew = self._dispatch.crew = self._aside.crew = Crew(self._tasks)
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._tasks.cancel_scope.cancel()
+        # Not told of the exception: the task group would wrap it into a group.
+        await self._stack.__aexit__(None, None, None)
+
+    def __repr__(self) -> str:
+        state = "spent" if self.outage.spent else "failing" if self.outage.since is not None else "healthy"
+        return f"<Sender {state} pumps={len(self._pumps)} flushes={len(self._flushes)}>"
+
+    # -- flush -------------------------------------------------------------------------------------------------------
+
+    async def flush(self, lane: Lane | None = None, timeout: float | None = None) -> Report:
+        """
+        Send what is queued now.
+
+        Args:
+            lane: Only this run (and the creation of its parents). None: all.
+            timeout: Seconds after which what is left stays queued, and is reported so. None: no bound but retrying's.
+
+        Returns:
+            What was not stored. Failures are reported once, by the first flush to end whose window holds them.
+        """
+        flush = self.begin(lane)
+        await self.completion(flush, timeout)
+        report = flush.report()
+        self.tidy(flush)
+        return report
+
+    async def completion(self, flush: Flush, timeout: float | None) -> None:
+        """Wait for a flush that `begin` has begun."""
+        try:
+            now = since = anyio.current_time()
+            seen = self._signs()
+            end = math.inf if timeout is None else since + timeout
+            waive = math.inf if timeout is None or not self._last else end - min(RESERVE, timeout / 4)
+            while not flush.done.is_set():
+                if now >= end:
+                    flush.late = f"the flush timed out after {timeout:g} s"
+                    return
+                if seen != self._signs():
+                    seen, since = self._signs(), now
+                elif now - since >= self._patience:
+                    flush.late = f"no request had ended for {self._patience:g} s"
+                    return
+                if now >= waive:
+                    waive = math.inf
+                    self._waive()
+                with anyio.move_on_after(min(end, waive, since + self._patience) - now):
+                    await flush.done.wait()
+                    return
+                now = anyio.current_time()
+        finally:
+            self._end(flush)
+
+    def _signs(self) -> int:
+        """Whatever shows that the store answers, counted."""
+        return self._dispatch.ended + self._aside.ended + self._alive()
+
+    def _waive(self) -> None:
+        self._waived = True
+        for pump in self._pumps.values():
+            if pump.holds:
+                pump.wake()
+
+    def begin(self, lane: Lane | None = None, *, last: bool = False) -> Flush:
+        """
+        Close a window in each lane concerned and start what is needed to empty it; does not wait.
+
+        Args:
+            lane: Only this run.
+            last: What it does not send will never be sent: final statuses go without the artifacts that cannot be
+                stored, or not in time.
+        """
+        self._last = self._last or last
+        for dispatch in (self._dispatch, self._aside):
+            dispatch.outage.asked += 1
+        lanes: Iterable[Lane] = self.accumulator.busy()
+        if lane is not None:
+            lanes = [*_unopened_parents(lane), lane]
+        goals: dict[Lane, int] = {}
+        for each in lanes:
+            whole = lane is None or each is lane
+            each.deal(most=None if whole else 1)
+            goals |= {member: member.dealt for member in (each.family if whole else (each,))}
+        parents = set(goals) - set(lane.family) if lane is not None else set[Lane]()
+        total = sum(each.owed for each in goals if each not in parents) + len(parents)
+        flush = Flush(goals, total, {each for each in goals if not each.idle}, parents, self.outage.asked)
+        for each in goals:
+            if each in flush.open:
+                self._start(each)
+        self._flushes.append(flush)
+        if not flush.open:
+            flush.done.set()
+        return flush
+
+    def _end(self, flush: Flush) -> None:
+        self._flushes.remove(flush)
+        for lane in flush.open:
+            self._halt_unless_awaited(lane)
+
+    def tidy(self, flush: Flush | None = None) -> None:
+        """
+        Let lanes go that have nothing to do.
+
+        Args:
+            flush: It has ended, and has reported.
+        """
+        if flush is not None:
+            self.accumulator.nominate(flush.goals)
+        self.accumulator.tidy(self._needs)
+
+    def _needs(self, lane: Lane) -> bool:
+        return lane in self._pumps or any(lane in flush.goals for flush in self._flushes)
+
+    def _halt_unless_awaited(self, lane: Lane) -> None:
+        if self._streams:
+            return
+        pump = self._pumps.get(lane)
+        if pump is not None and not any(lane in flush.open for flush in self._flushes):
+            pump.halted = True
+            pump.wake()
+
+    # -- ticks ---------------------------------------------------------------------------------------------------------
+
+    def tick(self, full: Iterable[Lane] | None = None) -> None:
+        """
+        Send what waits, and wait for nothing. In an outage that retrying has given up, only now and then, to probe.
+
+        Args:
+            full: Only these lanes, and of each only what fills batches. None: all, and everything.
+        """
+        if not self.outage.may_probe(anyio.current_time()):
+            return
+        for lane in self.accumulator.busy() if full is None else full:
+            if lane.doomed:
+                continue
+            for parent in _unopened_parents(lane):
+                if not parent.dealt:  # what comes first is its creation, and nothing else of it is wanted here
+                    parent.deal(most=1, tick=True)
+                self._go_on(parent)
+            if full is None:
+                lane.deal(tick=True)
+            else:
+                lane.deal_batches(self.bounds.room(METRIC))
+            self._go_on(lane)
+            sides = [side for side in lane.sides if not side.idle]
+            if sides and self._aside.outage.may_probe(anyio.current_time()):
+                for side in sides:
+                    self._start(side)
+
+    def give_way(self) -> None:
+        """Let other threads have the interpreter, if nothing is urgent."""
+        intake = self.accumulator.intake
+        if self._streams and not self._flushes and intake is not None and intake.calm:
+            self._pause()
+
+    @property
+    def bounds(self) -> Bounds:
+        """Of a batch; they come down where the store refuses one as too large."""
+        return self._dispatch.bounds
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is being sent, or waits to be sent again."""
+        return bool(self._pumps)
+
+    def moved(self) -> None:
+        """Entries may have been settled: tell whoever waits for that."""
+        if self.accumulator.intake is not None:
+            self.accumulator.intake.settle()
+        if self._moved is not None:
+            self._moved.set()
+            self._moved = None
+
+    async def progress(self) -> None:
+        """Wait until some entry may have been settled."""
+        if self._moved is None:
+            self._moved = anyio.Event()
+        await self._moved.wait()
+
+    def _go_on(self, lane: Lane) -> None:
+        if not lane.idle:
+            self._start(lane)
+
+    # -- pumps -------------------------------------------------------------------------------------------------------
+
+    def _start(self, lane: Lane) -> None:
+        pump = self._pumps.get(lane)
+        dispatch = self._way(lane)
+        if pump is None:
+            moved = partial(self._progress, lane, ended=False)
+            spend = partial(self._spend, dispatch)
+            self._pumps[lane] = pump = Pump(
+                lane, dispatch, self.accumulator.ledger, moved=moved, spend=spend, hold=self._hold
+            )
+            self._crew.start(partial(self._pump, lane, pump))
+        else:
+            pump.epoch = dispatch.outage.epoch
+            pump.halted = False
+
+    async def _pump(self, lane: Lane, pump: Pump) -> None:
+        lane.stuck = None
+        try:
+            await self._wait_for_parent(lane, pump)
+            await pump.empty()
+        except StopError as stop:
+            lane.stuck = stop.reason
+        except Exception as error:  # a defect of ours must not end the engine; what is queued stays so, and is reported
+            lane.stuck = StoreError(f"a defect in runqueue: {type(error).__name__}: {error}")
+            lane.stuck.__cause__ = error
+        finally:
+            if lane.flying is not None:  # we were cancelled in mid-request
+                lane.give_back()
+            del self._pumps[lane]
+            self.accumulator.nominate([lane])
+            self._progress(lane, ended=True)
+
+    async def _wait_for_parent(self, lane: Lane, pump: Pump) -> None:
+        parent = lane.parent
+        while parent is not None and not (lane.opened or parent.opened):
+            if parent not in self._pumps:
+                raise StopError(HaltedError(f"its parent, the run {parent.run}, was not created"))
+            self._children.setdefault(parent, set()).add(pump)
+            await pump.sleep(None)
+            pump.check()
+
+    def _hold(self, lane: Lane) -> bool:
+        """See `Pump`."""
+        awaited = lane.awaited
+        if not awaited or self._waived:
+            return False
+        stuck = [side for side in awaited if side not in self._pumps]
+        if self._last:
+            return len(stuck) < len(awaited)
+        if stuck:
+            raise StopError(HaltedError(f"the artifacts that come before it were not stored: {stuck[0].stuck}"))
+        return True
+
+    def _way(self, lane: Lane) -> Dispatch:
+        return self._dispatch if lane.owner is None else self._aside
+
+    def _dependent(self, dispatch: Dispatch) -> list[Lane]:
+        """The busy lanes that send this way, or wait for one that does."""
+        return [
+            lane
+            for lane, pump in self._pumps.items()
+            if self._way(lane) is dispatch or (pump.holds if dispatch is self._aside else not lane.opened)
+        ]
+
+    def _spend(self, dispatch: Dispatch, error: StoreError, asked: int) -> bool:
+        if asked < dispatch.outage.asked:
+            earlier = [flush for flush in self._flushes if flush.number <= asked]
+            for lane in self._dependent(dispatch):
+                for flush in earlier:
+                    flush.give_up(lane, error)
+                self._halt_unless_awaited(lane)
+            return False
+        dispatch.outage.spend(error)
+        for pump in self._pumps.values():
+            pump.wake()
+        return True
+
+    def _progress(self, lane: Lane, *, ended: bool) -> None:
+        self.moved()
+        for flush in self._flushes:
+            if lane in flush.open:
+                flush.progress(lane, ended=ended)
+        owner = None if lane.owner is None else self._pumps.get(lane.owner)
+        if owner is not None and owner.holds:
+            owner.wake()
+        if ended or lane.opened:
+            for child in self._children.pop(lane, ()):
+                child.wake()
+        self._halt_unless_awaited(lane)
+
+
+def _unopened_parents(lane: Lane) -> list[Lane]:
+    """The runs that have to be created before this one, the outermost first."""
+    parents: list[Lane] = []
+    while not lane.opened and (parent := lane.parent) is not None and not parent.opened:
+        parents.insert(0, parent)
+        lane = parent
+    return parents

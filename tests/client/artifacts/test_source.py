@@ -1,0 +1,277 @@
+"""What is uploaded: paths as MLflow takes them, folders as they are, files that change, vanish, or are no files."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+import runqueue
+from runqueue.artifacts import _source as artifacts
+from runqueue.artifacts._server import served_at
+from runqueue.errors import CallTypeError, ConfigError, RejectedError
+from runqueue.http._upload import CHUNK
+from runqueue.wire._records import Unfit
+
+# As untyped as MLflow's own modules are.
+EXCEPTIONS: Any = importlib.import_module("mlflow.exceptions")
+BASE: Any = importlib.import_module("mlflow.store.artifact.artifact_repo")
+SERVED: Any = importlib.import_module("mlflow.store.artifact.mlflow_artifacts_repo")
+
+PATHS = st.text(alphabet="ab./ \0", max_size=8)
+
+
+# -- paths -----------------------------------------------------------------------------------------------------------
+
+
+@given(PATHS)
+def test_a_folder_is_taken_when_mlflow_takes_it(path: str) -> None:
+    """But for a NUL, which no file system knows."""
+    try:
+        BASE.verify_artifact_path(path)
+        taken = "\0" not in path
+    except EXCEPTIONS.MlflowException:
+        taken = False
+    if taken:
+        assert artifacts.folder(path) == path
+    else:
+        with pytest.raises(ConfigError):
+            artifacts.folder(path)
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../up", "a/../../up", "..", ".", "", "/", "//x", "a\0b"])
+def test_a_file_outside_of_the_run_is_refused_at_the_call(client: runqueue.Client, path: str) -> None:
+    """Nothing is queued of it."""
+    with pytest.raises(ConfigError):
+        client.log_text("r", "text", path)
+    assert client.statistics().accepted == 0
+
+
+@pytest.mark.parametrize("path", ["/etc", "../up", "a/..", "a/", "./a", "..", ".", "a//b"])
+def test_a_folder_outside_of_the_run_is_refused_at_the_call(client: runqueue.Client, tmp_path: Path, path: str) -> None:
+    """Also one that is only spelt in a way that would lead elsewhere."""
+    file = tmp_path / "f"
+    file.write_text("x")
+    for log in (client.log_artifact, client.log_artifacts):
+        with pytest.raises(ConfigError, match="no path below the run's artifacts"):
+            log("r", file, path)
+    assert client.statistics().accepted == 0
+
+
+def test_a_file_is_named_as_by_mlflow() -> None:
+    """In the shortest spelling."""
+    assert artifacts.file_path("a/../b//c.txt") == "b/c.txt"
+    assert artifacts.file_path("dir/") == "dir"
+    assert artifacts.file_path(Path("x/y")) == "x/y"
+
+
+def test_what_is_no_path_raises_at_once(client: runqueue.Client) -> None:
+    """A call that is wrong, not a file."""
+    wrong: Any = 7
+    calls: tuple[Callable[[], None], ...] = (
+        lambda: client.log_artifact("r", wrong),
+        lambda: client.log_artifacts("r", wrong),
+        lambda: client.log_artifact("r", "x", wrong),
+        lambda: client.log_text("r", "x", wrong),
+        lambda: client.log_text("r", wrong, "x"),
+        lambda: client.log_figure("r", wrong, "x.png"),
+        lambda: client.log_image("r", wrong, "x.png"),
+        lambda: client.log_image("r", wrong),
+        lambda: client.log_image("r", wrong, "x.png", key="k"),
+    )
+    for call in calls:
+        with pytest.raises(CallTypeError):
+            call()
+    with pytest.raises(ConfigError):
+        client.log_artifact("r", "")
+
+
+TRACKING = ["http://h:5000", "https://h/prefix", "http://h:5000/a/b"]
+PLACES = [
+    "mlflow-artifacts:/1/run/artifacts",
+    "mlflow-artifacts://other:8080/1/run/artifacts",
+    "mlflow-artifacts://other/x",
+    "mlflow-artifacts:///1/run",
+    "mlflow-artifacts:/workspaces/w/1/run",
+]
+
+
+@pytest.mark.parametrize("tracking", TRACKING)
+@pytest.mark.parametrize("place", PLACES)
+def test_a_server_is_found_where_mlflow_finds_it(place: str, tracking: str) -> None:
+    """The same URL."""
+    assert served_at(place, tracking) == SERVED.MlflowArtifactsRepository.resolve_uri(place, tracking)
+
+
+def test_an_artifact_uri_that_no_server_can_take_says_so() -> None:
+    """In words that name what to do."""
+    with pytest.raises(RejectedError, match="set it to http"):
+        served_at("mlflow-artifacts:/1/run", "")
+    with pytest.raises(RejectedError, match="names a port, and no host"):
+        served_at("mlflow-artifacts://5000/1", "http://h")
+
+
+# -- what is listed --------------------------------------------------------------------------------------------------
+
+
+def tree(folder: Path) -> Path:
+    top = folder / "top"
+    (top / "sub" / "deep").mkdir(parents=True)
+    (top / "a.txt").write_text("a")
+    (top / "sub" / "b.txt").write_text("bb")
+    (top / "sub" / "deep" / "c.txt").write_text("ccc")
+    (folder / "outside.txt").write_text("secret")
+    return top
+
+
+def shown(found: dict[str, artifacts.Source]) -> dict[str, Any]:
+    return {name: each.reason if isinstance(each, Unfit) else each.size for name, each in found.items()}
+
+
+def test_a_folder_is_listed_with_all_below_it(tmp_path: Path) -> None:
+    """As it is at the call."""
+    top = tree(tmp_path)
+    assert shown(artifacts.listed(top, "")) == {"a.txt": 1, "sub/b.txt": 2, "sub/deep/c.txt": 3}
+    assert set(artifacts.listed(top, "x/y")) == {"x/y/a.txt", "x/y/sub/b.txt", "x/y/sub/deep/c.txt"}
+    assert set(artifacts.one(str(top) + "/", "x")) == {"x/top/a.txt", "x/top/sub/b.txt", "x/top/sub/deep/c.txt"}
+
+
+def test_a_link_that_leaves_the_folder_is_refused_and_one_that_stays_is_not(tmp_path: Path) -> None:
+    """Each alone, and when it is read: what it leads to may change."""
+    top = tree(tmp_path)
+    (top / "out").symlink_to(tmp_path / "outside.txt")
+    (top / "in").symlink_to(top / "a.txt")
+    (top / "far").symlink_to(tmp_path)
+    (top / "near").symlink_to(top / "sub")
+    found = artifacts.listed(top, "")
+    assert set(found) == {"a.txt", "sub/b.txt", "sub/deep/c.txt", "out", "in", "far"}
+    assert artifacts.whole(found["in"]) == b"a"
+    for name in ("out", "far"):
+        with pytest.raises(RejectedError, match="a symbolic link leads out of"):
+            artifacts.whole(found[name])
+    (tmp_path / "top" / "sub" / "b.txt").unlink()
+    (tmp_path / "top" / "sub" / "b.txt").symlink_to(tmp_path / "outside.txt")  # since it was listed
+    with pytest.raises(RejectedError, match="a symbolic link leads out of"):
+        artifacts.whole(found["sub/b.txt"])
+
+
+def test_a_link_that_was_named_itself_is_followed(tmp_path: Path) -> None:
+    """As by MLflow: its caller has meant it; also a folder that is reached by one."""
+    top = tree(tmp_path)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "outside.txt")
+    assert artifacts.whole(artifacts.one(link, "")["link"]) == b"secret"
+    folder = tmp_path / "again"
+    folder.symlink_to(top)
+    assert {name: artifacts.whole(each) for name, each in artifacts.listed(folder, "").items()} == {
+        "a.txt": b"a", "sub/b.txt": b"bb", "sub/deep/c.txt": b"ccc"
+    }  # fmt: skip
+
+
+def test_what_is_not_there_fails_in_the_report(tmp_path: Path) -> None:
+    """A training does not end for it."""
+    (reason,) = shown(artifacts.one(tmp_path / "gone", "x")).values()
+    assert reason == f"{tmp_path / 'gone'} cannot be read: No such file or directory"
+    assert list(artifacts.one(tmp_path / "gone", "x")) == ["x/gone"]
+    assert shown(artifacts.listed(tmp_path / "gone", "")) == {"gone": reason}
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone")
+    assert "No such file" in shown(artifacts.listed(tmp_path, ""))["dangling"]
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------
+
+
+def a_file(path: Path, size: int = 0) -> artifacts.File:
+    return artifacts.File(str(path), None, size)
+
+
+def test_a_pipe_is_no_file_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    """To open it would last until somebody writes."""
+    os.mkfifo(tmp_path / "pipe")
+    for source in artifacts.listed(tmp_path, "").values():
+        with pytest.raises(RejectedError, match="is no regular file"):
+            artifacts.whole(source)
+
+
+@pytest.mark.parametrize("change", ["grows", "shrinks", "touched"])
+def test_a_file_that_changes_while_it_is_read_fails(tmp_path: Path, change: str) -> None:
+    """What would be stored is no state that it ever had."""
+    path = tmp_path / "f"
+    path.write_bytes(b"x" * 3 * CHUNK)
+    opened = artifacts.whole(a_file(path))
+    assert isinstance(opened, artifacts.OpenFile)
+    assert len(opened.read(0, CHUNK)) == CHUNK
+    if change == "touched":
+        os.utime(path, ns=(1, 1))
+    else:
+        os.truncate(path, (4 if change == "grows" else 2) * CHUNK)
+    with pytest.raises(RejectedError, match="changed while it was uploaded"):
+        opened.read(CHUNK, CHUNK)
+    opened.close()
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_stored_as_it_was(tmp_path: Path) -> None:
+    """Whoever writes a new one and renames it disturbs nobody."""
+    path = tmp_path / "f"
+    path.write_bytes(b"x" * 2 * CHUNK)
+    opened = artifacts.whole(a_file(path))
+    assert isinstance(opened, artifacts.OpenFile)
+    (tmp_path / "new").write_bytes(b"y")
+    os.replace(tmp_path / "new", path)
+    assert opened.read(CHUNK, CHUNK) == b"x" * CHUNK
+    opened.close()
+
+
+def test_a_file_is_read_when_it_is_uploaded_and_not_before(tmp_path: Path) -> None:
+    """What it holds then counts, however long it was at the call."""
+    path = tmp_path / "f"
+    path.write_text("before")
+    source = artifacts.one(path, "")["f"]
+    path.write_text("and after it")
+    assert artifacts.whole(source) == b"and after it"
+    with artifacts.as_file(source, "f") as given:
+        assert given == path
+
+
+def test_a_file_that_changes_while_another_reads_it_fails(tmp_path: Path) -> None:
+    """MLflow's repositories read by themselves."""
+    path = tmp_path / "f"
+    path.write_text("before")
+    with pytest.raises(RejectedError, match="changed while it was uploaded"), artifacts.as_file(a_file(path), "f"):
+        path.write_text("and after")
+
+
+def test_a_file_closed_in_the_middle_of_a_read_is_closed_by_its_reader(tmp_path: Path) -> None:
+    """Its number must not become another file's while somebody reads by it."""
+    path = tmp_path / "f"
+    path.write_bytes(b"x" * 10)
+    opened = artifacts.OpenFile(a_file(path))
+    number = opened._number
+    assert number is not None
+    closed = threading.Event()
+
+    def close() -> None:
+        opened.close()
+        closed.set()
+
+    with opened._lock:
+        threading.Thread(target=close).start()
+        assert closed.wait(10)
+        os.fstat(number)
+    opened.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)
+
+
+def test_bytes_of_memory_become_a_file_of_their_name(tmp_path: Path) -> None:
+    """For whoever takes nothing else; it is gone afterwards."""
+    with artifacts.as_file(artifacts.Held(b"text"), "notes.txt") as path:
+        assert (path.name, path.read_bytes()) == ("notes.txt", b"text")
+    assert not path.exists()

@@ -1,0 +1,356 @@
+"""The end of the interpreter: what is queued in a streaming client is delivered, in bounded time, whatever ended it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from support.answers import error
+from support.mlflow_server import free_port
+from support.process import by_name, run
+from support.proxy import Fault, ScriptedServer
+from support.wire_log import entries, names
+
+RUN = "a" * 32
+TRANSPORTS = ["httpx", "auto"]
+
+STREAMING = f"""
+client = runqueue.Client(URI, flush_interval=60, exit_timeout=20, transport=sys.argv[2])
+for step in range(5):
+    client.log_metric("{RUN}", "m", float(step), step)
+"""
+"""Nothing is due before the end; no connection is there, no name resolved."""
+
+
+def steps(server: ScriptedServer) -> list[int]:
+    """Those that the server was sent, in order."""
+    return [point["step"] for request in server.to("runs/log-batch") for point in entries(request, "metrics")]
+
+
+ENDS = {
+    "the last line": ("", 0),
+    "sys.exit()": ("sys.exit()", 0),
+    "sys.exit(3)": ("sys.exit(3)", 3),
+    "an exception": ("raise ValueError('mine')", 1),
+    "sys.exit in a block": ("with client: sys.exit(4)", 4),
+    "an exception in a block": ("with client: raise ValueError('mine')", 1),
+}
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize(("last", "code"), ENDS.values(), ids=ENDS)
+def test_a_script_that_ends_delivers_what_is_queued(
+    server: ScriptedServer, last: str, code: int, transport: str
+) -> None:
+    """By a host name, which is resolved when no thread can be started any more; the exit status is the script's."""
+    done = run(STREAMING + last, by_name(server.uri), transport)
+    assert done.code == code
+    assert steps(server) == [0, 1, 2, 3, 4]
+    assert done.out == "" and done.err.count("Traceback") == int("mine" in last), done.err
+    assert "not sent" not in done.err
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_threads_that_outlive_the_main_thread_count(server: ScriptedServer, transport: str) -> None:
+    """The interpreter waits for them, and so do we."""
+    done = run(
+        STREAMING
+        + f"""
+def work():
+    threading.main_thread().join()
+    for step in range(5, 8):
+        client.log_metric("{RUN}", "m", 1.0, step)
+threading.Thread(target=work).start()
+""",
+        by_name(server.uri),
+        transport,
+    )
+    assert (done.code, done.err) == (0, "")
+    assert steps(server) == list(range(8))
+
+
+def test_a_server_that_is_down_is_waited_for_no_longer_than_the_bound() -> None:
+    """One message with counts; the exit status is the script's."""
+    begun = time.monotonic()
+    done = run(
+        """
+client = runqueue.Client(URI, flush_interval=60, exit_timeout=1)
+client.log_metrics("r", {"a": 1.0, "b": 2.0, "c": 3.0})
+sys.exit(3)
+""",
+        by_name(f"http://127.0.0.1:{free_port()}"),
+    )
+    assert done.code == 3
+    assert time.monotonic() - begun < 15
+    assert done.err.startswith("3 of 3 entries were not stored") and done.err.count("not stored") == 1
+
+
+def test_a_server_that_does_not_answer_is_waited_for_no_longer_than_the_bound(server: ScriptedServer) -> None:
+    """It has taken the request; whether it will act on it, nobody knows."""
+    server.fail("", Fault.hold(), times=None)
+    begun = time.monotonic()
+    done = run(
+        """
+client = runqueue.Client(URI, flush_interval=60, exit_timeout=1)
+client.log_metrics("r", {"a": 1.0, "b": 2.0})
+""",
+        server.uri,
+    )
+    server.let_go()
+    assert done.code == 0
+    assert time.monotonic() - begun < 15
+    assert done.err.startswith("2 of 2 entries were not stored") and done.err.count("not stored") == 1
+
+
+def test_an_engine_that_has_not_even_started_within_the_bound_is_told_of_once(server: ScriptedServer) -> None:
+    """As on a machine that is very busy."""
+    done = run(
+        """
+import runqueue.runtime._loop_thread
+runqueue.runtime._loop_thread.LoopThread._preload = lambda self: time.sleep(60)
+client = runqueue.Client(URI, flush_interval=60, exit_timeout=0.5)
+client.log_metrics("r", {"a": 1.0, "b": 2.0})
+""",
+        server.uri,
+    )
+    assert (done.code, done.err) == (0, "2 entries were not sent: the time was over\n")
+
+
+def test_a_failure_at_exit_is_told_with_its_cause(server: ScriptedServer) -> None:
+    """And costs the other entries nothing."""
+    bad = Fault.answer(400, error("INVALID_PARAMETER_VALUE", "no such thing"))
+    server.fail("", bad, times=None, when=lambda request: b'"bad"' in request.body)
+    done = run(
+        """
+client = runqueue.Client(URI, flush_interval=60)
+client.log_metrics("r", {"good": 1.0, "bad": 2.0})
+""",
+        server.uri,
+    )
+    assert done.code == 0
+    assert done.err.startswith("1 of 2 entries were not stored") and "no such thing" in done.err
+
+
+def test_several_clients_share_the_time(server: ScriptedServer) -> None:
+    """They are flushed side by side: one whose server is down costs the others nothing."""
+    done = run(
+        """
+clients = [runqueue.Client(uri, flush_interval=60, exit_timeout=4) for uri in (*sys.argv[2:], URI)]
+for client in clients:
+    client.log_metric("r", "m", 1.0)
+""",
+        server.uri,
+        *(f"http://127.0.0.1:{free_port()}" for _ in range(4)),
+    )
+    assert done.code == 0
+    assert names(server.requests) == ["log-batch"]
+    assert done.err.count("1 of 1 entries were not stored") == 4
+
+
+def test_a_client_that_was_forgotten_delivers_all_the_same(server: ScriptedServer) -> None:
+    """Nobody holds it at the end; what was queued is not its life's matter."""
+    done = run(STREAMING + "del client", server.uri, "auto")
+    assert (done.code, done.err) == (0, "")
+    assert steps(server) == [0, 1, 2, 3, 4]
+
+
+def test_a_client_that_does_not_stream_says_what_it_leaves_behind(server: ScriptedServer) -> None:
+    """Nothing is sent that nobody has asked for."""
+    done = run('client = runqueue.Client(URI)\nclient.log_metrics("r", {"a": 1.0, "b": 2.0})\n', server.uri)
+    assert done.code == 0 and server.count() == 0
+    (line,) = done.err.splitlines()
+    assert "was never closed: 2 entries were not sent" in line
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("flush_interval", [None, 60])
+def test_closing_at_exit_works_without_a_thread(
+    server: ScriptedServer, flush_interval: float | None, transport: str
+) -> None:
+    """`atexit.register(client.close)`, and a first log call at exit: where no thread can be started, without one."""
+    done = run(
+        f"""
+def last():
+    for step in range(5):
+        client.log_metric("{RUN}", "m", 1.0, step)
+    client.close()
+client = runqueue.Client(URI, flush_interval={flush_interval}, transport=sys.argv[2])
+atexit.register(last)
+""",
+        by_name(server.uri),
+        transport,
+    )
+    assert (done.code, done.err) == (0, "")
+    assert steps(server) == [0, 1, 2, 3, 4]
+
+
+def test_what_is_logged_at_exit_counts(server: ScriptedServer) -> None:
+    """By a hook that was registered after the client was made, and so runs before ours."""
+    done = run(
+        f"""
+client = runqueue.Client(URI, flush_interval=60)
+atexit.register(client.log_metric, "{RUN}", "m", 1.0, 7)
+""",
+        by_name(server.uri),
+    )
+    assert (done.code, done.err) == (0, "")
+    assert steps(server) == [7]
+
+
+LATE = f"""
+made = []
+def last():
+    for step in range(3):
+        made[0].log_metric("{RUN}", "m", 1.0, step)
+    made[0].set_tags("{RUN}", dict(late="1"))
+"""
+HOOKS = {
+    "runqueue": ("", "atexit.register(last)"),
+    "the hook": ("import atexit\natexit.register(lambda: last())\n", ""),
+}
+"""What comes first: `import runqueue`, or a hook that logs. Each with what stands before that import, and after it."""
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("used", [True, False])
+@pytest.mark.parametrize("first", HOOKS)
+def test_what_is_logged_after_our_exit_flush_is_sent_too(
+    server: ScriptedServer, first: str, used: bool, transport: str
+) -> None:
+    """By a hook that was there before the client, and so runs after ours; `used`: the exit flush has had work."""
+    before, hook = HOOKS[first]
+    done = run(
+        LATE
+        + f"""
+{hook}
+made.append(runqueue.Client(URI, flush_interval=60, transport=sys.argv[2]))
+if {used}:
+    made[0].log_metric("{RUN}", "m", 1.0, 99)
+sys.exit(3)
+""",
+        by_name(server.uri),
+        transport,
+        before=before,
+    )
+    assert (done.code, done.err) == (3, "")
+    assert sorted(steps(server)) == [0, 1, 2, *([99] if used else [])]
+    assert sum(len(entries(request, "tags")) for request in server.to("runs/log-batch")) == 1
+
+
+def test_what_is_logged_too_late_for_a_server_that_is_down_is_said_with_counts() -> None:
+    """No time is left; the process ends no later for it, and with its own status."""
+    begun = time.monotonic()
+    done = run(
+        LATE
+        + """
+made.append(runqueue.Client(URI, flush_interval=60, exit_timeout=1))
+made[0].log_metric("r", "m", 1.0)
+sys.exit(3)
+""",
+        f"http://127.0.0.1:{free_port()}",
+        before=HOOKS["the hook"][0],
+    )
+    assert done.code == 3
+    assert time.monotonic() - begun < 15
+    assert "1 of 1 entries were not stored" in done.err
+    assert "4 entries were logged too late" in done.err
+
+
+@pytest.mark.parametrize("first", HOOKS)
+def test_what_is_dropped_while_the_interpreter_ends_is_said_all_the_same(first: str) -> None:
+    """The queue is full, the last flush was in vain; the engine, which says it once a minute, has none left."""
+    before, hook = HOOKS[first]
+    done = run(
+        LATE
+        + f"""
+{hook}
+made.append(runqueue.Client(URI, flush_interval=60, exit_timeout=5, max_pending=1, on_full="drop", retry_timeout=0))
+made[0].log_metric("r", "m", 1.0)
+made[0].log_metric("r", "m", 1.0)
+sys.exit(3)
+""",
+        f"http://127.0.0.1:{free_port()}",
+        before=before,
+    )
+    assert done.code == 3
+    assert "1 entries of run r were dropped" in done.err
+    assert sum(map(int, re.findall(rf"(\d+) entries of run {RUN} were dropped", done.err))) == 4
+    assert "too late" not in done.err
+
+
+def test_what_another_thread_is_just_sending_while_the_interpreter_ends_is_not_called_too_late(
+    server: ScriptedServer,
+) -> None:
+    """It has its own flush; a word on it would be a false alarm."""
+    server.fail("", Fault.delayed(0.02), times=None)
+    done = run(
+        f"""
+def last():
+    for step in range(1, 41):
+        client.log_metric("{RUN}", "m", 1.0, step)
+    stop.set()
+def monitor():
+    while not stop.wait(0.005):
+        client.log_metric("{RUN}", "system", 1.0)
+stop = threading.Event()
+client = runqueue.Client(URI, flush_interval=1)
+client.log_metric("{RUN}", "first", 1.0)
+threading.Thread(target=monitor, daemon=True).start()
+""",
+        server.uri,
+        before="import atexit, threading\natexit.register(lambda: last())\n",
+    )
+    assert (done.code, done.err) == (0, "")
+    assert list(filter(None, steps(server))) == list(range(1, 41))
+
+
+@pytest.mark.parametrize("first", HOOKS)
+def test_what_is_logged_after_the_end_of_a_client_that_does_not_stream_is_said_with_counts(
+    server: ScriptedServer, first: str
+) -> None:
+    """Nobody has asked to send it, and nobody can any more."""
+    before, hook = HOOKS[first]
+    done = run(
+        LATE
+        + f"""
+{hook}
+made.append(runqueue.Client(URI))
+made[0].log_metrics("r", dict(a=1.0, b=2.0))
+sys.exit(3)
+""",
+        server.uri,
+        before=before,
+    )
+    assert done.code == 3 and server.count() == 0
+    assert "was never closed: 2 entries were not sent" in done.err
+    assert "4 entries were logged too late" in done.err
+
+
+@pytest.mark.parametrize(
+    "method", [each for each in ("fork", "spawn", "forkserver") if each in multiprocessing.get_all_start_methods()]
+)
+def test_a_worker_of_multiprocessing_delivers_at_its_end(server: ScriptedServer, tmp_path: Path, method: str) -> None:
+    """Forked ones end without atexit's hooks."""
+    (tmp_path / "job.py").write_text(f"def work(client):\n    client.log_metric('{RUN}', 'm', 1.0, 9)\n")
+    done = run(
+        f"""
+import multiprocessing
+sys.path.insert(0, sys.argv[2])
+import job
+client = runqueue.Client(URI, flush_interval=60)
+client.log_metric("{RUN}", "m", 1.0, 1)
+if __name__ == "__main__":
+    worker = multiprocessing.get_context("{method}").Process(target=job.work, args=(client,))
+    worker.start()
+    worker.join()
+    assert worker.exitcode == 0
+""",
+        by_name(server.uri),
+        str(tmp_path),
+    )
+    assert (done.code, done.err) == (0, "")
+    assert sorted(steps(server)) == [1, 9]

@@ -1,0 +1,303 @@
+"""Settings and the tracking URI: every bad value is refused at once by name, and the URI is what mlflow would take."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import runqueue
+from runqueue import CallTypeError, ConfigError, Limits
+from runqueue.settings._config import Config, without_secrets
+from runqueue.stores._resolve import check_uri
+from support.mlflow_server import clean_environment
+
+URI = "http://127.0.0.1:1"
+FACES = pytest.mark.parametrize("face", [runqueue.Client, runqueue.AsyncClient])
+
+
+# -- values ----------------------------------------------------------------------------------------------------------
+
+
+@FACES
+@pytest.mark.parametrize(
+    ("name", "value", "kind"),
+    [
+        ("max_workers", 0, ConfigError),
+        ("max_workers", -1, ConfigError),
+        ("max_workers", 1.5, CallTypeError),
+        ("max_workers", True, CallTypeError),
+        ("max_workers", "8", CallTypeError),
+        ("max_workers", None, CallTypeError),
+        ("request_timeout", -0.1, ConfigError),
+        ("request_timeout", 0, ConfigError),
+        ("request_timeout", float("inf"), ConfigError),
+        ("request_timeout", float("nan"), ConfigError),
+        ("request_timeout", "60", CallTypeError),
+        ("request_timeout", True, CallTypeError),
+        ("retry_timeout", -1, ConfigError),
+        ("retry_timeout", float("nan"), ConfigError),
+        ("retry_timeout", "300", CallTypeError),
+        ("limits", 1_000, CallTypeError),
+        ("limits", {"metrics": 1}, CallTypeError),
+        ("token", 5, CallTypeError),
+        ("token", b"bytes", CallTypeError),
+        ("token", "", ConfigError),
+        ("headers", "X: y", CallTypeError),
+        ("headers", {"X": 1}, CallTypeError),
+        ("headers", {1: "x"}, CallTypeError),
+        ("headers", [("X", "y")], CallTypeError),
+        ("transport", "aiohttp", ConfigError),
+        ("transport", None, ConfigError),
+        ("transport", [], ConfigError),
+        ("proxies", None, CallTypeError),
+        ("proxies", 0, CallTypeError),
+        ("proxies", "http://proxy:8080", CallTypeError),
+        ("tracking_uri", 5, CallTypeError),
+        ("tracking_uri", b"http://x", CallTypeError),
+        ("tracking_uri", "", ConfigError),
+        ("tracking_uri", "http://", ConfigError),
+        ("tracking_uri", "http://:80", ConfigError),
+        ("tracking_uri", "http://host:port", ConfigError),
+        ("tracking_uri", "http://host:99999", ConfigError),
+        ("tracking_uri", "http://[::1", ConfigError),
+        ("tracking_uri", "gopher://host", ConfigError),
+    ],
+)
+def test_a_bad_setting_is_refused_at_once_by_name(
+    face: type[runqueue.Client | runqueue.AsyncClient], name: str, value: object, kind: type[Exception]
+) -> None:
+    """With the error that says whether its type or its value is wrong."""
+    settings: dict[str, Any] = {"tracking_uri": URI, name: value}
+    with pytest.raises(kind) as caught:
+        face(**settings)
+    assert name in str(caught.value).replace("tracking URI", "tracking_uri")
+    assert isinstance(caught.value, ValueError)
+    assert isinstance(caught.value, TypeError) is (kind is CallTypeError)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "5", float("inf")])
+@pytest.mark.parametrize("name", ["metrics", "params", "tags", "entities", "datasets", "bytes"])
+def test_a_bad_limit_is_refused_at_once_by_name(name: str, value: Any) -> None:
+    """Each is a whole number from 1."""
+    with pytest.raises(ConfigError, match=name):
+        Limits(**{name: value})
+
+
+def test_limits_that_leave_no_room_for_an_entry_are_refused_at_once() -> None:
+    """Of the limit of bytes, some are needed for the body's frame."""
+    with pytest.raises(ConfigError, match="bytes"):
+        runqueue.Client(URI, limits=Limits(bytes=100))
+
+
+@FACES
+def test_an_unknown_setting_is_refused(face: Any) -> None:
+    """Never take an option that is not honoured."""
+    with pytest.raises(TypeError):
+        face(URI, no_such_setting=1)
+    with pytest.raises(TypeError):
+        face(URI, 8)
+
+
+def test_good_settings_are_kept() -> None:
+    """Each keyword is a field; what the caller changes afterwards changes nothing."""
+    headers = {"X-Team": "vision"}
+    config = Config(tracking_uri=URI, max_workers=3, request_timeout=0.5, retry_timeout=0, headers=headers)
+    headers["X-Team"] = "other"
+    assert config.headers == {"X-Team": "vision"}
+    assert (config.max_workers, config.seconds_per_request(), config.retrying().timeout) == (3, 0.5, 0)
+    assert (Config().seconds_per_request(), Config().retrying().timeout) == (60, 300)
+    with pytest.raises(AttributeError):
+        config.max_workers = 4  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("text", ["abc", "-5", "0", "inf", "nan", "1e999", "60s"])
+@FACES
+def test_a_bad_request_timeout_of_the_environment_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, face: Any, text: str
+) -> None:
+    """The variable is named; a timeout of the constructor's makes it irrelevant."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", text)
+    with pytest.raises(ConfigError, match="MLFLOW_HTTP_REQUEST_TIMEOUT"):
+        face(URI)
+    assert Config(request_timeout=5).seconds_per_request() == 5
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("5", 5.0), ("0.5", 0.5), (" 7 ", 7.0), ("", 60.0)])
+def test_a_request_timeout_of_the_environment_is_taken(
+    monkeypatch: pytest.MonkeyPatch, text: str, seconds: float
+) -> None:
+    """An empty variable is none."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", text)
+    assert Config().seconds_per_request() == seconds
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://u:p@host/x", "http://***@host/x"),
+        ("http://u@host", "http://***@host"),
+        ("http://u:p%40q@host:5", "http://***@host:5"),
+        ("http://u:p@q@host", "http://***@host"),
+        ("postgresql://u:p@host/db?x=1", "postgresql://***@host/db?x=1"),
+        ("sqlite:////tmp/a@b.db", "sqlite:////tmp/a@b.db"),
+        ("relative/path", "relative/path"),
+        ("http://[u:p@", "***"),
+    ],
+)
+def test_a_uri_is_shown_without_its_secrets(uri: str, shown: str) -> None:
+    """User info is replaced, and nothing else."""
+    assert without_secrets(uri) == shown
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("u:s3cret@host:5000", "***@host:5000"),
+        ("http:/u:s3cret@host", "***@host"),
+        ("http:u:s3cret@host", "***@host"),
+        ("http:/u:s3cret//more@host", "***@host"),
+        ("u:s3cret//more@host", "***@host"),
+        ("//u:s3cret@host", "//***@host"),
+        ("some/folder@home", "some/folder@home"),
+        ("sqlite:///a:b@c.db", "sqlite:///a:b@c.db"),
+    ],
+)
+def test_user_info_is_not_shown_where_the_slashes_are_wrong(uri: str, shown: str) -> None:
+    """What was meant as a password stands there all the same."""
+    assert without_secrets(uri) == shown
+
+
+@pytest.mark.parametrize("uri", ["u:1234/s3cret@host", "u:1234?s3cret@host:80", "u:1234#s3cret@host", "host/s3cret@x"])
+def test_an_at_behind_the_host_is_refused_and_not_shown(uri: str) -> None:
+    """A password that is not quoted would end the host before it, and be sent to another one."""
+    for scheme in ("http", "https"):
+        with pytest.raises(ConfigError, match="%2F") as caught:
+            check_uri(f"{scheme}://{uri}")
+        assert "s3cret" not in str(caught.value) and "1234" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "uri", ["localhost:5000", "localhost:5000/base", "u:s3cret@host:5000", "http:/host", "HTTPS:host"]
+)
+def test_a_server_without_its_slashes_is_not_taken_for_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    """Unless there is such a folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    with pytest.raises(ConfigError, match="counts as a path; the URI of a server begins with http://") as caught:
+        check_uri(uri)
+    assert "s3cret" not in str(caught.value)
+    Path(uri).mkdir(parents=True)
+    check_uri(uri)
+
+
+def test_a_config_is_not_pickled() -> None:
+    """Its token, headers and URI would be there for whoever finds the file."""
+    for dump in (pickle.dumps, copy.copy):
+        with pytest.raises(TypeError, match="secrets"):
+            dump(Config(token="s3cret"))
+
+
+@pytest.mark.parametrize("headers", [{"Authorization: Bearer s3cret": ""}, {"s3cret ": "x"}, {b"s3cret": "x"}])
+def test_what_is_no_name_of_a_header_is_not_shown(headers: Any) -> None:
+    """It may be the whole header."""
+    with pytest.raises(ConfigError, match="headers=") as caught:
+        Config(headers=headers)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_password_in_the_query_of_a_uri_is_not_shown() -> None:
+    """SQLAlchemy takes it there too."""
+    assert "s3cret" not in without_secrets("postgresql://host/db?user=u&password=s3cret&sslmode=require")
+
+
+# -- the tracking URI ------------------------------------------------------------------------------------------------
+
+OURS = """
+import sys, runqueue
+if {imports_mlflow}: import mlflow
+if {sets!r}: mlflow.set_tracking_uri({sets!r})
+client = runqueue.Client()
+assert {imports_mlflow} or "mlflow" not in sys.modules, "mlflow was imported"
+print("uri:", client._engine.uri)
+"""
+MLFLOWS = """
+import mlflow
+if {sets!r}: mlflow.set_tracking_uri({sets!r})
+print("uri:", mlflow.get_tracking_uri())
+"""
+
+
+def resolved(script: str, folder: Path, variable: str | None) -> str:
+    """The URI that a fresh process in this folder resolves."""
+    environment = clean_environment() | ({} if variable is None else {"MLFLOW_TRACKING_URI": variable})
+    environment |= {"MLFLOW_ALLOW_FILE_STORE": "true"}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("uri: ")]
+    return line.removeprefix("uri: ")
+
+
+@pytest.mark.parametrize(
+    ("folder", "variable", "sets", "imports_mlflow"),
+    [
+        ("empty", None, None, False),
+        ("a folder with späces % & ?", None, None, False),
+        ("used", None, None, False),
+        ("used with späces", None, None, False),
+        ("mlruns of others", None, None, False),
+        ("empty", "http://host:5000", None, False),
+        ("used", "", None, False),
+        ("empty", "sqlite:///x.db", None, True),
+        ("empty", "http://host:5000", "http://other:5000", True),
+        ("empty", None, "http://other:5000", True),
+    ],
+)
+def test_the_tracking_uri_is_what_mlflow_resolves(
+    tmp_path: Path, folder: str, variable: str | None, sets: str | None, imports_mlflow: bool
+) -> None:
+    """Side by side in fresh processes; mlflow is not imported for it."""
+    here = tmp_path / folder
+    (here / "mlruns" / ("0" if folder.startswith("used") else "models")).mkdir(parents=True)
+    (here / "mlruns" / ("0" if folder.startswith("used") else "models") / "meta.yaml").write_text("")
+    if folder.startswith(("empty", "a folder")):
+        os.rename(here / "mlruns", tmp_path / "elsewhere")
+    fields = {"sets": sets, "imports_mlflow": imports_mlflow}
+    ours = resolved(OURS.format(**fields), here, variable)
+    assert ours == resolved(MLFLOWS.format(**fields), here, variable)
+
+
+def test_a_path_is_a_tracking_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `mlflow.set_tracking_uri` takes it: as the URI of the folder."""
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    client = runqueue.Client(tmp_path)
+    assert client._engine.uri == tmp_path.resolve().as_uri()
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///x.db", "file:///tmp/x", "/tmp/x", "x", "postgresql+psycopg2://host/db"])
+def test_without_mlflow_its_own_stores_are_refused_at_once(monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
+    """The text says what to install."""
+    import importlib.util
+
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, package=None: None if name == "mlflow" else find_spec(name, package)
+    )
+    with pytest.raises(ConfigError, match=r"pip install 'runqueue\[mlflow\]'"):
+        runqueue.Client(uri)

@@ -1,0 +1,89 @@
+"""Secrets are taken out of text in every spelling, and little else is."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import time
+from base64 import b64encode
+from collections.abc import Callable
+from urllib.parse import quote, quote_plus
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runqueue.settings._redaction import of_header, of_proxies, user_info, veil
+
+SPELLINGS: dict[str, Callable[[str], str]] = {
+    "plain": str,
+    "URL": lambda text: quote(text, safe=""),
+    "URL, slashes kept": quote,
+    "URL, lower case": lambda text: "".join(f"%{byte:02x}" for byte in text.encode()),
+    "URL, twice": lambda text: quote(quote(text, safe=""), safe=""),
+    "form": quote_plus,
+    "HTML": html.escape,
+    "HTML, twice": lambda text: html.escape(html.escape(text)),
+    "HTML, by numbers": lambda text: "".join(each if each.isalnum() else f"&#{ord(each)};" for each in text),
+    "JSON": lambda text: json.dumps(text)[1:-1],
+    "JSON, twice": lambda text: json.dumps(json.dumps(text)),
+    "JSON of PHP": lambda text: json.dumps(text)[1:-1].replace("/", "\\/"),
+    "JSON of Go": lambda text: json.dumps(text)[1:-1].replace("<", "\\u003c").replace("&", "\\u0026"),
+    "JSON in HTML": lambda text: html.escape(json.dumps(text)),
+    "repr": repr,
+    "repr of bytes": lambda text: repr(text.encode()),
+    "repr of a repr": lambda text: repr(repr(text.encode())),
+    "UTF-8 as Latin-1": lambda text: text.encode().decode("latin-1"),
+}
+THORNS = "'\"/\\@%41&<: +=\N{SNOWMAN}\N{LATIN SMALL LETTER U WITH DIAERESIS}\N{GRINNING FACE}"
+
+
+@pytest.mark.parametrize("spell", SPELLINGS.values(), ids=SPELLINGS)
+@given(middle=st.text(THORNS, max_size=6))
+def test_a_secret_is_found_in_every_spelling(spell: Callable[[str], str], middle: str) -> None:
+    """Whoever wrote it down."""
+    text = veil(f"before {spell(f'Head{middle}Tail')} after", [f"Head{middle}Tail"])
+    assert "Head" not in text and "Tail" not in text
+    assert text.startswith("before ") and text.endswith(" after")
+
+
+def test_the_longer_secret_comes_first() -> None:
+    """One may hold another, and what is left of it would be shown."""
+    assert veil("Bearer abcdefgh", ["abcd", "Bearer abcdefgh"]) == "***"
+
+
+def test_what_is_too_short_to_tell_is_left() -> None:
+    """And a short name is taken for one only where it is a word."""
+    assert (
+        veil("a user of users, superuser, user_1", ["a", "use", ""], ["user", "of"])
+        == "a *** of users, superuser, ***_1"
+    )
+    assert veil("xsomebodyx", [], ["somebody"]) == "x***x"
+
+
+def test_the_parts_of_user_info_and_headers() -> None:
+    """Quoted and not, in base64 and not."""
+    basic = b64encode(b"u@ser:p/w").decode()
+    assert user_info("u%40ser:p%2Fw") == (("u%40ser", "u@ser"), ("p%2Fw", "p/w", basic))
+    assert [*of_header(f"Basic {basic}")] == [f"Basic {basic}", basic, "u@ser:p/w", "p/w"]
+    assert [*of_header("Bearer x")] == ["Bearer x", "x"]
+    assert "v1" in [*of_header("a=v1; b=v2")] and "v2" in [*of_header("a=v1; b=v2")]
+    assert [*of_header("Basic nonsense")] == ["Basic nonsense", "nonsense"]
+
+
+@pytest.mark.parametrize("value", ["http://u:p/w@host:1", "u:p/w@host", "http://u:p/w@host:port:1"])
+def test_proxies_of_the_environment_are_known_by_their_variables(value: str) -> None:
+    """Also where their URI cannot be read."""
+    names, secrets = of_proxies([("HTTPS_proxy", value), ("NO_PROXY", "host"), ("PATH", "x@y")])
+    assert "u" in names and "p/w" in secrets
+    assert of_proxies(os.environ.items()) == ([], [])
+
+
+@pytest.mark.parametrize("run", ["\\", "%25", "&amp;", " ", "\\n", "x"])
+@pytest.mark.parametrize("secret", ["\\\\\\\"\\'abc\\ \\d", THORNS, "    a   b", "&&&&%%%%", "\n\\\n\\b"])
+def test_no_body_makes_the_search_endless(run: str, secret: str) -> None:
+    """A server chooses what is looked through."""
+    begin = time.process_time()
+    veil(run * (100_000 // len(run)), [secret])
+    assert time.process_time() - begin < 5

@@ -1,0 +1,138 @@
+"""A crew's tasks go from one piece of work to the next; to whoever gives it some, each is as good as a new one."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import weakref
+from functools import partial
+
+import anyio
+import pytest
+from anyio import wait_all_tasks_blocked
+from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
+
+from runqueue.queueing.delivery._task_pool import KEPT, Crew
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import ExceptionGroup
+
+pytestmark = pytest.mark.anyio
+
+
+async def crew_of(tasks: TaskGroup, waiting: int) -> Crew:
+    """A crew of which so many tasks wait."""
+    crew = Crew(tasks)
+    for _ in range(waiting):
+        crew.start(checkpoint)
+    await wait_all_tasks_blocked()
+    return crew
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # trio has no order
+async def test_work_is_begun_in_the_order_in_which_it_was_given_whoever_does_it() -> None:
+    """By tasks that wait, and by new ones behind them."""
+    begun: list[int] = []
+
+    async def work(number: int) -> None:
+        begun.append(number)
+        await checkpoint()
+
+    async with anyio.create_task_group() as tasks:
+        crew = Crew(tasks)
+        for numbers in (range(3), range(3, 8)):
+            for number in numbers:
+                crew.start(partial(work, number))
+            assert begun == list(range(numbers.start))
+            await wait_all_tasks_blocked()
+            assert begun == list(range(numbers.stop))
+        tasks.cancel_scope.cancel()
+
+
+async def test_work_that_follows_work_is_done_by_the_same_task() -> None:
+    """That is what it is for."""
+    by: list[int] = []
+
+    async def work() -> None:
+        by.append(anyio.get_current_task().id)
+
+    async with anyio.create_task_group() as tasks:
+        crew = Crew(tasks)
+        for _ in range(5):
+            crew.start(work)
+            await wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
+    assert len(by) == 5
+    assert len(set(by)) == 1
+
+
+async def test_of_a_burst_only_so_many_tasks_stay() -> None:
+    """The others end."""
+    async with anyio.create_task_group() as tasks:
+        crew = Crew(tasks)
+        for _ in range(KEPT + 20):
+            crew.start(lambda: anyio.sleep(1))
+        await anyio.sleep(2)
+        assert len(crew._waiting) == KEPT
+        tasks.cancel_scope.cancel()
+    assert crew._waiting == []
+
+
+async def test_a_task_that_waits_keeps_nothing_of_what_it_has_done() -> None:
+    """A run that has ended, say."""
+
+    class Kept:
+        async def work(self) -> None: ...
+
+    async with anyio.create_task_group() as tasks:
+        crew = Crew(tasks)
+        for _ in range(2):
+            kept = Kept()
+            seen = weakref.ref(kept)
+            crew.start(kept.work)
+            del kept
+            await wait_all_tasks_blocked()
+            gc.collect()
+            assert seen() is None
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("waiting", [0, 1])
+async def test_what_work_raises_is_raised_by_the_task_group(waiting: int) -> None:
+    """By a task that has waited too."""
+
+    async def fail() -> None:
+        raise LookupError("of the work")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with anyio.create_task_group() as tasks:
+            (await crew_of(tasks, waiting)).start(fail)
+    assert [type(error) for error in caught.value.exceptions] == [LookupError]
+
+
+@pytest.mark.parametrize("waiting", [0, 1])
+async def test_work_that_is_given_before_the_end_is_begun_and_cancelled_at_its_first_wait(waiting: int) -> None:
+    """Who waits for its outcome is told so; not begun, it could tell nobody."""
+    seen: list[str] = []
+
+    async def work() -> None:
+        seen.append("begun")
+        try:
+            await anyio.sleep(1)
+        finally:
+            seen.append("cancelled")
+
+    async with anyio.create_task_group() as tasks:
+        (await crew_of(tasks, waiting)).start(work)
+        tasks.cancel_scope.cancel()
+    assert seen == ["begun", "cancelled"]
+
+
+async def test_after_the_end_of_the_task_group_nothing_is_begun() -> None:
+    """It is refused, as by the group itself."""
+    async with anyio.create_task_group() as tasks:
+        crew = await crew_of(tasks, 1)
+        tasks.cancel_scope.cancel()
+    with pytest.raises(RuntimeError):
+        crew.start(checkpoint)
