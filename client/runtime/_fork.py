@@ -11,6 +11,10 @@ Rules of this file: the only state is what the hooks need; they never wait for l
 from __future__ import annotations
 
 import itertools
+
+# logging takes its lock before a fork, and hooks run in the reverse order of their registration. This import makes sure that
+# logging's hook is registered first: our hook then waits for a running import, which may need that lock, before it is taken.
+import logging  # noqa: F401
 import os
 import threading
 import weakref
