@@ -19,7 +19,7 @@ from runqueue.artifacts import _source as artifacts
 from runqueue.errors import CallTypeError, ConfigError
 from runqueue.queueing import Lane
 from runqueue.queueing.batches._batch import ARTIFACT, record_of
-from runqueue.wire._records import Unfit
+from runqueue.wire._records import InvalidValue
 
 
 class _Recorder(Protocol):
@@ -55,7 +55,7 @@ class ArtifactCalls:
             Stored behind the run's creation and before its final status, beside its metrics and never in front of them,
             by at most four uploads at once. Of one path, what was logged last stays.
         """
-        self._log_files(run_id, artifacts.one(local_path, artifacts.folder(artifact_path)))
+        self._log_files(run_id, artifacts.file_or_folder(local_path, artifacts.artifact_folder(artifact_path)))
 
     def log_artifacts(
         self: _Recorder, run_id: RunId, local_dir: str | PathLike[str], artifact_path: str | None = None
@@ -69,7 +69,7 @@ class ArtifactCalls:
                 folders are not followed; one that leads out of the folder fails.
             artifact_path: The folder among the run's artifacts. None: their root.
         """
-        self._log_files(run_id, artifacts.listed(local_dir, artifacts.folder(artifact_path)))
+        self._log_files(run_id, artifacts.files_in(local_dir, artifacts.artifact_folder(artifact_path)))
 
     def log_text(self: _Recorder, run_id: RunId, text: str, artifact_file: str) -> None:
         """
@@ -80,8 +80,8 @@ class ArtifactCalls:
             text: Its content.
             artifact_file: The path among the run's artifacts, e.g. "dir/notes.txt".
         """
-        path = artifacts.file_path(artifact_file)
-        self._log_files(run_id, {path: artifacts.Held(content.of_text(text))})
+        path = artifacts.artifact_file_path(artifact_file)
+        self._log_files(run_id, {path: artifacts.InMemory(content.encode_text(text))})
 
     def log_dict(self: _Recorder, run_id: RunId, dictionary: Any, artifact_file: str) -> None:
         """
@@ -92,8 +92,8 @@ class ArtifactCalls:
             dictionary: Written now. Of what JSON does not know, the `str()` is.
             artifact_file: The path among the run's artifacts: YAML if it ends in .yml or .yaml, else JSON.
         """
-        path = artifacts.file_path(artifact_file)
-        self._log_files(run_id, {path: artifacts.Held(content.of_dict(dictionary, artifact_file))})
+        path = artifacts.artifact_file_path(artifact_file)
+        self._log_files(run_id, {path: artifacts.InMemory(content.encode_dict(dictionary, artifact_file))})
 
     def log_figure(
         self: _Recorder,
@@ -115,8 +115,8 @@ class ArtifactCalls:
         Raises:
             CallTypeError: It is no such figure.
         """
-        path = artifacts.file_path(artifact_file)
-        self._log_files(run_id, {path: artifacts.Held(content.of_figure(figure, path, save_kwargs))})
+        path = artifacts.artifact_file_path(artifact_file)
+        self._log_files(run_id, {path: artifacts.InMemory(content.encode_figure(figure, path, save_kwargs))})
 
     def log_image(
         self: _Recorder,
@@ -146,13 +146,13 @@ class ArtifactCalls:
         if artifact_file is not None and (key, step, timestamp) != (None, None, None):
             raise CallTypeError("log_image takes artifact_file= alone, without key=, step= and timestamp=")
         if artifact_file is not None:
-            path = artifacts.file_path(artifact_file)
-            self._log_files(run_id, {path: artifacts.Held(content.of_image(image, path))})
+            path = artifacts.artifact_file_path(artifact_file)
+            self._log_files(run_id, {path: artifacts.InMemory(content.encode_image(image, path))})
             return
         if key is None:
             raise CallTypeError("log_image takes exactly one of artifact_file= and key=")
-        made = content.of_image_series(image, key, _number(step, "step") or 0, _number(timestamp, "timestamp"))
-        self._log_files(run_id, {path: artifacts.Held(written) for path, written in made.items()})
+        made = content.encode_image_series(image, key, _number(step, "step") or 0, _number(timestamp, "timestamp"))
+        self._log_files(run_id, {path: artifacts.InMemory(written) for path, written in made.items()})
         self.set_tag(run_id, content.LOGGED_IMAGES, True)
 
     def _log_files(self: _Recorder, run_id: RunId, files: Mapping[str, artifacts.Source]) -> None:
@@ -163,6 +163,6 @@ class ArtifactCalls:
 
 def _number(value: Any, name: str) -> int | None:
     number = None if value is None else convert.whole(value, name)
-    if isinstance(number, Unfit):
+    if isinstance(number, InvalidValue):
         raise ConfigError(number.reason)
     return number

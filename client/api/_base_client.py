@@ -27,10 +27,10 @@ from runqueue.settings._config import (
     OnFull,
     Token,
     Transport,
-    as_uri,
+    path_as_uri,
+    redact_uri,
     resolve_tracking_uri,
     seconds,
-    without_secrets,
 )
 from runqueue.stores._resolve import check_uri
 from runqueue.wire._records import NewRun
@@ -98,7 +98,7 @@ class Face:
     @property
     def tracking_uri(self) -> str:
         """Where runs are kept, without the secrets that the URI may hold."""
-        return without_secrets(self._engine.uri)
+        return redact_uri(self._engine.uri)
 
     @property
     def failures(self) -> tuple[OperationFailure, ...]:
@@ -119,7 +119,7 @@ class Face:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A pickled client is its configuration: without what is queued, without token, headers and user info."""
-        return (_restored, (type(self), self._engine.config.portable(self._engine.uri)))
+        return (_restored, (type(self), self._engine.config.portable_settings(self._engine.uri)))
 
     # -- lanes -------------------------------------------------------------------------------------------------------
 
@@ -163,14 +163,14 @@ class Face:
         if self._closed:
             raise ClosedError("the client is closed")
         lane = None if run_id is None else self._lane(run_id)
-        lenient = self._engine.config.lenient
+        lenient = self._engine.config.only_warns
         warn = lenient or begun is not None
         flushing = self._engine.flush(lane, seconds(timeout, "timeout"), warn=warn, begun=begun)
         return RunOperations(flushing, self, lenient=lenient)
 
     def _begin_end(self, timeout: float | None) -> RunOperations:
         """The last flush."""
-        lenient = self._engine.config.lenient
+        lenient = self._engine.config.only_warns
         flushing = self._engine.flush(None, timeout, warn=lenient, final=True)
         return RunOperations(flushing, self, lenient=lenient)
 
@@ -188,7 +188,7 @@ class Face:
 def _engine_of(waits: bool, **settings: Any) -> Engine | Exception:
     """The engine; or the error without its frames, which hold the URI, the token and the headers."""
     try:
-        settings["tracking_uri"] = as_uri(settings["tracking_uri"])
+        settings["tracking_uri"] = path_as_uri(settings["tracking_uri"])
         config = Config(**settings)
         uri = resolve_tracking_uri(config.tracking_uri)
         check_uri(uri)

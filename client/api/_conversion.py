@@ -1,7 +1,7 @@
 """
 What a log call does to its values: as little as it can on the caller's time.
 
-Rules of this file: a bad *value* becomes an `Unfit` in its place and fails alone, later; a bad *call* raises here and
+Rules of this file: a bad *value* becomes an `InvalidValue` in its place and fails alone, later; a bad *call* raises here and
 now. Converted at the call is only what could change after it, or could not be converted in another thread.
 """
 
@@ -18,7 +18,7 @@ import attrs
 from runqueue._entities import Dataset
 from runqueue.errors import CallTypeError, ConfigError
 from runqueue.wire._encoder import is_number
-from runqueue.wire._records import MAX_TAG_VALUE, Unfit, safe_in_create
+from runqueue.wire._records import MAX_TAG_VALUE, InvalidValue, is_safe_in_create
 
 STATUSES: Final = ("RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED")
 """Source: `mlflow.entities.RunStatus`."""
@@ -44,16 +44,16 @@ def _stays(value: Any) -> bool:
     return isinstance(value, _IMMUTABLE) or type(value).__module__ in _IMMUTABLE_TOO
 
 
-def _number(value: Any) -> float | Unfit:
+def _number(value: Any) -> float | InvalidValue:
     dtype = getattr(getattr(value, "dtype", None), "kind", None)  # numpy's word for what an array holds
     if not is_number(value) or dtype in _TEXT_DTYPES:
-        return Unfit(_name(value), f"a metric value is a number, not {_name(value)}")
+        return InvalidValue(_name(value), f"a metric value is a number, not {_name(value)}")
     if dtype in _COMPLEX_DTYPES:
-        return Unfit(_name(value), f"a metric value is a real number, not {_name(value)} of complex ones")
+        return InvalidValue(_name(value), f"a metric value is a real number, not {_name(value)} of complex ones")
     try:
         return float(value)
     except Exception as error:  # a foreign __float__ may raise anything; it concerns this entry alone
-        return Unfit(_name(value), f"{_name(value)} cannot be converted to a float: {error}")
+        return InvalidValue(_name(value), f"{_name(value)} cannot be converted to a float: {error}")
 
 
 def texts(values: dict[Any, Any]) -> dict[Any, Any]:
@@ -63,21 +63,21 @@ def texts(values: dict[Any, Any]) -> dict[Any, Any]:
     return {key: value if type(value) in _PLAIN_TEXTS else _text(value) for key, value in values.items()}
 
 
-def _text(value: Any) -> str | Unfit:
+def _text(value: Any) -> str | InvalidValue:
     try:
         return str(str(value))  # the inner one may be of a subclass
     except Exception as error:
-        return Unfit(_name(value), f"{_name(value)} cannot be converted to text: {error}")
+        return InvalidValue(_name(value), f"{_name(value)} cannot be converted to text: {error}")
 
 
 def _name(value: object) -> str:
     return f"a {type(value).__module__}.{type(value).__qualname__}"
 
 
-def whole(value: Any, name: str) -> int | Unfit:
+def whole(value: Any, name: str) -> int | InvalidValue:
     """A step or time as an int, if that loses nothing: numpy and torch scalars, bool, Decimal, 3.0."""
     if isinstance(value, _TEXT):
-        return Unfit(value, f"{name} {value[:40]!r} is text, not a whole number")
+        return InvalidValue(value, f"{name} {value[:40]!r} is text, not a whole number")
     try:
         with suppress(TypeError):  # a tensor of floats has __index__, and refuses
             return int(operator.index(value))
@@ -85,8 +85,8 @@ def whole(value: Any, name: str) -> int | Unfit:
         if number == value:
             return number
     except Exception as error:  # as above
-        return Unfit(value, f"{name} {_shown(value)} cannot be converted to a whole number: {error}")
-    return Unfit(value, f"{name} {_shown(value)} is not a whole number")
+        return InvalidValue(value, f"{name} {_shown(value)} cannot be converted to a whole number: {error}")
+    return InvalidValue(value, f"{name} {_shown(value)} is not a whole number")
 
 
 def _shown(value: object) -> str:
@@ -105,7 +105,7 @@ def millis(value: Any, name: str) -> int:
         ConfigError: It is negative or beyond 64 bits.
     """
     number = whole(value, name)
-    if isinstance(number, Unfit):
+    if isinstance(number, InvalidValue):
         raise CallTypeError(number.reason)
     if not 0 <= number < 2**63:
         raise ConfigError(f"{name}={_shown(number)}: milliseconds since the epoch")
@@ -165,7 +165,7 @@ def own_tags(tags: dict[Any, Any], riders: int, rider_bytes: int) -> tuple[dict[
     room = rider_bytes
     for key, value in tags.items():
         text = _text(value)
-        if isinstance(text, str) and isinstance(key, str) and safe_in_create(key) and _encodable(text):
+        if isinstance(text, str) and isinstance(key, str) and is_safe_in_create(key) and _encodable(text):
             size = len(key) + len(json.dumps(text)) + len('{"key":"","value":},')
             if len(inside) < riders and size <= room:
                 inside[key] = text
@@ -177,7 +177,7 @@ def own_tags(tags: dict[Any, Any], riders: int, rider_bytes: int) -> tuple[dict[
 
 def riding(tags: dict[Any, Any]) -> tuple[dict[Any, Any], dict[Any, Any]]:
     """Tags in two: those that may travel inside create-run, and the others."""
-    others = {key: value for key, value in tags.items() if not (isinstance(key, str) and safe_in_create(key))}
+    others = {key: value for key, value in tags.items() if not (isinstance(key, str) and is_safe_in_create(key))}
     return ({key: value for key, value in tags.items() if key not in others} if others else tags), others
 
 
@@ -189,7 +189,7 @@ def _encodable(text: str) -> bool:
     return len(text) <= MAX_TAG_VALUE
 
 
-def datasets(given: Any, contexts: Any = None, tags_list: Any = None) -> tuple[Dataset | Unfit, ...]:
+def datasets(given: Any, contexts: Any = None, tags_list: Any = None) -> tuple[Dataset | InvalidValue, ...]:
     """
     Dataset inputs as our own entity, with nothing in it that could change after the call.
 
@@ -225,20 +225,20 @@ def _one_each(given: Any, name: str, count: int) -> list[Any]:
     return each_given
 
 
-def _tagged(dataset: Dataset | Unfit, context: Any, tags: Any) -> Dataset | Unfit:
+def _tagged(dataset: Dataset | InvalidValue, context: Any, tags: Any) -> Dataset | InvalidValue:
     """With what this call says of the dataset, besides what comes with it."""
     context = text_or_none(context, "context")
     added = {} if tags is None else {key: _text(value) for key, value in mapping(tags, "tags").items()}
     if context:  # to MLflow, "" is none too
         _agree(added, {CONTEXT_TAG: context})
         added[CONTEXT_TAG] = context
-    if isinstance(dataset, Unfit):
+    if isinstance(dataset, InvalidValue):
         return dataset
     _agree(dataset.tags, added)
     plain: dict[Any, str] = {}
     for key, value in added.items():
-        if isinstance(value, Unfit):
-            return Unfit(dataset, f"tag {_shown(key)} of dataset {dataset.name!r}: {value.reason}")
+        if isinstance(value, InvalidValue):
+            return InvalidValue(dataset, f"tag {_shown(key)} of dataset {dataset.name!r}: {value.reason}")
         plain[key] = value
     return attrs.evolve(dataset, tags={**dataset.tags, **plain})
 
@@ -250,7 +250,7 @@ def _agree(tags: Mapping[Any, Any], others: Mapping[Any, Any]) -> None:
             raise ConfigError(f"two values are given for the tag {_shown(key)} of a dataset: {one} and {other}")
 
 
-def _dataset(given: Any) -> Dataset | Unfit:
+def _dataset(given: Any) -> Dataset | InvalidValue:
     try:
         if isinstance(given, Dataset):
             return attrs.evolve(given, tags=dict(given.tags))
@@ -260,8 +260,8 @@ def _dataset(given: Any) -> Dataset | Unfit:
         if hasattr(given, "dataset") and hasattr(given, "tags"):  # mlflow.entities.DatasetInput
             return _entity(given.dataset, given.tags)
     except Exception as error:  # a foreign class may raise anything; it concerns this entry alone
-        return Unfit(_name(given), f"{_name(given)} cannot be read as a dataset: {error}")
-    return Unfit(
+        return InvalidValue(_name(given), f"{_name(given)} cannot be read as a dataset: {error}")
+    return InvalidValue(
         _name(given),
         f"{_name(given)} is no dataset: pass an mlflow DatasetInput, an mlflow.data dataset or a runqueue.Dataset",
     )

@@ -20,7 +20,7 @@ from runqueue.errors import CallTypeError, ClosedError, ConfigError, QueueFullEr
 from runqueue.queueing.batches._batch import DATASET, METRIC, PARAM, RUN, STATUS, TAG, record_of
 from runqueue.runtime import _notices
 from runqueue.wire._points import MILLISECOND
-from runqueue.wire._records import PARENT_TAG, TOKEN_TAG, NewRun, Unfit
+from runqueue.wire._records import PARENT_TAG, TOKEN_TAG, InvalidValue, NewRun
 
 _PLAIN: Final = frozenset((float, int, bool))
 
@@ -313,7 +313,7 @@ def _step(step: Any) -> Any:
     return 0 if step is None else convert.whole(step, "step")
 
 
-def _nanoseconds(timestamp: Any) -> int | Unfit:
+def _nanoseconds(timestamp: Any) -> int | InvalidValue:
     """As the clock counts: to divide its time at each call would cost the caller as much as to read it."""
     whole = timestamp if timestamp.__class__ is int else convert.whole(timestamp, "timestamp")
-    return whole if isinstance(whole, Unfit) else whole * MILLISECOND
+    return whole if isinstance(whole, InvalidValue) else whole * MILLISECOND

@@ -32,7 +32,7 @@ _IMAGE_KEY: Final = re.compile(r"[a-zA-Z0-9_\-./ ]+")
 _DRAWN_BY_PLOTLY: Final = (".png", ".jpeg", ".webp", ".svg", ".pdf")
 
 
-def of_text(text: Any) -> bytes:
+def encode_text(text: Any) -> bytes:
     """
     Raises:
         CallTypeError: It is no text.
@@ -42,7 +42,7 @@ def of_text(text: Any) -> bytes:
     return text.replace("\n", os.linesep).encode()
 
 
-def of_dict(dictionary: Any, artifact_file: str) -> bytes:
+def encode_dict(dictionary: Any, artifact_file: str) -> bytes:
     """YAML by the endings .yml and .yaml, else JSON, in which what JSON does not know becomes its `str()`."""
     if os.path.splitext(artifact_file)[1] in (".yml", ".yaml"):
         try:
@@ -52,10 +52,10 @@ def of_dict(dictionary: Any, artifact_file: str) -> bytes:
         text = str(yaml.dump(dictionary, indent=2, default_flow_style=False))
     else:
         text = json.dumps(dictionary, indent=2, default=str)
-    return of_text(text)
+    return encode_text(text)
 
 
-def of_figure(figure: Any, artifact_file: str, save_kwargs: Mapping[str, Any] | None) -> bytes:
+def encode_figure(figure: Any, artifact_file: str, save_kwargs: Mapping[str, Any] | None) -> bytes:
     """
     Raises:
         CallTypeError: It is neither a figure of matplotlib nor one of plotly.
@@ -74,7 +74,7 @@ def of_figure(figure: Any, artifact_file: str, save_kwargs: Mapping[str, Any] | 
     raise CallTypeError(f"log_figure takes a figure of matplotlib or plotly, not {type(figure).__name__}")
 
 
-def of_image(image: Any, artifact_file: str) -> bytes:
+def encode_image(image: Any, artifact_file: str) -> bytes:
     """
     Raises:
         CallTypeError: It is no image.
@@ -83,7 +83,7 @@ def of_image(image: Any, artifact_file: str) -> bytes:
     return _saved(artifact_file, picture.save)
 
 
-def of_image_series(image: Any, key: Any, step: int, timestamp: int | None) -> dict[str, bytes]:
+def encode_image_series(image: Any, key: Any, step: int, timestamp: int | None) -> dict[str, bytes]:
     """
     An image of a series, and its small copy, by their paths.
 

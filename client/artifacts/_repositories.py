@@ -20,14 +20,14 @@ from urllib.parse import urlsplit
 
 import anyio
 
-from runqueue.artifacts._source import Source, as_file, refused, size_of
+from runqueue.artifacts._source import Source, as_file, rejected, size_of
 from runqueue.errors import UnavailableError
 from runqueue.http._body import kept_alive
 from runqueue.http._upload import Meter
 from runqueue.queueing import Scope, StoreError
 from runqueue.runtime._blocking import in_thread
 from runqueue.runtime._fork import importing
-from runqueue.settings._config import without_secrets
+from runqueue.settings._config import redact_uri
 from runqueue.wire._answer import RETRIABLE, error_of
 
 PATIENCE: Final = 300.0
@@ -83,12 +83,12 @@ class Repositories:
         """
         if importlib.util.find_spec("mlflow") is None:
             kind = f"in {urlsplit(root).scheme}:" if "://" in root else "in a folder"
-            raise refused(
+            raise rejected(
                 f"the artifacts of this run are kept {kind}, which takes MLflow: pip install 'runqueue[mlflow]'"
             )
         work = partial(in_thread, self._perform, root, path, source, limiter=self._threads)
         await kept_alive(work, self._meter, PATIENCE + size_of(source) / SLOWEST)
-        self._meter.moved(size_of(source))
+        self._meter.add(size_of(source))
 
     def _perform(self, root: str, path: str, source: Source) -> None:
         folder, name = posixpath.split(path)
@@ -123,21 +123,21 @@ class Repositories:
 
 
 def _described(error: Exception, root: str) -> StoreError:
-    text = f"{type(error).__name__}: {_veiled(str(error), root)}"
+    text = f"{type(error).__name__}: {_redacted(str(error), root)}"
     chain = list(_chain(error))
     for each in chain:
         status = _status(each)
         if status is not None and (status in RETRIABLE or status == 401):
             return UnavailableError(text)
         if isinstance(each, ImportError) and each.name:
-            return refused(f"the artifact repository needs a library: pip install {each.name} ({text})")
+            return rejected(f"the artifact repository needs a library: pip install {each.name} ({text})")
         if _PASSING & {kind.__name__ for kind in type(each).__mro__}:
             return UnavailableError(text)
         if isinstance(each, OSError) and type(each).__module__ == "builtins" and each.errno is not None:
-            return refused(text) if each.errno in _LASTING else UnavailableError(text)
+            return rejected(text) if each.errno in _LASTING else UnavailableError(text)
     code, status_of = getattr(error, "error_code", None), getattr(error, "get_http_status_code", lambda: None)
     if isinstance(code, str) and status_of() == 400:  # an MlflowException
-        return error_of(400, code, _veiled(str(error), root))
+        return error_of(400, code, _redacted(str(error), root))
     return StoreError(text, scope=Scope.BATCH)
 
 
@@ -162,7 +162,7 @@ def _status(error: Any) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def _veiled(text: str, root: str) -> str:
-    text = text.replace(root, without_secrets(root))
+def _redacted(text: str, root: str) -> str:
+    text = text.replace(root, redact_uri(root))
     password = urlsplit(root).password if "://" in root else None
     return text.replace(password, "***") if password else text

@@ -26,7 +26,7 @@ from urllib.parse import quote, unquote, urlencode, urlsplit, urlunsplit
 import anyio
 import orjson
 
-from runqueue.artifacts._source import Held, OpenFile, Source, refused, whole
+from runqueue.artifacts._source import InMemory, OpenFile, Source, open_source, rejected
 from runqueue.errors import UnavailableError, UnexpectedAnswerError
 from runqueue.http._body import Body, Streamed, kept_alive
 from runqueue.http._transports import PORTS
@@ -69,16 +69,16 @@ def served_at(artifact_uri: str, tracking_uri: str) -> str:
     if place.scheme in ("http", "https"):
         return urlunsplit(place._replace(path=_requoted(place.path.rstrip("/")), query="", fragment=""))
     if tracking.scheme not in ("http", "https"):
-        raise refused(
+        raise rejected(
             f"the artifacts of this run go through a server ({artifact_uri}), and the tracking URI is none: set it to"
             " http:// or https:// of that server"
         )
     try:
         host, port = place.hostname, place.port
     except ValueError:
-        raise refused(f"the artifact URI {artifact_uri!r} is none: its host or port cannot be read") from None
+        raise rejected(f"the artifact URI {artifact_uri!r} is none: its host or port cannot be read") from None
     if host and port is None and host.replace(".", "", 1).isdigit():
-        raise refused(f"the artifact URI {artifact_uri!r} names a port, and no host")
+        raise rejected(f"the artifact URI {artifact_uri!r} names a port, and no host")
     inside = "" if place.path in ("", "/", SERVICE) else place.path
     path = f"{tracking.path}/{SERVICE}/{inside}"
     path = re.sub(r"//+", "/", path).rstrip("/")
@@ -129,10 +129,10 @@ class ArtifactServer:
         Raises:
             StoreError: It was not stored.
         """
-        body = source.content if isinstance(source, Held) else await in_thread(whole, source)
+        body = source.content if isinstance(source, InMemory) else await in_thread(open_source, source)
         if isinstance(body, bytes) and len(body) <= CHUNK:
             await self._put(root, path, body)
-            self._meter.moved(len(body))
+            self._meter.add(len(body))
             return
         try:
             if isinstance(body, bytes) or not await self._put_in_parts(root, path, body):
@@ -144,7 +144,7 @@ class ArtifactServer:
 
     async def _stream(self, root: str, path: str, content: bytes | OpenFile) -> None:
         size = len(content) if isinstance(content, bytes) else content.size
-        stream = Streamed(content, 0, size, self._meter.moved)
+        stream = Streamed(content, 0, size, self._meter.add)
         try:
             await self._put(root, path, stream)
         except BaseException:
@@ -162,7 +162,7 @@ class ArtifactServer:
                 self._store.judge(answer)
         except UnavailableError as error:
             if _NOT_SERVED.search(str(error)):
-                raise refused(f"the server takes no artifacts: {error}") from None
+                raise rejected(f"the server takes no artifacts: {error}") from None
             raise
         self._believed = True
 
@@ -185,7 +185,7 @@ class ArtifactServer:
         try:
             return f"{root}/{quote(path, safe='/~')}"
         except UnicodeEncodeError:
-            raise refused(f"the path {path!r} is no valid Unicode") from None
+            raise rejected(f"the path {path!r} is no valid Unicode") from None
 
     # -- in parts ------------------------------------------------------------------------------------------------------
 
@@ -260,7 +260,7 @@ class ArtifactServer:
         async def send() -> None:
             while waiting and not failures:
                 at, credential = waiting.pop()
-                stream = Streamed(file, at * size, min(size, file.size - at * size), self._meter.moved)
+                stream = Streamed(file, at * size, min(size, file.size - at * size), self._meter.add)
                 streams.append(stream)
                 try:
                     sent[at] = await self._send_part(credential, stream)

@@ -1,8 +1,8 @@
 """
 What is uploaded as an artifact, under which path, and how its bytes are read.
 
-    Held    bytes that were made at the call: what they were made of may change after it
-    File    a file that is read when it is uploaded; what it holds then is what is stored
+    InMemory    bytes that were made at the call: what they were made of may change after it
+    LocalFile    a file that is read when it is uploaded; what it holds then is what is stored
 
 A path among a run's artifacts is checked at the call, by MLflow's own rules (`mlflow.utils.validation.path_not_unique`):
 relative, in its shortest spelling, and nowhere outside. What is wrong with a *file* is found when it is listed or read,
@@ -29,11 +29,11 @@ import attrs
 from runqueue.errors import CallTypeError, ConfigError, RejectedError
 from runqueue.http._upload import CHUNK
 from runqueue.queueing import Scope
-from runqueue.wire._records import Unfit
+from runqueue.wire._records import InvalidValue
 
 
 @attrs.define(eq=False)
-class Held:
+class InMemory:
     """Bytes in memory."""
 
     content: bytes = attrs.field(repr=False)
@@ -42,13 +42,13 @@ class Held:
     def size(self) -> int:
         return len(self.content)
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """It has failed for good, and its record may be kept for a report."""
         self.content = b""
 
 
 @attrs.frozen(eq=False)
-class File:
+class LocalFile:
     """
     A file.
 
@@ -63,13 +63,13 @@ class File:
     size: int
 
 
-Source: TypeAlias = Held | File | Unfit
+Source: TypeAlias = InMemory | LocalFile | InvalidValue
 
 
 # -- paths -----------------------------------------------------------------------------------------------------------
 
 
-def folder(artifact_path: Any) -> str:
+def artifact_folder(artifact_path: Any) -> str:
     """
     The folder among a run's artifacts that a call names; "" is their root.
 
@@ -82,7 +82,7 @@ def folder(artifact_path: Any) -> str:
     return _checked(_text(artifact_path, "artifact_path"), "artifact_path")
 
 
-def file_path(artifact_file: Any) -> str:
+def artifact_file_path(artifact_file: Any) -> str:
     """
     The path among a run's artifacts of a file that a call names; like MLflow, of `a/../b.txt` it makes `b.txt`.
 
@@ -120,7 +120,7 @@ def _checked(path: str, name: str) -> str:
 # -- what a call names -----------------------------------------------------------------------------------------------
 
 
-def one(local_path: Any, target: str) -> dict[str, Source]:
+def file_or_folder(local_path: Any, target: str) -> dict[str, Source]:
     """
     A file, or like MLflow a folder, which goes under its own name.
 
@@ -131,15 +131,15 @@ def one(local_path: Any, target: str) -> dict[str, Source]:
     path = _local(local_path, "local_path")
     name = posixpath.join(target, os.path.basename(path))
     if os.path.isdir(path):
-        return listed(path, name)
+        return files_in(path, name)
     try:
         size = os.stat(path).st_size
     except OSError as error:
-        return {name: Unfit(path, _unreadable(path, error))}
-    return {name: File(path, None, size)}
+        return {name: InvalidValue(path, _unreadable(path, error))}
+    return {name: LocalFile(path, None, size)}
 
 
-def listed(local_dir: Any, target: str) -> dict[str, Source]:
+def files_in(local_dir: Any, target: str) -> dict[str, Source]:
     """
     All files of a folder and of those in it, as they are now. Links to folders are not followed, as MLflow does it.
 
@@ -156,20 +156,20 @@ def listed(local_dir: Any, target: str) -> dict[str, Source]:
     def unreadable(error: OSError) -> None:
         path = str(error.filename or top)
         name = (target or os.path.basename(top)) if path == top else name_of(path)
-        found[name] = Unfit(path, _unreadable(path, error))
+        found[name] = InvalidValue(path, _unreadable(path, error))
 
     base = os.path.realpath(top)
     for root, folders, names in os.walk(top, onerror=unreadable):
         for name in folders:
             path = os.path.join(root, name)
             if os.path.islink(path) and not _inside(os.path.realpath(path), base):
-                found[name_of(path)] = Unfit(path, _led_out(path, base))
+                found[name_of(path)] = InvalidValue(path, _led_out(path, base))
         for name in names:
             path = os.path.join(root, name)
             try:
-                found[name_of(path)] = File(path, base, os.stat(path).st_size)
+                found[name_of(path)] = LocalFile(path, base, os.stat(path).st_size)
             except OSError as error:
-                found[name_of(path)] = Unfit(path, _unreadable(path, error))
+                found[name_of(path)] = InvalidValue(path, _unreadable(path, error))
     return found
 
 
@@ -198,7 +198,7 @@ def _led_out(path: str, base: str) -> str:
 # -- reading ---------------------------------------------------------------------------------------------------------
 
 
-def refused(reason: str) -> RejectedError:
+def rejected(reason: str) -> RejectedError:
     """This artifact fails, and nothing else: it says nothing of the store either."""
     return RejectedError(reason, scope=Scope.BATCH)
 
@@ -211,7 +211,7 @@ class OpenFile:
         RejectedError: It cannot be read, or is no regular file, or is not where it seems to be.
     """
 
-    def __init__(self, file: File) -> None:
+    def __init__(self, file: LocalFile) -> None:
         self.path = file.path
         self._lock = threading.Lock()
         self._left = False
@@ -221,10 +221,10 @@ class OpenFile:
             self._seen = os.fstat(self._number)
         except OSError as error:
             self.close()
-            raise refused(_unreadable(file.path, error)) from None
+            raise rejected(_unreadable(file.path, error)) from None
         if not stat.S_ISREG(self._seen.st_mode):
             self.close()
-            raise refused(f"{file.path} is no regular file")
+            raise rejected(f"{file.path} is no regular file")
 
     @property
     def size(self) -> int:
@@ -242,13 +242,13 @@ class OpenFile:
         try:
             with self._lock:
                 if self._number is None:
-                    raise refused(f"{self.path} was closed")
+                    raise rejected(f"{self.path} was closed")
                 os.lseek(self._number, offset, os.SEEK_SET)
                 while len(data) < count and (more := os.read(self._number, count - len(data))):
                     data += more
                 now = os.fstat(self._number)
         except OSError as error:
-            raise refused(_unreadable(self.path, error)) from None
+            raise rejected(_unreadable(self.path, error)) from None
         finally:
             if self._left:  # whoever waited for us does so no longer
                 self.close()
@@ -258,9 +258,9 @@ class OpenFile:
     def _compare(self, now: os.stat_result, short: bool) -> None:
         if short or now.st_size != self._seen.st_size:
             text = f"{self.path} changed while it was uploaded: from {self._seen.st_size:,} to {now.st_size:,} bytes"
-            raise refused(text)
+            raise rejected(text)
         if now.st_mtime_ns != self._seen.st_mtime_ns:
-            raise refused(f"{self.path} changed while it was uploaded")
+            raise rejected(f"{self.path} changed while it was uploaded")
 
     def close(self) -> None:
         """At once, or as soon as a read that is under way has ended: its number must not be given to another file."""
@@ -283,23 +283,23 @@ _FLAGS: Final = (
 )
 
 
-def _real(file: File) -> str:
+def _real(file: LocalFile) -> str:
     path = os.path.realpath(file.path)
     if file.base is not None and not _inside(path, file.base):
-        raise refused(_led_out(file.path, file.base))
+        raise rejected(_led_out(file.path, file.base))
     return path
 
 
-def whole(source: Source) -> bytes | OpenFile:
+def open_source(source: Source) -> bytes | OpenFile:
     """
     The bytes, where they are in memory or few; else the open file. Blocks.
 
     Raises:
         RejectedError: They cannot be had.
     """
-    if isinstance(source, Unfit):
-        raise refused(source.reason)
-    if isinstance(source, Held):
+    if isinstance(source, InvalidValue):
+        raise rejected(source.reason)
+    if isinstance(source, InMemory):
         return source.content
     opened = OpenFile(source)
     if opened.size > CHUNK:
@@ -318,7 +318,7 @@ def as_file(source: Source, name: str) -> Generator[Path, None, None]:
     Raises:
         RejectedError: They cannot be had; or the file has changed by the end of the block.
     """
-    if isinstance(source, File):
+    if isinstance(source, LocalFile):
         opened = OpenFile(source)
         try:
             path = _real(source)
@@ -327,7 +327,7 @@ def as_file(source: Source, name: str) -> Generator[Path, None, None]:
         finally:
             opened.close()
         return
-    content = whole(source)
+    content = open_source(source)
     assert isinstance(content, bytes)
     import tempfile  # with what it imports, as much as all the rest of a client
 
@@ -339,4 +339,4 @@ def as_file(source: Source, name: str) -> Generator[Path, None, None]:
 
 def size_of(source: Source) -> int:
     """Bytes, as far as they were known at the call."""
-    return 0 if isinstance(source, Unfit) else source.size
+    return 0 if isinstance(source, InvalidValue) else source.size

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import anyio
 
 from runqueue.artifacts._repositories import Repositories
-from runqueue.artifacts._source import Held, Source
+from runqueue.artifacts._source import InMemory, Source
 from runqueue.errors import UnexpectedAnswerError
 from runqueue.http._upload import Meter
 from runqueue.queueing import Scope, StoreError
@@ -93,8 +93,8 @@ class Artifacts:
             else:
                 await self._repositories.put(root, path, source)
         except StoreError as error:
-            if not error.retriable and error.scope in (Scope.ENTRY, Scope.BATCH) and isinstance(source, Held):
-                source.let_go()
+            if not error.retriable and error.scope in (Scope.ENTRY, Scope.BATCH) and isinstance(source, InMemory):
+                source.release()
             raise
 
     async def _put_to_server(self, root: str, path: str, source: Source) -> None:

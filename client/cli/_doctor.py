@@ -26,12 +26,12 @@ import orjson
 
 from runqueue.cli import _findings as findings
 from runqueue.cli._findings import NONE
-from runqueue.cli._redactor import Veil
+from runqueue.cli._redactor import Redactor
 from runqueue.cli._tables import DATABASES, missing_file, missing_in, unused_folder
 from runqueue.errors import AuthError, NotFoundError, Scope, StoreError, UnavailableError, UnexpectedAnswerError
 from runqueue.runtime._blocking import in_thread, resolve_by
 from runqueue.settings import _environment as environment
-from runqueue.settings._config import Config, resolve_tracking_uri, without_secrets
+from runqueue.settings._config import Config, redact_uri, resolve_tracking_uri
 from runqueue.stores._protocol import GET_EXPERIMENT, SEARCH_RUNS, Endpoint, Store, Traffic
 from runqueue.stores._resolve import DATABRICKS, check_uri, make_store, scheme_of
 
@@ -74,16 +74,16 @@ def examine(given: str | None) -> Diagnosis:
     try:
         config = Config(tracking_uri=given)
         uri = resolve_tracking_uri(given)
-        found.rows += [("tracking uri", without_secrets(uri)), ("resolved from", findings.source_of(given))]
+        found.rows += [("tracking uri", redact_uri(uri)), ("resolved from", findings.source_of(given))]
         check_uri(uri)
         _Examination(found, config, uri).run()
     except Exception as error:  # of mlflow's, of its plugins: the user is told in one line all the same
         ours = isinstance(error, (_Fault, StoreError, ValueError, ImportError))
         text = str(error) if ours else f"{type(error).__name__}: {error}"
         found.fault = text or type(error).__name__
-    veil = Veil(uri)
-    found.rows = [(key, veil.over(value)) for key, value in found.rows]
-    found.fault = found.fault and veil.over(found.fault)
+    redactor = Redactor(uri)
+    found.rows = [(key, redactor.redact(value)) for key, value in found.rows]
+    found.fault = found.fault and redactor.redact(found.fault)
     return found
 
 
@@ -99,7 +99,7 @@ class _Examination:
         self._found = found
         self._config = config
         self._uri = uri
-        self._shown = without_secrets(uri)
+        self._shown = redact_uri(uri)
         self._scheme = scheme_of(uri)
         self._http = self._scheme in findings.HTTP
         self._databricks = self._scheme in DATABRICKS
@@ -136,7 +136,7 @@ class _Examination:
         self._row("proxies", findings.proxies_of(scheme))
 
     def _timeouts(self) -> None:
-        seconds, retrying = self._config.seconds_per_request(), self._config.retrying()
+        seconds, retrying = self._config.seconds_per_request(), self._config.retry_settings()
         tries = "" if retrying.retries is None else f", at most {retrying.retries} times"
         self._row("timeouts", f"{seconds:g} s a request, {retrying.timeout:g} s of retrying{tries}")
         if (self._http or self._databricks) and environment.text("MLFLOW_HTTP_REQUEST_TIMEOUT") is None:

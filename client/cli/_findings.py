@@ -3,7 +3,7 @@ What is known of a tracking URI before anybody is asked: where it comes from, wh
 environment count for it.
 
 Rules of this file: nothing is sent, made or changed; a setting is told by the name of where it stands. Values may be
-secrets, and are veiled by whoever shows them.
+secrets, and are redacted by whoever shows them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, urlsplit
 from runqueue.cli._tables import DATABASES
 from runqueue.http import _plugins, _tls
 from runqueue.settings import _environment as environment
-from runqueue.settings._config import Config, without_secrets
+from runqueue.settings._config import Config, redact_uri
 from runqueue.stores._resolve import DATABRICKS, DELEGATED, scheme_of
 
 HTTP: Final = frozenset(("http", "https"))
@@ -116,7 +116,7 @@ def proxies_of(scheme: str) -> str:
 
 
 def _address(proxy: str) -> str:
-    return without_secrets(proxy if "://" in proxy else f"http://{proxy}")
+    return redact_uri(proxy if "://" in proxy else f"http://{proxy}")
 
 
 def workspace_of(config: Config) -> str:

@@ -1,7 +1,7 @@
 """
 What no line of a diagnosis shows.
 
-Rule of this file: a secret is veiled wherever it may have come from; what it is replaced by keeps the line readable.
+Rule of this file: a secret is redacted wherever it may have come from; what it is replaced by keeps the line readable.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from urllib.parse import parse_qsl, urlsplit
 
 from runqueue.errors import AuthError
 from runqueue.http._credentials import find_netrc, read_file, read_netrc
-from runqueue.settings._config import _SECRET_ITEM, without_secrets
-from runqueue.settings._redaction import of_proxies, user_info, veil
+from runqueue.settings._config import _SECRET_ITEM, redact_uri
+from runqueue.settings._redaction import proxy_user_info, redact, user_info
 
 VARIABLES: Final = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 
 
-class Veil:
+class Redactor:
     """
     Args:
         uri: The tracking URI; maybe none that can be read.
@@ -32,14 +32,14 @@ class Veil:
         self._secrets = {secret.strip() for secret in _secrets(uri)}
 
     def __repr__(self) -> str:
-        return "<Veil ***>"
+        return "<Redactor ***>"
 
-    def over(self, text: str) -> str:
+    def redact(self, text: str) -> str:
         """The text on one line, without anything that nobody may see."""
         text = _line(text)
         if self._uri:
-            text = text.replace(self._uri, without_secrets(self._uri))
-        return veil(text, self._secrets)
+            text = text.replace(self._uri, redact_uri(self._uri))
+        return redact(text, self._secrets)
 
 
 def _secrets(uri: str) -> Iterator[str]:
@@ -47,7 +47,7 @@ def _secrets(uri: str) -> Iterator[str]:
         yield os.environ.get(name, "")
     with suppress(AuthError):
         yield read_file()[1] or ""
-    yield from of_proxies(os.environ.items())[1]
+    yield from proxy_user_info(os.environ.items())[1]
     head = uri.rpartition("@")[0]
     yield from user_info(head.partition("//")[2] or head)[1]
     with suppress(ValueError):

@@ -30,11 +30,11 @@ from runqueue.queueing.batches._batch import METRIC, STATUS, record_of
 from runqueue.queueing.lanes._intake import Intake
 from runqueue.runtime import _exit, _fork, _notices
 from runqueue.runtime._loop_thread import LoopThread
-from runqueue.settings._config import Config, without_secrets
+from runqueue.settings._config import Config, redact_uri
 from runqueue.stores._protocol import Traffic
 from runqueue.stores._resolve import make_store
 from runqueue.wire._encoder import Encoder
-from runqueue.wire._records import ENVELOPE, MLFLOW_LIMITS, RIDER_BYTES, RIDERS
+from runqueue.wire._records import ENVELOPE_BYTES, MAX_CREATE_TAG_BYTES, MAX_CREATE_TAGS, MLFLOW_LIMITS
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
@@ -68,11 +68,11 @@ class Engine:
         self.uri = uri
         self.encoder = Encoder()  # see `after_fork`
         config.seconds_per_request()  # a bad variable is an error of the constructor, not of the first flush
-        config.retrying()
+        config.retry_settings()
         self.bounds = _bounds(config, MLFLOW_LIMITS)
         self._stopped = False
         self._waits = waits
-        bounded = self._intake if config.streams or config.bound < math.inf else None
+        bounded = self._intake if config.streams or config.pending_bound < math.inf else None
         self._thread = LoopThread(self._assembled)
         self.accumulator = Accumulator(self.encoder.encode, bounded)
         self._begin_anew()
@@ -85,7 +85,7 @@ class Engine:
         self._tasks: TaskGroup
 
     def __repr__(self) -> str:
-        return f"<Engine {without_secrets(self.uri)} {self._thread.state}>"
+        return f"<Engine {redact_uri(self.uri)} {self._thread.state}>"
 
     def _begin_anew(self) -> None:
         self._ending = False
@@ -159,7 +159,7 @@ class Engine:
         if late > 0 and late >= 2 * self._said_late:
             self._said_late = late
             text = "the interpreter ends: %d entries were logged too late for a client of %s, and were not sent"
-            _notices.warning(text, late, without_secrets(self.uri))
+            _notices.warning(text, late, redact_uri(self.uri))
 
     def say_late_drops(self) -> None:
         """See `_exit.Ending`."""
@@ -248,7 +248,7 @@ class Engine:
         if lost:
             # After its end, what another thread was just logging can be left: its lane was looked up before.
             how = "got data while it was closed" if self._stopped else "was never closed"
-            _notices.warning("a client of %s %s: %d entries were not sent", without_secrets(self.uri), how, lost)
+            _notices.warning("a client of %s %s: %d entries were not sent", redact_uri(self.uri), how, lost)
         self._say_dropped()
         if not self._stopped:
             self._final = lost
@@ -280,15 +280,15 @@ class Engine:
         config = self.config
         return Intake(
             ledger,
-            max_pending=config.bound,
+            max_pending=config.pending_bound,
             on_full=config.on_full if self._waits or config.on_full != "block" else "raise",
             block_timeout=config.block_timeout,
             full=self.bounds.room(METRIC) if config.streams else math.inf,
             ring=self._ring if config.streams else lambda: None,
             drains=lambda: config.streams and not self._stopped,
             exempt=self._thread.serves,
-            lenient=config.lenient,
-            mark=-1 if config.streams else config.bound,
+            lenient=config.only_warns,
+            mark=-1 if config.streams else config.pending_bound,
         )
 
     # -- in the thread -----------------------------------------------------------------------------------------------
@@ -320,12 +320,12 @@ class Engine:
                 bounds=_bounds(self.config, store.limits),
                 max_workers=self.config.max_workers,
                 uploads=UPLOADS,
-                alive=lambda: self.meter.beats,
-                retry=RetryPolicy(**attrs.asdict(self.config.retrying())),
+                alive=lambda: self.meter.heartbeats,
+                retry=RetryPolicy(**attrs.asdict(self.config.retry_settings())),
                 on_outage=self._warn_of_outage,
                 streams=self.config.streams,
                 pause=partial(sleep, GIVE_WAY),
-                patience=self.config.patience(),
+                patience=self.config.stall_timeout(),
             )
             async with self._sender, anyio.create_task_group() as tasks:
                 if self.config.flush_interval is not None:
@@ -334,7 +334,7 @@ class Engine:
                         self._sender,
                         self.config.flush_interval,
                         self._tell,
-                        claims=self.config.lenient,
+                        claims=self.config.only_warns,
                     )
                     tasks.start_soon(self._stream.run)
                     outage = self._sender.outage
@@ -382,7 +382,7 @@ class Engine:
         """The store could not be made: an outage like any other, which is said once and tried again."""
         if self._start_pause == 0:
             text = "%s cannot be used yet (%d entries are queued): %s"
-            logger.warning(text, without_secrets(self.uri), self.unsent(), error)
+            logger.warning(text, redact_uri(self.uri), self.unsent(), error)
         self._start_pause = min(30.0, 2 * self._start_pause + 1)
         again = threading.Timer(self._start_pause, self._ring)
         again.daemon = True
@@ -390,7 +390,7 @@ class Engine:
 
     def _say_dropped(self) -> None:
         if self.accumulator.intake is not None:
-            tell_dropped(self.accumulator.intake.told(), self.config.bound)
+            tell_dropped(self.accumulator.intake.told(), self.config.pending_bound)
 
     async def _completed(self, flush: Flush, timeout: float | None) -> None:
         if not (self.config.progress and flush.open):
@@ -426,7 +426,7 @@ class Engine:
 
     def _tell(self, news: list[Failure], dropped: dict[Any, int]) -> None:
         tell_failures(news)
-        tell_dropped(dropped, self.config.bound)
+        tell_dropped(dropped, self.config.pending_bound)
 
     async def _say_last(self, lanes: list[Lane]) -> int:
         import anyio
@@ -454,7 +454,7 @@ class Engine:
         """Early, as whoever waits for a training wants to mend the server before its end; once, as nobody reads more."""
         if not self._ending:  # then one message says it all, with counts
             text = "%s does not take data (%d entries are queued): %s"
-            logger.warning(text, without_secrets(self.uri), self.unsent(), error)
+            logger.warning(text, redact_uri(self.uri), self.unsent(), error)
 
 
 def _say_begun(begun: Future[None]) -> None:
@@ -464,4 +464,4 @@ def _say_begun(begun: Future[None]) -> None:
 
 def _bounds(config: Config, own: Limits) -> Bounds:
     limits = own if config.limits is None else config.limits.over(own)
-    return Bounds.of(limits, envelope=ENVELOPE, riders=RIDERS, rider_bytes=RIDER_BYTES)
+    return Bounds.of(limits, envelope=ENVELOPE_BYTES, riders=MAX_CREATE_TAGS, rider_bytes=MAX_CREATE_TAG_BYTES)

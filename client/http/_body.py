@@ -97,7 +97,7 @@ async def kept_alive(work: Callable[[], Awaitable[None]], meter: Meter, seconds:
         with anyio.move_on_after(seconds):
             while True:
                 await anyio.sleep(_BEAT)
-                meter.moved(0)
+                meter.add(0)
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(beat)

@@ -28,8 +28,8 @@ from runqueue.http._signing import Outgoing
 from runqueue.runtime._blocking import in_thread
 from runqueue.runtime._bridge import wait_for
 from runqueue.settings import _environment as environment
-from runqueue.settings._config import Token, fits_header
-from runqueue.settings._redaction import of_header, user_info, veil
+from runqueue.settings._config import Token, is_header_value
+from runqueue.settings._redaction import redact, secrets_in_header, user_info
 
 _USERNAME = "MLFLOW_TRACKING_USERNAME"
 _PASSWORD = "MLFLOW_TRACKING_PASSWORD"
@@ -173,7 +173,7 @@ class Credentials:
         user, token, _ = self._found(fresh=fresh, netrc=netrc)
         if user is not None:
             return _basic(user)
-        if not fits_header(token):
+        if not is_header_value(token):
             raise AuthError("the token holds a character that no header can hold (it is not shown)")
         return f"Bearer {token}" if token else None
 
@@ -222,12 +222,12 @@ class Credentials:
         name, password = name or self._file[0], password or self._file[1]
         return ((name, password) if name and password else None), " and ".join(sources)
 
-    def veil(self, text: str) -> str:
+    def redact(self, text: str) -> str:
         """The text with `***` for whatever of these credentials, or of the like, a server has put into it."""
         names, secrets = user_info(self._user_info_text)
         known = [
             *secrets,
-            *of_header(self._last_header or ""),
+            *secrets_in_header(self._last_header or ""),
             self._last or "",
             environment.text("MLFLOW_TRACKING_PASSWORD") or "",
             environment.text("MLFLOW_TRACKING_TOKEN") or "",
@@ -235,7 +235,7 @@ class Credentials:
             self._netrc[1] if self._netrc is not None else "",
         ]
         # Known ones first: of one with a blank or a quote in it, the expression takes but the beginning.
-        return _AUTHORIZATION.sub(r"\1 ***", veil(text, known, names))
+        return _AUTHORIZATION.sub(r"\1 ***", redact(text, known, names))
 
     def _bearer(self) -> str | None:
         if callable(self._token):

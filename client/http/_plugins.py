@@ -29,8 +29,8 @@ from runqueue.errors import AuthError, ConfigError
 from runqueue.http._signing import Outgoing, Signer
 from runqueue.runtime._blocking import in_thread
 from runqueue.settings import _environment as environment
-from runqueue.settings._config import Config, current_workspace, fits_header, names_header
-from runqueue.settings._redaction import SECRET_NAME, SHORTEST, of_header, veil
+from runqueue.settings._config import Config, current_workspace, is_header_name, is_header_value
+from runqueue.settings._redaction import SECRET_NAME, SHORTEST, redact, secrets_in_header
 
 if TYPE_CHECKING:
     import anyio
@@ -53,7 +53,7 @@ _AS_THEY_ARE: Final = "/?:@!$'()*,"
 """Characters of a query that aiohttp sends so in any case; a signature may be made of the URL, letter by letter."""
 _PUBLIC: Final = frozenset(("host", "date", "x-amz-date", "x-amz-content-sha256", WORKSPACE_HEADER.lower()))
 _KEPT: Final = 256
-"""Secrets that are remembered to be veiled: more than those of all requests under way."""
+"""Secrets that are remembered to be redacted: more than those of all requests under way."""
 
 logger = logging.getLogger("runqueue")
 
@@ -75,7 +75,7 @@ def check() -> None:
             f"the environment variable {AUTH}={name!r} names a plugin of mlflow, which is not installed:"
             " pip install 'runqueue[mlflow]'"
         )
-    if not fits_header(current_workspace() or ""):
+    if not is_header_value(current_workspace() or ""):
         raise ConfigError(f"the environment variable {WORKSPACE} holds a character that no header can hold")
 
 
@@ -187,9 +187,9 @@ class _Asked:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._what}>"
 
-    def veil(self, text: str) -> str:
-        """See `Signer.veil`."""
-        return veil(text, self._secrets)
+    def redact(self, text: str) -> str:
+        """See `Signer.redact`."""
+        return redact(text, self._secrets)
 
     async def _ask(self, function: Callable[..., T], *args: object) -> T:
         import anyio
@@ -209,8 +209,8 @@ class _Asked:
         raise AuthError(failed)
 
     def _keep(self, value: str) -> None:
-        """To be veiled, whole and in its parts."""
-        for secret in of_header(value):
+        """To be redacted, whole and in its parts."""
+        for secret in secrets_in_header(value):
             if len(secret) >= SHORTEST and secret not in self._secrets:
                 self._secrets.append(secret)
 
@@ -276,12 +276,12 @@ class Workspace:
         workspace = self._given or (environment.text(WORKSPACE) or "").strip()
         if not workspace or WORKSPACE_HEADER.lower() in map(str.lower, request.headers):
             return
-        if not fits_header(workspace):  # to leave it out would store the runs in another workspace
+        if not is_header_value(workspace):  # to leave it out would store the runs in another workspace
             raise AuthError(f"the environment variable {WORKSPACE} holds a character that no header can hold")
         request.headers[WORKSPACE_HEADER] = workspace
 
-    def veil(self, text: str) -> str:
-        """See `Signer.veil`."""
+    def redact(self, text: str) -> str:
+        """See `Signer.redact`."""
         return text
 
 
@@ -352,7 +352,7 @@ def _text(name: Any, value: Any) -> str | None:
         value = value.decode("latin-1")
     if not isinstance(name, str) or not isinstance(value, str):
         return None
-    return value.strip() if names_header(name) and name.lower() not in _FRAMING and fits_header(value) else None
+    return value.strip() if is_header_name(name) and name.lower() not in _FRAMING and is_header_value(value) else None
 
 
 def put(headers: dict[str, str], name: str, value: str) -> None:

@@ -38,6 +38,6 @@ class Signer(Protocol):
         """
         ...
 
-    def veil(self, text: str) -> str:
+    def redact(self, text: str) -> str:
         """The text with `***` for whatever of this signer's secrets a server has put into it."""
         ...

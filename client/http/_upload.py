@@ -16,16 +16,16 @@ CHUNK: Final = 256 * 1024
 class Meter:
     """What is uploaded: for showing it, and as a sign of life."""
 
-    __slots__ = ("beats", "sent")
+    __slots__ = ("heartbeats", "sent")
 
     def __init__(self) -> None:
         self.sent = 0
         """Bytes, without those that will be sent again."""
-        self.beats = 0
+        self.heartbeats = 0
 
-    def moved(self, count: int) -> None:
+    def add(self, count: int) -> None:
         self.sent += count
-        self.beats += 1
+        self.heartbeats += 1
 
 
 class Readable(Protocol):

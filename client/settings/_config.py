@@ -38,11 +38,11 @@ DEFAULT_REQUEST_TIMEOUT = 60.0
 DEFAULT_RETRY_TIMEOUT = 300.0
 DEFAULT_BACKOFF = 0.5
 DEFAULT_MAX_PENDING = 1_000_000
-MARGIN = 5.0
+STALL_MARGIN = 5.0
 """Seconds between the end of an attempt that is late, and the conclusion that there will be no end."""
 
 
-def _veiled(value: object) -> str:
+def _masked(value: object) -> str:
     return "None" if value is None else "'***'"
 
 
@@ -93,12 +93,12 @@ def _uri_is_text(_: object, field: attrs.Attribute[Any], value: object) -> None:
         raise ConfigError(f"{field.name}='': a URI, a path or None")
 
 
-def fits_header(text: str) -> bool:
+def is_header_value(text: str) -> bool:
     """Whether the text can be the value of a header: visible ASCII and blanks (RFC 9110, 5.5, without obs-text)."""
     return text.isascii() and (text.isprintable() or text.replace("\t", " ").isprintable())
 
 
-def names_header(text: str) -> bool:
+def is_header_name(text: str) -> bool:
     """Whether the text can be the name of a header."""
     return _HEADER_NAME.fullmatch(text) is not None
 
@@ -108,7 +108,7 @@ def _token(_: object, field: attrs.Attribute[Any], value: object) -> None:
         raise CallTypeError(f"{field.name}= takes text, a callable that gives it, or None, not {type(value).__name__}")
     if value == "":
         raise ConfigError(f"{field.name}='': a token, a callable that gives it, or None")
-    if isinstance(value, str) and not fits_header(value):
+    if isinstance(value, str) and not is_header_value(value):
         raise ConfigError(f"{field.name}= holds a character that no header can hold (the text is not shown)")
 
 
@@ -123,11 +123,11 @@ def _headers_are_text(_: object, field: attrs.Attribute[Any], value: object) -> 
         raise CallTypeError(f"{field.name}= takes a mapping or None, not {type(value).__name__}")
     for key, text in value.items():
         if not isinstance(key, str) or not isinstance(text, str):
-            named = f"that of {key!r}" if isinstance(key, str) and names_header(key) else f"one of {len(value)}"
+            named = f"that of {key!r}" if isinstance(key, str) and is_header_name(key) else f"one of {len(value)}"
             raise CallTypeError(f"{field.name}= takes names and values of type str; {named} is not")
-        if not names_header(key):  # it may be a whole header, with its secret
+        if not is_header_name(key):  # it may be a whole header, with its secret
             raise ConfigError(f"{field.name}= holds what is no name of a header ({len(key)} characters, not shown)")
-        if not fits_header(text):
+        if not is_header_value(text):
             raise ConfigError(f"the value of {key!r} in {field.name}= holds a character that no header can hold")
 
 
@@ -175,7 +175,7 @@ class Config:
     """
 
     tracking_uri: str | None = attrs.field(
-        default=None, validator=_uri_is_text, repr=lambda uri: repr(uri and without_secrets(uri))
+        default=None, validator=_uri_is_text, repr=lambda uri: repr(uri and redact_uri(uri))
     )
     """Where runs are kept. None: as `mlflow` itself would resolve it."""
     max_workers: int = attrs.field(default=8, validator=_whole)
@@ -186,10 +186,10 @@ class Config:
     """For one attempt, from its start to the last byte of the answer. None: MLFLOW_HTTP_REQUEST_TIMEOUT, else 60."""
     retry_timeout: float | None = attrs.field(default=None, validator=_seconds)
     """From the first failure since the last success until retrying ends. None: 300."""
-    token: Token | None = attrs.field(default=None, validator=_token, repr=_veiled)
+    token: Token | None = attrs.field(default=None, validator=_token, repr=_masked)
     """A bearer token, or a callable that gives a fresh one; called in the engine's thread, at first and on a 401."""
     headers: Mapping[str, str] | None = attrs.field(
-        default=None, converter=_headers, validator=_headers_are_text, repr=_veiled
+        default=None, converter=_headers, validator=_headers_are_text, repr=_masked
     )
     """Sent with every request, in place of what would be sent by itself; but not Content-Type and Accept-Encoding."""
     transport: Transport = attrs.field(default="auto", validator=_one_of(Transport))
@@ -225,23 +225,23 @@ class Config:
     def __reduce__(self) -> Any:
         raise TypeError("a Config may hold secrets, and is not pickled")
 
-    def portable(self, uri: str) -> dict[str, Any]:
+    def portable_settings(self, uri: str) -> dict[str, Any]:
         """The keywords of a client in another process, without secrets: those it finds there."""
         fields = {field.name for field in attrs.fields(type(self)) if field.init} - {"token", "headers"}
         settings = {name: getattr(self, name) for name in fields if hasattr(self, name)}
-        return settings | {"tracking_uri": bare(uri)}
+        return settings | {"tracking_uri": strip_secrets(uri)}
 
     @property
     def streams(self) -> bool:
         return self.flush_interval is not None
 
     @property
-    def lenient(self) -> bool:
+    def only_warns(self) -> bool:
         """Whether what was not stored is logged, and never raised."""
         return self.on_failure == "warn" or (self.on_failure is None and self.streams)
 
     @property
-    def bound(self) -> float:
+    def pending_bound(self) -> float:
         """Entries that may be pending."""
         if self.max_pending is not None:
             return self.max_pending
@@ -256,14 +256,14 @@ class Config:
             return self.request_timeout
         return environment.number("MLFLOW_HTTP_REQUEST_TIMEOUT", above=0) or DEFAULT_REQUEST_TIMEOUT
 
-    def patience(self) -> float:
+    def stall_timeout(self) -> float:
         """
         Seconds in which some attempt ends while the store works, or is out of reach in a way that it notices. A call
         of MLflow's own stores in a worker thread has no deadline that could end it.
         """
-        return self.seconds_per_request() + self.retrying().timeout + MARGIN
+        return self.seconds_per_request() + self.retry_settings().timeout + STALL_MARGIN
 
-    def retrying(self) -> RetrySettings:
+    def retry_settings(self) -> RetrySettings:
         """
         Raises:
             ConfigError: MLFLOW_HTTP_REQUEST_MAX_RETRIES, _BACKOFF_FACTOR or _BACKOFF_JITTER hold no such number.
@@ -277,7 +277,7 @@ class Config:
         )
 
 
-def as_uri(given: str | os.PathLike[str] | None) -> str | None:
+def path_as_uri(given: str | os.PathLike[str] | None) -> str | None:
     """A path counts as the URI of the folder, as in mlflow."""
     return Path(given).absolute().resolve().as_uri() if isinstance(given, os.PathLike) else given
 
@@ -311,7 +311,7 @@ def _holds_runs(folder: Path) -> bool:
         return False
 
 
-def bare(uri: str) -> str:
+def strip_secrets(uri: str) -> str:
     """The URI without its user info, and without what looks like a secret in its query."""
     parts = urlsplit(uri)
     query = "&".join(item for item in parts.query.split("&") if _SECRET_ITEM.search(item) is None)
@@ -320,7 +320,7 @@ def bare(uri: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=query))
 
 
-def without_secrets(uri: str) -> str:
+def redact_uri(uri: str) -> str:
     """The URI with `***` for its user info, and for what looks like a secret in its query."""
     try:
         urlsplit(uri)

@@ -15,9 +15,9 @@ from typing import Final
 from urllib.parse import unquote
 
 SHORTEST: Final = 4
-"""Characters of a secret that is veiled in messages; a password of one letter would leave none of them readable."""
+"""Characters of a secret that is redacted in messages; a password of one letter would leave none of them readable."""
 _TELLING: Final = 6
-"""Characters of a name that is veiled inside of words, too."""
+"""Characters of a name that is redacted inside of words, too."""
 
 SECRET_NAME: Final = re.compile(r"(?i)auth|token|key|secret|cookie|sign|cred|pass|jwt|session")
 """Of a header."""
@@ -25,7 +25,7 @@ SECRET_NAME: Final = re.compile(r"(?i)auth|token|key|secret|cookie|sign|cred|pas
 _RUN: Final = re.compile(r"\\+|\s+|.", re.DOTALL)
 
 
-def veil(text: str, secrets: Iterable[str], names: Iterable[str] = ()) -> str:
+def redact(text: str, secrets: Iterable[str], names: Iterable[str] = ()) -> str:
     """
     The text with `***` in place of each secret, in whatever spelling.
 
@@ -55,7 +55,7 @@ def user_info(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return (user, unquote(user)), (password, unquote(password), b64encode(plain.encode()).decode())
 
 
-def of_header(value: str) -> Iterator[str]:
+def secrets_in_header(value: str) -> Iterator[str]:
     """The value of a header, and what is secret in it: what follows a scheme; user and password; a cookie's value."""
     scheme, _, rest = value.partition(" ")
     yield from (value, rest)
@@ -69,7 +69,7 @@ def of_header(value: str) -> Iterator[str]:
         yield from (item.partition("=")[2].strip() for item in value.split(";"))
 
 
-def of_proxies(environment: Iterable[tuple[str, str]]) -> tuple[list[str], list[str]]:
+def proxy_user_info(environment: Iterable[tuple[str, str]]) -> tuple[list[str], list[str]]:
     """
     Names and secrets in the user info of proxies, be their URIs valid or not.
 

@@ -25,8 +25,8 @@ from runqueue.http._plugins import put
 from runqueue.http._signing import Outgoing
 from runqueue.queueing import Limits, Scope, StoreError
 from runqueue.runtime._blocking import in_thread
-from runqueue.settings._config import Config, fits_header, without_secrets
-from runqueue.settings._redaction import SHORTEST, of_header, veil
+from runqueue.settings._config import Config, is_header_value, redact_uri
+from runqueue.settings._redaction import SHORTEST, redact, secrets_in_header
 from runqueue.stores._protocol import Endpoint, Traffic
 from runqueue.stores._rest import HttpStore
 from runqueue.wire._records import MLFLOW_LIMITS
@@ -44,7 +44,7 @@ _THREADS: Final = 8
 _UNCHANGING: Final = frozenset(("pat", "basic"))
 """Kinds of credentials for which the SDK gives the same headers for ever, without blocking."""
 _KEPT: Final = 64
-"""Secrets that are veiled, the latest: tokens come and go."""
+"""Secrets that are redacted, the latest: tokens come and go."""
 _LONGEST: Final = 500
 """Characters of the SDK's words that are shown."""
 
@@ -74,7 +74,7 @@ class DatabricksCredentials:
     """
 
     def __init__(self, uri: str, profile: str | None, config: Config) -> None:
-        self._uri = without_secrets(uri)
+        self._uri = redact_uri(uri)
         self._profile = profile
         self._timeout = config.seconds_per_request()
         self._has_token = config.token is not None
@@ -122,9 +122,9 @@ class DatabricksCredentials:
         """As after a 401: for a refusal that its status does not tell."""
         await self.sign(Outgoing("", "", b"", {}), fresh=True)
 
-    def veil(self, text: str) -> str:
-        """See `Signer.veil`."""
-        return self._given.veil(veil(text, self._secrets))
+    def redact(self, text: str) -> str:
+        """See `Signer.redact`."""
+        return self._given.redact(redact(text, self._secrets))
 
     async def _found(self, *, fresh: bool) -> dict[str, str]:
         asked = anyio.current_time()
@@ -140,10 +140,10 @@ class DatabricksCredentials:
         host = sdk.host or ""
         parts = urlsplit(host)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise self._nowhere(f"databricks-sdk gives {without_secrets(host)!r}" if host else "")
+            raise self._nowhere(f"databricks-sdk gives {redact_uri(host)!r}" if host else "")
         if self._host not in (None, host):
             raise AuthError(
-                f"{self._uri!r} leads to another host now, {without_secrets(host)}; nothing was sent there, as the"
+                f"{self._uri!r} leads to another host now, {redact_uri(host)}; nothing was sent there, as the"
                 " runs are not known to it"
             )
         unchanging = self._has_token or sdk.auth_type in _UNCHANGING
@@ -195,9 +195,9 @@ class DatabricksCredentials:
                 secret
                 for name, value in headers.items()
                 if re.search("(?i)authorization|token", name)
-                for secret in of_header(value)
+                for secret in secrets_in_header(value)
             )
-            if all(map(fits_header, headers.values())):
+            if all(map(is_header_value, headers.values())):
                 return headers
             failure = AuthError("databricks-sdk gives a token with a character that no header can hold (not shown)")
         except Exception as error:
@@ -213,14 +213,14 @@ class DatabricksCredentials:
         if isinstance(error, ImportError):
             text = f"{self._uri!r} needs databricks-sdk: pip install 'runqueue[databricks]' ({type(error).__name__})"
             return StoreError(text, scope=Scope.STORE)
-        text = self.veil(_words(error))[:_LONGEST]
+        text = self.redact(_words(error))[:_LONGEST]
         if not host:
             return self._nowhere(text)
         if "Invalid URL 'None'" in text:
             text = "it does not say where its OAuth server is (/.well-known/databricks-config)"
         if _passes(error):
-            return UnavailableError(f"no credentials to be had for {without_secrets(host)}: {text}")
-        return AuthError(f"{self._uri!r} has no credentials for {without_secrets(host)}: {text}")
+            return UnavailableError(f"no credentials to be had for {redact_uri(host)}: {text}")
+        return AuthError(f"{self._uri!r} has no credentials for {redact_uri(host)}: {text}")
 
     def _nowhere(self, text: str) -> StoreError:
         return StoreError(
@@ -300,7 +300,7 @@ class DatabricksStore:
         return LIMITS
 
     def __repr__(self) -> str:
-        return f"<DatabricksStore {without_secrets(self._uri)} {self._inner or 'not opened'}>"
+        return f"<DatabricksStore {redact_uri(self._uri)} {self._inner or 'not opened'}>"
 
     async def aclose(self) -> None:
         if self._inner is not None:

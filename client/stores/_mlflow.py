@@ -32,7 +32,7 @@ from runqueue.errors import AuthError, RejectedError, UnavailableError
 from runqueue.queueing import Limits, Scope, StoreError
 from runqueue.runtime._blocking import in_thread
 from runqueue.runtime._fork import importing
-from runqueue.settings._config import _SECRET_ITEM, without_secrets
+from runqueue.settings._config import _SECRET_ITEM, redact_uri
 from runqueue.stores._file_lock import locked
 from runqueue.stores._mlflow_calls import CALLS, Appended, load_mlflow, log_batch
 from runqueue.stores._protocol import GET_EXPERIMENT, GET_RUN, SEARCH_RUNS, Endpoint, Traffic
@@ -96,7 +96,7 @@ class MlflowStore:
         return MLFLOW_LIMITS
 
     def __repr__(self) -> str:
-        return f"<MlflowStore {without_secrets(self._uri)}>"
+        return f"<MlflowStore {redact_uri(self._uri)}>"
 
     async def aclose(self) -> None:
         """Nothing to do: MLflow keeps one store a URI for the life of the process."""
@@ -164,7 +164,7 @@ class MlflowStore:
         Nothing can be stored, and nothing that is queued is at fault. Most of it passes: a database that is down, or
         that another process is just migrating.
         """
-        text = f"the store cannot be opened: {type(error).__name__}: {self._veiled(error)}"
+        text = f"the store cannot be opened: {type(error).__name__}: {self._redacted(error)}"
         if isinstance(error, ModuleNotFoundError) and error.name is not None:
             return StoreError(f"{text}: pip install '{_DRIVERS.get(error.name, error.name)}'", scope=Scope.STORE)
         if _REFUSED.search(str(error)):
@@ -178,7 +178,7 @@ class MlflowStore:
         return UnavailableError(text)
 
     def _describe(self, error: Exception) -> StoreError:
-        text = self._veiled(error)
+        text = self._redacted(error)
         database = error if _names(error) or error.__cause__ is None else error.__cause__
         if _rolled_back(database):
             return UnavailableError(f"{type(database).__name__}: {text}", code=getattr(error, "error_code", None))
@@ -196,11 +196,11 @@ class MlflowStore:
         if isinstance(inner, OSError):
             return _of_the_system(inner, text)
         if getattr(inner, "get_http_status_code", None) is not None:  # INTERNAL_ERROR hides what the store said
-            return self._described(inner, self._veiled(inner))
+            return self._described(inner, self._redacted(inner))
         return error_of(error.get_http_status_code(), str(getattr(error, "error_code", "")), text)
 
-    def _veiled(self, error: BaseException) -> str:
-        text = str(error).replace(self._uri, without_secrets(self._uri))
+    def _redacted(self, error: BaseException) -> str:
+        text = str(error).replace(self._uri, redact_uri(self._uri))
         for secret in _secrets(self._uri):
             whole = r"\b" if len(secret) < 6 and secret.isalnum() else ""  # else no message would be readable
             text = re.sub(whole + re.escape(secret) + whole, "***", text)

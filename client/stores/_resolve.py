@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from runqueue.errors import ConfigError
 from runqueue.http import _plugins, _tls
-from runqueue.settings._config import Config, without_secrets
+from runqueue.settings._config import Config, redact_uri
 from runqueue.stores._protocol import Store, Traffic
 
 DELEGATED: Final = frozenset(("", "file", "sqlite", "postgresql", "mysql", "mssql"))
@@ -39,12 +39,10 @@ def check_uri(uri: str) -> None:
         parts = urlsplit(uri)
         host, _ = parts.hostname, None if scheme in DATABRICKS else parts.port
     except ValueError:  # its words quote what may be a password's part
-        raise ConfigError(
-            f"the tracking URI {without_secrets(uri)!r} is none: its host or port cannot be read"
-        ) from None
+        raise ConfigError(f"the tracking URI {redact_uri(uri)!r} is none: its host or port cannot be read") from None
     if scheme in ("http", "https"):
         if not host:
-            raise ConfigError(f"the tracking URI {without_secrets(uri)!r} has no host")
+            raise ConfigError(f"the tracking URI {redact_uri(uri)!r} has no host")
         if "@" in parts.path + parts.query + parts.fragment:  # else a part of the password would be where it leads
             raise ConfigError(
                 "the tracking URI (not shown) has an @ behind its host: in a user or password, write / as %2F, ? as %3F"
@@ -59,23 +57,23 @@ def check_uri(uri: str) -> None:
         return
     if scheme.split("+")[0] not in DELEGATED and scheme not in _plugin_schemes():
         raise ConfigError(
-            f"no store is known for the tracking URI {without_secrets(uri)!r}: its scheme is neither http(s), one of"
+            f"no store is known for the tracking URI {redact_uri(uri)!r}: its scheme is neither http(s), one of"
             " MLflow's databases, a path, nor that of an installed mlflow plugin"
         )
     if not scheme and _LIKE_A_SERVER.fullmatch(uri) and not os.path.exists(uri):
         raise ConfigError(
-            f"the tracking URI {without_secrets(uri)!r} counts as a path; the URI of a server begins with http:// or"
+            f"the tracking URI {redact_uri(uri)!r} counts as a path; the URI of a server begins with http:// or"
             " https://"
         )
     missing = [name for name in ("mlflow", "sqlalchemy") if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(
-            f"the tracking URI {without_secrets(uri)!r} needs MLflow's own store: pip install 'runqueue[mlflow]'"
+            f"the tracking URI {redact_uri(uri)!r} needs MLflow's own store: pip install 'runqueue[mlflow]'"
             f" (not installed: {', '.join(missing)})"
         )
     if scheme in ("", "file") and _file_store_is_refused():
         raise ConfigError(
-            f"the tracking URI {without_secrets(uri)!r} means MLflow's store in files, which this MLflow refuses unless"
+            f"the tracking URI {redact_uri(uri)!r} means MLflow's store in files, which this MLflow refuses unless"
             " the environment variable MLFLOW_ALLOW_FILE_STORE is true; a database such as sqlite:///mlflow.db is"
             " what it recommends"
         )
@@ -116,7 +114,7 @@ def _check_databricks(uri: str) -> None:
     Raises:
         ConfigError: The URI names no profile, databricks-sdk is not installed, or a variable for TLS is bad.
     """
-    shown, parts = without_secrets(uri), urlsplit(uri)
+    shown, parts = redact_uri(uri), urlsplit(uri)
     if ":" in parts.netloc:  # mlflow asks the notebook's `dbutils` for them, and calls that deprecated
         raise ConfigError(
             f"the tracking URI {shown!r} names a scope of secrets, which are not read here: name a profile by"

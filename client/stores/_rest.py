@@ -28,8 +28,8 @@ from runqueue.http._credentials import Credentials
 from runqueue.http._signing import Outgoing, Signer
 from runqueue.http._transports import PORTS, Reply, carrier
 from runqueue.queueing import Limits, Scope, StoreError
-from runqueue.settings._config import Config, without_secrets
-from runqueue.settings._redaction import SECRET_NAME, of_header, of_proxies, veil
+from runqueue.settings._config import Config, redact_uri
+from runqueue.settings._redaction import SECRET_NAME, proxy_user_info, redact, secrets_in_header
 from runqueue.stores._protocol import SMALL, Endpoint, Traffic
 from runqueue.wire._answer import judge
 from runqueue.wire._records import MLFLOW_LIMITS
@@ -90,7 +90,7 @@ class HttpStore:
         except Exception as error:  # of httpx's, of the ssl module's, of the operating system's
             named = sorted(name for name in os.environ if name.upper() in _NETWORK_VARIABLES)
             # Of a URI that cannot be read, as a proxy's may be, the words of others quote the pieces.
-            words = f": {without_secrets(self._veil(str(error)))}" if isinstance(error, OSError) else ""
+            words = f": {redact_uri(self._redact(str(error)))}" if isinstance(error, OSError) else ""
             raise ConfigError(
                 f"no HTTP client can be made; a variable of the environment ({', '.join(named)}) may be at fault:"
                 f" {type(error).__name__}{words}"
@@ -162,7 +162,7 @@ class HttpStore:
                 content_type=answer.headers.get("content-type", ""),
                 retry_after=answer.headers.get("retry-after", ""),
                 now=time.time(),
-                veil=self._veil,
+                redact=self._redact,
             )
         except StoreError as error:
             failure = self._bare(error)
@@ -219,19 +219,19 @@ class HttpStore:
 
     def _bare(self, error: StoreError) -> StoreError:
         """The error without the frames and causes it came with, and without what a server has echoed of our secrets."""
-        error.args = (self._veil(str(error)),)
-        error.code = error.code and self._veil(error.code)
+        error.args = (self._redact(str(error)),)
+        error.code = error.code and self._redact(error.code)
         error.__cause__ = error.__context__ = None
         return error.with_traceback(None)
 
-    def _veil(self, text: str) -> str:
+    def _redact(self, text: str) -> str:
         """For errors only: it takes its time. What is known as a whole comes first, then what only looks like it."""
-        names, secrets = of_proxies(os.environ.items())
+        names, secrets = proxy_user_info(os.environ.items())
         for name, value in self._given_headers.items():
-            secrets += of_header(value) if SECRET_NAME.search(name) else (value,)
-        text = veil(text, secrets, names)
+            secrets += secrets_in_header(value) if SECRET_NAME.search(name) else (value,)
+        text = redact(text, secrets, names)
         for signer in self._signers:
-            text = signer.veil(text)
+            text = signer.redact(text)
         return text
 
     async def _exchange(

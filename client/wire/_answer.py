@@ -36,7 +36,7 @@ import orjson
 from runqueue.errors import AuthError, NotFoundError, UnavailableError, UnexpectedAnswerError
 from runqueue.queueing import RejectedError, Scope, StoreError
 
-Veil: TypeAlias = Callable[[str], str]
+Redact: TypeAlias = Callable[[str], str]
 """Takes secrets out of what is shown. Before it is cut or stripped: a part of a secret is none that could be found."""
 
 RETRIABLE: Final = frozenset((408, 425, 429, 500, 502, 503, 504))
@@ -73,7 +73,7 @@ def judge(
     content_type: str = "",
     retry_after: str = "",
     now: float = 0.0,
-    veil: Veil = str,
+    redact: Redact = str,
 ) -> dict[str, Any]:
     """
     Args:
@@ -82,7 +82,7 @@ def judge(
         content_type: Header of that name; only for messages.
         retry_after: Header of that name: seconds or an HTTP date.
         now: Seconds since the epoch, for such a date.
-        veil: What a server may echo; called for errors only.
+        redact: What a server may echo; called for errors only.
 
     Returns:
         The JSON object of an answer that says "done".
@@ -96,19 +96,19 @@ def judge(
     code, message = _mlflow_error(data)
     if status < 400:
         raise UnexpectedAnswerError(
-            _printable(_unexpected(status, body, content_type, data, veil), veil), ambiguous=True, code=code
+            _printable(_unexpected(status, body, content_type, data, redact), redact), ambiguous=True, code=code
         )
     raise error_of(
         status,
         code,
-        message if code is not None else f"{status}: {_excerpt(body, content_type, veil)}",
+        message if code is not None else f"{status}: {_excerpt(body, content_type, redact)}",
         retry_after=parse_retry_after(retry_after, now),
-        veil=veil,
+        redact=redact,
     )
 
 
 def error_of(
-    status: int, code: str | None, message: str, *, retry_after: float | None = None, veil: Veil = str
+    status: int, code: str | None, message: str, *, retry_after: float | None = None, redact: Redact = str
 ) -> StoreError:
     """
     The error of a status from 400 on.
@@ -118,9 +118,9 @@ def error_of(
         code: MLflow's `error_code`, None where the answer was not MLflow's.
         message: MLflow's, or an excerpt of what came.
         retry_after: Seconds.
-        veil: For what is shown of the message; it is judged as it came.
+        redact: For what is shown of the message; it is judged as it came.
     """
-    text = _printable(message if code is None else f"{code}: {message}", veil)
+    text = _printable(message if code is None else f"{code}: {message}", redact)
     if status == 401:
         return AuthError(f"the server refused the credentials ({text})", code=code)
     if status == 403:
@@ -188,26 +188,26 @@ def _mlflow_error(data: dict[str, Any] | None) -> tuple[str | None, str]:
     return data["error_code"], str(data.get("message", ""))
 
 
-def _unexpected(status: int, body: bytes, content_type: str, data: dict[str, Any] | None, veil: Veil) -> str:
+def _unexpected(status: int, body: bytes, content_type: str, data: dict[str, Any] | None, redact: Redact) -> str:
     if data is not None:
         code, message = _mlflow_error(data)
         if code is not None:
             return f"{status} with an error in it: {code}: {message}"
-    return f"{status} without MLflow's answer: {_excerpt(body, content_type, veil)}"
+    return f"{status} without MLflow's answer: {_excerpt(body, content_type, redact)}"
 
 
-def _printable(text: str, veil: Veil) -> str:
+def _printable(text: str, redact: Redact) -> str:
     """On one line, without control characters, and not endless: it goes into logs and onto terminals."""
-    text = veil(text[:_SEARCHED])
+    text = redact(text[:_SEARCHED])
     text = "".join(each if each.isprintable() else " " for each in text[: _LONGEST + 1])
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 
-def _excerpt(body: bytes, content_type: str, veil: Veil) -> str:
+def _excerpt(body: bytes, content_type: str, redact: Redact) -> str:
     """What came, in short: a proxy's page says more than its status."""
-    kind = veil(content_type).split(";")[0].strip()[:80] or "no content type"
+    kind = redact(content_type).split(";")[0].strip()[:80] or "no content type"
     if not body:
         return f"an empty body ({kind})"
-    text = _TAG.sub(" ", veil(body[:_SEARCHED].decode("utf-8", "replace"))[:2_000])
+    text = _TAG.sub(" ", redact(body[:_SEARCHED].decode("utf-8", "replace"))[:2_000])
     text = " ".join(text.split())
     return f"{kind}, {len(body):,} bytes: {text[:200]}"

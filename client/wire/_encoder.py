@@ -13,7 +13,7 @@ import orjson
 from runqueue.queueing import Encoding, Fragments, Joined, Record, RejectedError
 from runqueue.queueing.batches._batch import DATASET, METRIC, PARAM, RUN, TAG
 from runqueue.wire._points import INT64, NOT_FINITE, PLAIN_TAIL, Points, is_numeric
-from runqueue.wire._records import MAX_KEY, MAX_PARAM_VALUE, MAX_TAG_VALUE, Unfit, milliseconds
+from runqueue.wire._records import MAX_KEY, MAX_PARAM_VALUE, MAX_TAG_VALUE, InvalidValue, milliseconds
 
 logger = logging.getLogger("runqueue")
 
@@ -88,7 +88,7 @@ class Encoder:
         for at, (key, value) in enumerate(record[1].items()):
             try:
                 short = self._key(record[0], key, memory)
-                if isinstance(value, Unfit):
+                if isinstance(value, InvalidValue):
                     raise RejectedError(value.reason)
                 pieces.append(pair(short, self._shortened(_text(value), longest, f"the value of {short!r}")))
             except RejectedError as error:
@@ -175,7 +175,7 @@ def _metric_tail(stamp: Any, step: Any, model_id: str | None, dataset: tuple[str
 
 
 def _whole(value: Any, name: str, least: int = -(2**63)) -> int:
-    if isinstance(value, Unfit):
+    if isinstance(value, InvalidValue):
         raise RejectedError(value.reason)
     if not -INT64 <= value < INT64:
         raise RejectedError(f"{name} {_shown(value)} does not fit into 64 bits")
@@ -185,7 +185,7 @@ def _whole(value: Any, name: str, least: int = -(2**63)) -> int:
 
 
 def _number(value: Any) -> bytes:
-    if isinstance(value, Unfit):
+    if isinstance(value, InvalidValue):
         raise RejectedError(value.reason)
     if not is_number(value):
         what = "the text " if isinstance(value, (str, bytes)) else ""
@@ -229,7 +229,7 @@ def pair(key: str, value: str) -> bytes:
 
 
 def _dataset(dataset: Any) -> bytes:
-    if isinstance(dataset, Unfit):
+    if isinstance(dataset, InvalidValue):
         raise RejectedError(dataset.reason)
     fields = [
         b'"%s":%s' % (name.encode(), _json_text(value, f"a dataset's {name}"))

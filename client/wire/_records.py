@@ -8,11 +8,11 @@ here. What a record holds, by kind (see `runqueue.queueing`); what is not shown 
     (PARAM, {key: value})
     (TAG, {key: value}, rides)
     (METRIC, {key: value}, timestamp_ns, step, model_id, (dataset_name, dataset_digest) | None)
-    (DATASET, (Dataset | Unfit, ...))
+    (DATASET, (Dataset | InvalidValue, ...))
     (STATUS, (), status, end_time_ms)
     (ARTIFACT, {path in the run's artifacts: what is uploaded, see `_source`})
 
-A value that could not be converted at the call is an [Unfit][] in its place; its entry fails alone.
+A value that could not be converted at the call is an [InvalidValue][] in its place; its entry fails alone.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ MAX_TAG_VALUE: Final = 8_000
 
 SYSTEM_TAGS: Final = 2
 """Tags of ours in a create-run: what the run is recognised by, and its parent."""
-RIDERS: Final = 1_000 - SYSTEM_TAGS
+MAX_CREATE_TAGS: Final = 1_000 - SYSTEM_TAGS
 """Tags that a create-run carries besides."""
-RIDER_BYTES: Final = 250_000
+MAX_CREATE_TAG_BYTES: Final = 250_000
 """The same in bytes of ASCII-escaped JSON: the answer echoes them, and answers are read up to 1 MB."""
 
-ENVELOPE: Final = 320
+ENVELOPE_BYTES: Final = 320
 """Bytes a log-batch has at most besides its fragments: its brackets and names, and a run id of up to 256 characters."""
 
 TOKEN_TAG: Final = "runqueue.create_id"
@@ -92,14 +92,14 @@ class NewRun:
 
 
 @attrs.frozen
-class Unfit:
+class InvalidValue:
     """A value that cannot be sent, in the place it was given at, and why."""
 
     value: object
     reason: str
 
 
-def safe_in_create(key: str) -> bool:
+def is_safe_in_create(key: str) -> bool:
     """
     Whether a tag may travel inside create-run.
 
@@ -124,7 +124,7 @@ def describe(record: Record, start: int, stop: int) -> Iterator[Entry]:
         yield Entry(name, "status", record[2])
     elif kind == DATASET:
         for given in record[1][start:stop]:
-            yield Entry(name, None, given.value) if isinstance(given, Unfit) else Entry(name, given.name, given)
+            yield Entry(name, None, given.value) if isinstance(given, InvalidValue) else Entry(name, given.name, given)
     elif kind == ARTIFACT:  # without what is uploaded: it may be large, and a report is kept
         for path in islice(record[1], start, stop):
             yield Entry(name, path)
@@ -135,9 +135,9 @@ def describe(record: Record, start: int, stop: int) -> Iterator[Entry]:
 
 
 def _given(value: Any) -> Any:
-    return value.value if isinstance(value, Unfit) else value
+    return value.value if isinstance(value, InvalidValue) else value
 
 
-def milliseconds(stamp: int | Unfit) -> int | Unfit:
+def milliseconds(stamp: int | InvalidValue) -> int | InvalidValue:
     """A record's timestamp, which is in nanoseconds."""
-    return stamp if isinstance(stamp, Unfit) else stamp // MILLISECOND
+    return stamp if isinstance(stamp, InvalidValue) else stamp // MILLISECOND

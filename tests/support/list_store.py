@@ -25,9 +25,16 @@ from runqueue.queueing.delivery._sender import Sender
 from runqueue.stores._protocol import CREATE_RUN, DELETE_RUN, LOG_BATCH, SEARCH_RUNS, UPDATE_RUN, Endpoint
 from runqueue.wire._answer import error_of
 from runqueue.wire._encoder import Encoder
-from runqueue.wire._records import ENVELOPE, MLFLOW_LIMITS, RIDER_BYTES, RIDERS, TOKEN_TAG, NewRun
+from runqueue.wire._records import (
+    ENVELOPE_BYTES,
+    MAX_CREATE_TAG_BYTES,
+    MAX_CREATE_TAGS,
+    MLFLOW_LIMITS,
+    TOKEN_TAG,
+    NewRun,
+)
 
-BOUNDS = Bounds.of(MLFLOW_LIMITS, envelope=ENVELOPE, riders=RIDERS, rider_bytes=RIDER_BYTES)
+BOUNDS = Bounds.of(MLFLOW_LIMITS, envelope=ENVELOPE_BYTES, riders=MAX_CREATE_TAGS, rider_bytes=MAX_CREATE_TAG_BYTES)
 ETERNITY = 1e9
 """Virtual seconds."""
 

@@ -25,7 +25,7 @@ from mlflow.entities import RunStatus
 from runqueue import RunqueueError
 from runqueue.integrations.mlflow import _entities
 from runqueue.integrations.mlflow._queue import Queue
-from runqueue.settings._config import without_secrets
+from runqueue.settings._config import redact_uri
 
 _OF_ALL: Final = frozenset(
     (
@@ -89,7 +89,7 @@ class QueuedStore:
 
     def __repr__(self) -> str:
         state = "no queue" if self._queue is None else repr(self._queue)
-        return f"<QueuedStore {without_secrets(self._uri)} {state} before {type(self._plain).__name__}>"
+        return f"<QueuedStore {redact_uri(self._uri)} {state} before {type(self._plain).__name__}>"
 
     def __reduce__(self) -> Any:
         raise TypeError("a tracking store is not pickled; mlflow.MlflowClient is, and finds its store anew")

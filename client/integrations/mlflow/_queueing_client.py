@@ -21,7 +21,7 @@ from runqueue import Client, PendingRunId, RunqueueError
 from runqueue.errors import ConfigError
 from runqueue.integrations.mlflow._run_operations import Outcome, RunOperations, UnderWay, failed
 from runqueue.runtime import _notices
-from runqueue.settings._config import as_uri, resolve_tracking_uri
+from runqueue.settings._config import path_as_uri, resolve_tracking_uri
 from runqueue.wire._records import MAX_KEY
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class QueueingClient:
     """
 
     def __init__(self, tracking_uri: str | PathLike[str] | None = None) -> None:
-        self._uri = resolve_tracking_uri(as_uri(tracking_uri))
+        self._uri = resolve_tracking_uri(path_as_uri(tracking_uri))
         del tracking_uri  # what catches errors may show the locals of this frame
         self._client = self._made()
         self._flushes: set[UnderWay] = set()
@@ -65,7 +65,7 @@ class QueueingClient:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A pickled client has nothing queued: that stays here, and is sent from here, once."""
-        return (type(self), (self._client._engine.config.portable(self._uri)["tracking_uri"],))
+        return (type(self), (self._client._engine.config.portable_settings(self._uri)["tracking_uri"],))
 
     def __enter__(self) -> Self:
         return self

@@ -18,7 +18,7 @@ from runqueue.artifacts import _source as artifacts
 from runqueue.artifacts._server import served_at
 from runqueue.errors import CallTypeError, ConfigError, RejectedError
 from runqueue.http._upload import CHUNK
-from runqueue.wire._records import Unfit
+from runqueue.wire._records import InvalidValue
 
 # As untyped as MLflow's own modules are.
 EXCEPTIONS: Any = importlib.import_module("mlflow.exceptions")
@@ -40,10 +40,10 @@ def test_a_folder_is_taken_when_mlflow_takes_it(path: str) -> None:
     except EXCEPTIONS.MlflowException:
         taken = False
     if taken:
-        assert artifacts.folder(path) == path
+        assert artifacts.artifact_folder(path) == path
     else:
         with pytest.raises(ConfigError):
-            artifacts.folder(path)
+            artifacts.artifact_folder(path)
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../up", "a/../../up", "..", ".", "", "/", "//x", "a\0b"])
@@ -67,9 +67,9 @@ def test_a_folder_outside_of_the_run_is_refused_at_the_call(client: runqueue.Cli
 
 def test_a_file_is_named_as_by_mlflow() -> None:
     """In the shortest spelling."""
-    assert artifacts.file_path("a/../b//c.txt") == "b/c.txt"
-    assert artifacts.file_path("dir/") == "dir"
-    assert artifacts.file_path(Path("x/y")) == "x/y"
+    assert artifacts.artifact_file_path("a/../b//c.txt") == "b/c.txt"
+    assert artifacts.artifact_file_path("dir/") == "dir"
+    assert artifacts.artifact_file_path(Path("x/y")) == "x/y"
 
 
 def test_what_is_no_path_raises_at_once(client: runqueue.Client) -> None:
@@ -132,15 +132,19 @@ def tree(folder: Path) -> Path:
 
 
 def shown(found: dict[str, artifacts.Source]) -> dict[str, Any]:
-    return {name: each.reason if isinstance(each, Unfit) else each.size for name, each in found.items()}
+    return {name: each.reason if isinstance(each, InvalidValue) else each.size for name, each in found.items()}
 
 
 def test_a_folder_is_listed_with_all_below_it(tmp_path: Path) -> None:
     """As it is at the call."""
     top = tree(tmp_path)
-    assert shown(artifacts.listed(top, "")) == {"a.txt": 1, "sub/b.txt": 2, "sub/deep/c.txt": 3}
-    assert set(artifacts.listed(top, "x/y")) == {"x/y/a.txt", "x/y/sub/b.txt", "x/y/sub/deep/c.txt"}
-    assert set(artifacts.one(str(top) + "/", "x")) == {"x/top/a.txt", "x/top/sub/b.txt", "x/top/sub/deep/c.txt"}
+    assert shown(artifacts.files_in(top, "")) == {"a.txt": 1, "sub/b.txt": 2, "sub/deep/c.txt": 3}
+    assert set(artifacts.files_in(top, "x/y")) == {"x/y/a.txt", "x/y/sub/b.txt", "x/y/sub/deep/c.txt"}
+    assert set(artifacts.file_or_folder(str(top) + "/", "x")) == {
+        "x/top/a.txt",
+        "x/top/sub/b.txt",
+        "x/top/sub/deep/c.txt",
+    }
 
 
 def test_a_link_that_leaves_the_folder_is_refused_and_one_that_stays_is_not(tmp_path: Path) -> None:
@@ -150,16 +154,16 @@ def test_a_link_that_leaves_the_folder_is_refused_and_one_that_stays_is_not(tmp_
     (top / "in").symlink_to(top / "a.txt")
     (top / "far").symlink_to(tmp_path)
     (top / "near").symlink_to(top / "sub")
-    found = artifacts.listed(top, "")
+    found = artifacts.files_in(top, "")
     assert set(found) == {"a.txt", "sub/b.txt", "sub/deep/c.txt", "out", "in", "far"}
-    assert artifacts.whole(found["in"]) == b"a"
+    assert artifacts.open_source(found["in"]) == b"a"
     for name in ("out", "far"):
         with pytest.raises(RejectedError, match="a symbolic link leads out of"):
-            artifacts.whole(found[name])
+            artifacts.open_source(found[name])
     (tmp_path / "top" / "sub" / "b.txt").unlink()
     (tmp_path / "top" / "sub" / "b.txt").symlink_to(tmp_path / "outside.txt")  # since it was listed
     with pytest.raises(RejectedError, match="a symbolic link leads out of"):
-        artifacts.whole(found["sub/b.txt"])
+        artifacts.open_source(found["sub/b.txt"])
 
 
 def test_a_link_that_was_named_itself_is_followed(tmp_path: Path) -> None:
@@ -167,37 +171,37 @@ def test_a_link_that_was_named_itself_is_followed(tmp_path: Path) -> None:
     top = tree(tmp_path)
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "outside.txt")
-    assert artifacts.whole(artifacts.one(link, "")["link"]) == b"secret"
+    assert artifacts.open_source(artifacts.file_or_folder(link, "")["link"]) == b"secret"
     folder = tmp_path / "again"
     folder.symlink_to(top)
-    assert {name: artifacts.whole(each) for name, each in artifacts.listed(folder, "").items()} == {
+    assert {name: artifacts.open_source(each) for name, each in artifacts.files_in(folder, "").items()} == {
         "a.txt": b"a", "sub/b.txt": b"bb", "sub/deep/c.txt": b"ccc"
     }  # fmt: skip
 
 
 def test_what_is_not_there_fails_in_the_report(tmp_path: Path) -> None:
     """A training does not end for it."""
-    (reason,) = shown(artifacts.one(tmp_path / "gone", "x")).values()
+    (reason,) = shown(artifacts.file_or_folder(tmp_path / "gone", "x")).values()
     assert reason == f"{tmp_path / 'gone'} cannot be read: No such file or directory"
-    assert list(artifacts.one(tmp_path / "gone", "x")) == ["x/gone"]
-    assert shown(artifacts.listed(tmp_path / "gone", "")) == {"gone": reason}
+    assert list(artifacts.file_or_folder(tmp_path / "gone", "x")) == ["x/gone"]
+    assert shown(artifacts.files_in(tmp_path / "gone", "")) == {"gone": reason}
     (tmp_path / "dangling").symlink_to(tmp_path / "gone")
-    assert "No such file" in shown(artifacts.listed(tmp_path, ""))["dangling"]
+    assert "No such file" in shown(artifacts.files_in(tmp_path, ""))["dangling"]
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------
 
 
-def a_file(path: Path, size: int = 0) -> artifacts.File:
-    return artifacts.File(str(path), None, size)
+def a_file(path: Path, size: int = 0) -> artifacts.LocalFile:
+    return artifacts.LocalFile(str(path), None, size)
 
 
 def test_a_pipe_is_no_file_and_nobody_waits_for_it(tmp_path: Path) -> None:
     """To open it would last until somebody writes."""
     os.mkfifo(tmp_path / "pipe")
-    for source in artifacts.listed(tmp_path, "").values():
+    for source in artifacts.files_in(tmp_path, "").values():
         with pytest.raises(RejectedError, match="is no regular file"):
-            artifacts.whole(source)
+            artifacts.open_source(source)
 
 
 @pytest.mark.parametrize("change", ["grows", "shrinks", "touched"])
@@ -205,7 +209,7 @@ def test_a_file_that_changes_while_it_is_read_fails(tmp_path: Path, change: str)
     """What would be stored is no state that it ever had."""
     path = tmp_path / "f"
     path.write_bytes(b"x" * 3 * CHUNK)
-    opened = artifacts.whole(a_file(path))
+    opened = artifacts.open_source(a_file(path))
     assert isinstance(opened, artifacts.OpenFile)
     assert len(opened.read(0, CHUNK)) == CHUNK
     if change == "touched":
@@ -221,7 +225,7 @@ def test_a_file_that_is_replaced_while_it_is_read_is_stored_as_it_was(tmp_path: 
     """Whoever writes a new one and renames it disturbs nobody."""
     path = tmp_path / "f"
     path.write_bytes(b"x" * 2 * CHUNK)
-    opened = artifacts.whole(a_file(path))
+    opened = artifacts.open_source(a_file(path))
     assert isinstance(opened, artifacts.OpenFile)
     (tmp_path / "new").write_bytes(b"y")
     os.replace(tmp_path / "new", path)
@@ -233,9 +237,9 @@ def test_a_file_is_read_when_it_is_uploaded_and_not_before(tmp_path: Path) -> No
     """What it holds then counts, however long it was at the call."""
     path = tmp_path / "f"
     path.write_text("before")
-    source = artifacts.one(path, "")["f"]
+    source = artifacts.file_or_folder(path, "")["f"]
     path.write_text("and after it")
-    assert artifacts.whole(source) == b"and after it"
+    assert artifacts.open_source(source) == b"and after it"
     with artifacts.as_file(source, "f") as given:
         assert given == path
 
@@ -272,6 +276,6 @@ def test_a_file_closed_in_the_middle_of_a_read_is_closed_by_its_reader(tmp_path:
 
 def test_bytes_of_memory_become_a_file_of_their_name(tmp_path: Path) -> None:
     """For whoever takes nothing else; it is gone afterwards."""
-    with artifacts.as_file(artifacts.Held(b"text"), "notes.txt") as path:
+    with artifacts.as_file(artifacts.InMemory(b"text"), "notes.txt") as path:
         assert (path.name, path.read_bytes()) == ("notes.txt", b"text")
     assert not path.exists()

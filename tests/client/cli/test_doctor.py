@@ -25,7 +25,7 @@ import trustme
 from runqueue.cli import _doctor
 from runqueue.cli._findings import credentials_of, kind_of
 from runqueue.cli._main import main
-from runqueue.cli._redactor import Veil
+from runqueue.cli._redactor import Redactor
 from runqueue.cli._tables import missing_file
 from runqueue.settings._config import Config
 from runqueue.stores._resolve import scheme_of
@@ -519,8 +519,8 @@ def test_a_database_in_memory_is_no_file(tmp_path: Path) -> None:
     assert missing_file("postgresql", "postgresql:///db") is None
 
 
-def test_a_veil_covers_secrets_of_the_query_too() -> None:
+def test_a_redactor_hides_secrets_of_the_query_too() -> None:
     """As they stand there, and as they are meant; line breaks go."""
-    veil = Veil("postgresql:///db?password=p%40ss-word&sslmode=require")
-    assert veil.over("p@ss-word\np%40ss-word require") == "*** *** require"
-    assert repr(veil) == "<Veil ***>"
+    redactor = Redactor("postgresql:///db?password=p%40ss-word&sslmode=require")
+    assert redactor.redact("p@ss-word\np%40ss-word require") == "*** *** require"
+    assert repr(redactor) == "<Redactor ***>"

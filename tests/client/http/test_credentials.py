@@ -79,7 +79,7 @@ def frames(traceback: TracebackType | None) -> Iterator[dict[str, Any]]:
         traceback = traceback.tb_next
 
 
-def assert_veiled(error: BaseException) -> None:
+def assert_redacted(error: BaseException) -> None:
     """The secret is nowhere in the error, its causes, its pickle, or the locals of the frames it came through."""
     for each in chain(error):
         for text in (str(each), repr(each), repr(each.__dict__), repr(each.args)):
@@ -254,7 +254,7 @@ def test_no_error_and_no_frame_of_it_holds_the_secret(
         settings["headers"] = {"X-Api-Key": SECRET}
     elif place == "environment":
         monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", SECRET)
-    assert_veiled(failure(uri, **settings))
+    assert_redacted(failure(uri, **settings))
     assert any(SECRET in text or ENCODED in text for text in server.requests[0].headers.values())
 
 
@@ -262,10 +262,10 @@ def test_no_error_and_no_frame_of_it_holds_the_secret(
 def test_no_error_of_a_connection_holds_the_secret(transport: str) -> None:
     """Refused, unknown, or too slow."""
     for uri in (f"http://{HOST}:{free_port()}", "http://nothing.invalid"):
-        assert_veiled(failure(with_user(uri), transport=transport, headers={"X-Api-Key": SECRET}))
+        assert_redacted(failure(with_user(uri), transport=transport, headers={"X-Api-Key": SECRET}))
     with socket.create_server((HOST, 0)) as silent:
         uri = f"http://{HOST}:{silent.getsockname()[1]}"
-        assert_veiled(failure(with_user(uri), transport=transport, request_timeout=0.1))
+        assert_redacted(failure(with_user(uri), transport=transport, request_timeout=0.1))
 
 
 BAD_TOKENS = [f"{SECRET}\r\nX-Evil: 1", f"{SECRET}\0", f"{SECRET}\N{SNOWMAN}"]
@@ -302,7 +302,7 @@ def test_a_callables_token_that_no_header_can_hold_is_not_shown(
 ) -> None:
     """Nothing is sent with it, and it is not retried: the same token would be refused again."""
     error = failure(server.uri, token=lambda: token, transport=transport)
-    assert_veiled(error)
+    assert_redacted(error)
     assert not error.retriable
     assert server.count() == 0
 
@@ -340,10 +340,10 @@ def test_what_a_server_echoes_is_not_shown(server: ScriptedServer) -> None:
     """Debug pages of proxies print the request's headers."""
     page = f"<html>You sent: Authorization: Bearer {SECRET} and {basic('user', SECRET)}</html>"
     server.fail("", Fault.answer(502, page), times=None)
-    assert_veiled(failure(server.uri, token=SECRET))
-    assert_veiled(failure(with_user(server.uri)))
+    assert_redacted(failure(server.uri, token=SECRET))
+    assert_redacted(failure(with_user(server.uri)))
     server.fail("", Fault.answer(400, {"error_code": "X", "message": page}), times=None)
-    assert_veiled(failure(server.uri, headers={"X-Api-Key": SECRET}))
+    assert_redacted(failure(server.uri, headers={"X-Api-Key": SECRET}))
 
 
 of_httpx_aiohttp = pytest.mark.filterwarnings(
@@ -392,10 +392,10 @@ def test_a_proxy_that_refuses_or_is_not_there_is_named_without_its_password(
     """Neither can have stored anything where the proxy could not be reached."""
     server.fail("", Fault.answer(407), times=None)
     monkeypatch.setenv(f"{scheme}_proxy", with_user(server.uri))
-    assert_veiled(failure(f"{scheme}://nothing.invalid", transport=transport))
+    assert_redacted(failure(f"{scheme}://nothing.invalid", transport=transport))
     monkeypatch.setenv(f"{scheme}_proxy", with_user(f"http://{HOST}:{free_port()}"))
     error = failure(f"{scheme}://nothing.invalid", transport=transport)
-    assert_veiled(error)
+    assert_redacted(error)
     assert (error.retriable, error.ambiguous) == (True, False)
 
 
@@ -516,7 +516,7 @@ def test_a_callable_that_gives_no_text_is_said(server: ScriptedServer, given: An
     """By its type; nothing is sent."""
     error = failure(server.uri, token=lambda: given)
     assert f"gave {type(given).__name__}" in str(error)
-    assert_veiled(error)
+    assert_redacted(error)
     assert server.count() == 0
 
 
@@ -530,7 +530,7 @@ def test_whatever_a_token_raises_ends_the_request_only(server: ScriptedServer, r
     error = failure(server.uri, token=token)
     assert isinstance(error, AuthError)
     assert type(raised).__name__ in str(error)
-    assert_veiled(error)
+    assert_redacted(error)
 
 
 def test_a_defect_on_the_way_shows_no_secret(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -542,4 +542,4 @@ def test_a_defect_on_the_way_shows_no_secret(server: ScriptedServer, monkeypatch
     monkeypatch.setattr("runqueue.http._connection.Connection.send", broken)
     error = failure(server.uri, token=SECRET * 2, transport="httpx")
     assert "LookupError at test_credentials.py:" in str(error)
-    assert_veiled(error)
+    assert_redacted(error)

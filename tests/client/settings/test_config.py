@@ -14,7 +14,7 @@ import pytest
 
 import runqueue
 from runqueue import CallTypeError, ConfigError, Limits
-from runqueue.settings._config import Config, without_secrets
+from runqueue.settings._config import Config, redact_uri
 from runqueue.stores._resolve import check_uri
 from support.mlflow_server import clean_environment
 
@@ -111,8 +111,8 @@ def test_good_settings_are_kept() -> None:
     config = Config(tracking_uri=URI, max_workers=3, request_timeout=0.5, retry_timeout=0, headers=headers)
     headers["X-Team"] = "other"
     assert config.headers == {"X-Team": "vision"}
-    assert (config.max_workers, config.seconds_per_request(), config.retrying().timeout) == (3, 0.5, 0)
-    assert (Config().seconds_per_request(), Config().retrying().timeout) == (60, 300)
+    assert (config.max_workers, config.seconds_per_request(), config.retry_settings().timeout) == (3, 0.5, 0)
+    assert (Config().seconds_per_request(), Config().retry_settings().timeout) == (60, 300)
     with pytest.raises(AttributeError):
         config.max_workers = 4  # type: ignore[misc]
 
@@ -153,7 +153,7 @@ def test_a_request_timeout_of_the_environment_is_taken(
 )
 def test_a_uri_is_shown_without_its_secrets(uri: str, shown: str) -> None:
     """User info is replaced, and nothing else."""
-    assert without_secrets(uri) == shown
+    assert redact_uri(uri) == shown
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_a_uri_is_shown_without_its_secrets(uri: str, shown: str) -> None:
 )
 def test_user_info_is_not_shown_where_the_slashes_are_wrong(uri: str, shown: str) -> None:
     """What was meant as a password stands there all the same."""
-    assert without_secrets(uri) == shown
+    assert redact_uri(uri) == shown
 
 
 @pytest.mark.parametrize("uri", ["u:1234/s3cret@host", "u:1234?s3cret@host:80", "u:1234#s3cret@host", "host/s3cret@x"])
@@ -216,7 +216,7 @@ def test_what_is_no_name_of_a_header_is_not_shown(headers: Any) -> None:
 
 def test_a_password_in_the_query_of_a_uri_is_not_shown() -> None:
     """SQLAlchemy takes it there too."""
-    assert "s3cret" not in without_secrets("postgresql://host/db?user=u&password=s3cret&sslmode=require")
+    assert "s3cret" not in redact_uri("postgresql://host/db?user=u&password=s3cret&sslmode=require")
 
 
 # -- the tracking URI ------------------------------------------------------------------------------------------------

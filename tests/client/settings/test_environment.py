@@ -46,7 +46,7 @@ def read(name: str) -> float | None:
     """What the settings make of the variable."""
     if name == TIMEOUT:
         return Config().seconds_per_request()
-    retrying = Config().retrying()
+    retrying = Config().retry_settings()
     return {RETRIES: retrying.retries, FACTOR: retrying.base, JITTER: retrying.jitter}[name]
 
 
@@ -121,7 +121,7 @@ def attempts(retry_after: float | None = None, **settings: Any) -> list[float]:
 
     async def main() -> list[float]:
         store = FakeStore(lambda _: StoreError("503", retriable=True, retry_after=retry_after), seconds=0)
-        policy = RetryPolicy(**attrs.asdict(Config(**settings).retrying()))
+        policy = RetryPolicy(**attrs.asdict(Config(**settings).retry_settings()))
         accumulator = Accumulator(encode)
         with anyio.fail_after(ETERNITY):
             async with Sender(accumulator, store, bounds=bounds(), max_workers=8, retry=policy) as sender:

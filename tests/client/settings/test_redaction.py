@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runqueue.settings._redaction import of_header, of_proxies, user_info, veil
+from runqueue.settings._redaction import proxy_user_info, redact, secrets_in_header, user_info
 
 SPELLINGS: dict[str, Callable[[str], str]] = {
     "plain": str,
@@ -43,41 +43,41 @@ THORNS = "'\"/\\@%41&<: +=\N{SNOWMAN}\N{LATIN SMALL LETTER U WITH DIAERESIS}\N{G
 @given(middle=st.text(THORNS, max_size=6))
 def test_a_secret_is_found_in_every_spelling(spell: Callable[[str], str], middle: str) -> None:
     """Whoever wrote it down."""
-    text = veil(f"before {spell(f'Head{middle}Tail')} after", [f"Head{middle}Tail"])
+    text = redact(f"before {spell(f'Head{middle}Tail')} after", [f"Head{middle}Tail"])
     assert "Head" not in text and "Tail" not in text
     assert text.startswith("before ") and text.endswith(" after")
 
 
 def test_the_longer_secret_comes_first() -> None:
     """One may hold another, and what is left of it would be shown."""
-    assert veil("Bearer abcdefgh", ["abcd", "Bearer abcdefgh"]) == "***"
+    assert redact("Bearer abcdefgh", ["abcd", "Bearer abcdefgh"]) == "***"
 
 
 def test_what_is_too_short_to_tell_is_left() -> None:
     """And a short name is taken for one only where it is a word."""
     assert (
-        veil("a user of users, superuser, user_1", ["a", "use", ""], ["user", "of"])
+        redact("a user of users, superuser, user_1", ["a", "use", ""], ["user", "of"])
         == "a *** of users, superuser, ***_1"
     )
-    assert veil("xsomebodyx", [], ["somebody"]) == "x***x"
+    assert redact("xsomebodyx", [], ["somebody"]) == "x***x"
 
 
 def test_the_parts_of_user_info_and_headers() -> None:
     """Quoted and not, in base64 and not."""
     basic = b64encode(b"u@ser:p/w").decode()
     assert user_info("u%40ser:p%2Fw") == (("u%40ser", "u@ser"), ("p%2Fw", "p/w", basic))
-    assert [*of_header(f"Basic {basic}")] == [f"Basic {basic}", basic, "u@ser:p/w", "p/w"]
-    assert [*of_header("Bearer x")] == ["Bearer x", "x"]
-    assert "v1" in [*of_header("a=v1; b=v2")] and "v2" in [*of_header("a=v1; b=v2")]
-    assert [*of_header("Basic nonsense")] == ["Basic nonsense", "nonsense"]
+    assert [*secrets_in_header(f"Basic {basic}")] == [f"Basic {basic}", basic, "u@ser:p/w", "p/w"]
+    assert [*secrets_in_header("Bearer x")] == ["Bearer x", "x"]
+    assert "v1" in [*secrets_in_header("a=v1; b=v2")] and "v2" in [*secrets_in_header("a=v1; b=v2")]
+    assert [*secrets_in_header("Basic nonsense")] == ["Basic nonsense", "nonsense"]
 
 
 @pytest.mark.parametrize("value", ["http://u:p/w@host:1", "u:p/w@host", "http://u:p/w@host:port:1"])
 def test_proxies_of_the_environment_are_known_by_their_variables(value: str) -> None:
     """Also where their URI cannot be read."""
-    names, secrets = of_proxies([("HTTPS_proxy", value), ("NO_PROXY", "host"), ("PATH", "x@y")])
+    names, secrets = proxy_user_info([("HTTPS_proxy", value), ("NO_PROXY", "host"), ("PATH", "x@y")])
     assert "u" in names and "p/w" in secrets
-    assert of_proxies(os.environ.items()) == ([], [])
+    assert proxy_user_info(os.environ.items()) == ([], [])
 
 
 @pytest.mark.parametrize("run", ["\\", "%25", "&amp;", " ", "\\n", "x"])
@@ -85,5 +85,5 @@ def test_proxies_of_the_environment_are_known_by_their_variables(value: str) -> 
 def test_no_body_makes_the_search_endless(run: str, secret: str) -> None:
     """A server chooses what is looked through."""
     begin = time.process_time()
-    veil(run * (100_000 // len(run)), [secret])
+    redact(run * (100_000 // len(run)), [secret])
     assert time.process_time() - begin < 5

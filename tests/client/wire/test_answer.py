@@ -58,7 +58,7 @@ def test_secrets_are_taken_out_before_a_text_is_cut(status: int, code: str | Non
     """Of half a secret nobody would know that it is one; nor of one whose tags were stripped."""
     text = "x" * before + "abc<def>ghi" + "x" * 2_000
     body = json.dumps({"error_code": code, "message": text}).encode() if code else text.encode()
-    shown = str(refusal(status, body, veil=lambda text: text.replace("abc<def>ghi", "***")))
+    shown = str(refusal(status, body, redact=lambda text: text.replace("abc<def>ghi", "***")))
     assert "abc" not in shown and "def" not in shown and "ghi" not in shown
 
 
@@ -67,7 +67,7 @@ def test_an_answer_is_judged_by_what_came_and_not_by_what_is_shown() -> None:
     body = json.dumps(
         {"error_code": "INVALID_PARAMETER_VALUE", "message": "The run r must be in the 'active' state"}
     ).encode()
-    error = refusal(400, body, veil=lambda text: text.replace("active", "***"))
+    error = refusal(400, body, redact=lambda text: text.replace("active", "***"))
     assert isinstance(error, NotFoundError) and "'***'" in str(error)
 
 

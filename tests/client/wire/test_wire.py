@@ -20,7 +20,15 @@ from runqueue.queueing.batches._batch import DATASET, METRIC, PARAM, RUN, STATUS
 from runqueue.wire._bodies import create_run_body, log_batch_body, log_inputs_body, status_body
 from runqueue.wire._encoder import Encoder
 from runqueue.wire._points import MILLISECOND
-from runqueue.wire._records import ENVELOPE, MAX_KEY, MAX_PARAM_VALUE, MAX_TAG_VALUE, NewRun, Unfit, describe
+from runqueue.wire._records import (
+    ENVELOPE_BYTES,
+    MAX_KEY,
+    MAX_PARAM_VALUE,
+    MAX_TAG_VALUE,
+    InvalidValue,
+    NewRun,
+    describe,
+)
 
 CHARACTERS = st.characters(exclude_categories=["Cs"])
 TEXT = st.text(CHARACTERS)
@@ -45,7 +53,9 @@ def encoded(record: Record, encoder: Encoder | None = None, memory: dict[Any, An
 
 def metric(values: Mapping[Any, Any], timestamp: Any = 1, step: Any = 0) -> Record:
     """A record of metrics as the faces queue it; *timestamp* in ms."""
-    return record_of(METRIC, values, timestamp if isinstance(timestamp, Unfit) else timestamp * MILLISECOND, step)
+    return record_of(
+        METRIC, values, timestamp if isinstance(timestamp, InvalidValue) else timestamp * MILLISECOND, step
+    )
 
 
 def as_float(sent: object) -> float:
@@ -123,7 +133,7 @@ def test_values_that_are_no_numbers_fail_alone(values: dict[str, Any]) -> None:
         (10**5000, "int"),
         (Decimal("sNaN"), "sNaN"),
         (Fraction(10**400), "Fraction"),
-        (Unfit("x", "said before"), "said before"),
+        (InvalidValue("x", "said before"), "said before"),
         ("x" * 10_000, "xxx..."),
     ],
     ids=lambda value: type(value).__name__,
@@ -141,10 +151,10 @@ def test_the_fault_of_a_value_shows_it_in_short(value: object, words: str) -> No
     [
         (1, 2**63, "step 9223372036854775808 does not fit"),
         (1, -(2**63) - 1, "step -9223372036854775809 does not fit"),
-        (1, Unfit("7", "step '7' is text"), "step '7' is text"),
+        (1, InvalidValue("7", "step '7' is text"), "step '7' is text"),
         (2**63, 1, "timestamp 9223372036854775808 does not fit"),
         (-1, 1, "timestamp -1 is negative"),
-        (Unfit(1.5, "timestamp 1.5 is"), 1, "timestamp 1.5 is"),
+        (InvalidValue(1.5, "timestamp 1.5 is"), 1, "timestamp 1.5 is"),
         (1, 10**5000, "step"),
     ],
     ids=lambda value: type(value).__name__,
@@ -309,7 +319,7 @@ def test_datasets_come_back_exactly(
 @pytest.mark.parametrize(
     "bad",
     [
-        Unfit("x", "no dataset"),
+        InvalidValue("x", "no dataset"),
         Dataset(7, "d"),  # type: ignore[arg-type]
         Dataset("n", None),  # type: ignore[arg-type]
         Dataset("n", "d", schema=b"{}"),  # type: ignore[arg-type]
@@ -347,11 +357,11 @@ def test_bodies_are_the_json_that_mlflow_documents(
 
 
 def test_the_envelope_is_never_larger_than_reckoned_with() -> None:
-    """The longest run id, all kinds: what is not fragments and commas stays below ENVELOPE."""
+    """The longest run id, all kinds: what is not fragments and commas stays below ENVELOPE_BYTES."""
     whole = batch(metric({"m": 1.0}), record_of(PARAM, {"p": "1"}), record_of(TAG, {"t": "1"}, True))
-    assert len(log_batch_body("r" * 256, whole)) <= whole.size + ENVELOPE
+    assert len(log_batch_body("r" * 256, whole)) <= whole.size + ENVELOPE_BYTES
     inputs = batch(record_of(DATASET, (Dataset("a", "b"),)))
-    assert len(log_inputs_body("r" * 256, inputs)) <= inputs.size + ENVELOPE
+    assert len(log_inputs_body("r" * 256, inputs)) <= inputs.size + ENVELOPE_BYTES
     assert json.loads(log_inputs_body("r", inputs)) == {
         "run_id": "r",
         "datasets": [
@@ -387,8 +397,12 @@ def test_one_small_body_ends_a_run() -> None:
     ("record", "at", "entry"),
     [
         (metric({"a": 1, "b": "x"}, 5, 3), 1, Entry("metric", "b", "x", 3, 5)),
-        (metric({"a": Unfit(1j, "why")}, Unfit("t", "why"), Unfit(1.5, "why")), 0, Entry("metric", "a", 1j, 1.5, "t")),
-        (record_of(PARAM, {"a": 1, "b": Unfit("o", "why")}), 1, Entry("param", "b", "o")),
+        (
+            metric({"a": InvalidValue(1j, "why")}, InvalidValue("t", "why"), InvalidValue(1.5, "why")),
+            0,
+            Entry("metric", "a", 1j, 1.5, "t"),
+        ),
+        (record_of(PARAM, {"a": 1, "b": InvalidValue("o", "why")}), 1, Entry("param", "b", "o")),
         (record_of(TAG, {"a": 1}, True), 0, Entry("tag", "a", 1)),
         (record_of(DATASET, (Dataset("n", "d"),)), 0, Entry("dataset", "n", Dataset("n", "d"))),
         (record_of(RUN, ("run",), (), NewRun("0", None, 1, "name", None, {})), 0, Entry("run", "name")),

@@ -35,7 +35,7 @@ from runqueue.queueing.batches._part import JoinError, Pack
 from runqueue.wire._bodies import log_batch_body, log_inputs_body
 from runqueue.wire._encoder import Encoder
 from runqueue.wire._points import MILLISECOND
-from runqueue.wire._records import Unfit
+from runqueue.wire._records import InvalidValue
 from support.engine import books, bounds, check_lane, encode, fill, inside, lane_of, metrics, named, points
 
 Answer: TypeAlias = "StoreError | str | None"
@@ -47,9 +47,9 @@ ODD_KEYS: Final = ("k" * 247 + "...", "k" * 251, "k" * 300, "\ud800", 7, None)
 ODD_VALUES: Final = (
     math.nan, math.inf, -math.inf, -0.0, 0, 1, True, 2**63, 10**400, -(10**400), Decimal("0.1"), Decimal("sNaN"),
     Fraction(1, 3), np.float64(0.1), np.float32(0.1), np.int64(3), np.str_("1"), 1j, "text", b"1", None,
-    Unfit("x", "why"),
+    InvalidValue("x", "why"),
 )  # fmt: skip
-ODD_WHOLES: Final = (-1, -(2**63), -(2**63) - 1, 2**63 - 1, 2**63, True, Unfit("x", "why"))
+ODD_WHOLES: Final = (-1, -(2**63), -(2**63) - 1, 2**63 - 1, 2**63, True, InvalidValue("x", "why"))
 
 ANSWERS: Final[tuple[Answer, ...]] = (
     None, None, None, None, RejectedError("no"), RejectedError("name", bars_key=True),
