@@ -63,7 +63,7 @@ ROOMS: Final[dict[str, Room]] = {
     "_entities": Room("", "attrs"),
     "errors": Room("_entities queueing"),
     "_run_id": Room("runtime"),
-    "settings": Room("errors queueing", "attrs"),
+    "settings": Room("errors queueing", "attrs", {"_tracking_uri": "mlflow"}),
     "wire": Room("_entities _run_id errors queueing queueing.batches", "attrs orjson"),
     "http": Room(
         "errors queueing runtime settings",

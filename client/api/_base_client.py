@@ -21,17 +21,9 @@ from runqueue.engine._operations import RunOperations
 from runqueue.errors import CallTypeError, ClosedError, ConfigError
 from runqueue.queueing import Lane, Limits, Record
 from runqueue.queueing.batches._batch import RUN, record_of
-from runqueue.settings._config import (
-    Config,
-    OnFailure,
-    OnFull,
-    Token,
-    Transport,
-    path_as_uri,
-    redact_uri,
-    resolve_tracking_uri,
-    seconds,
-)
+from runqueue.settings._config import Config, OnFailure, OnFull, Token, Transport, seconds
+from runqueue.settings._redaction import redact_uri
+from runqueue.settings._tracking_uri import path_as_uri, resolve_tracking_uri
 from runqueue.stores._resolve import check_uri
 from runqueue.wire._records import NewRun
 

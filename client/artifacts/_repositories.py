@@ -27,7 +27,7 @@ from runqueue.http._upload import Meter
 from runqueue.queueing import Scope, StoreError
 from runqueue.runtime._blocking import in_thread
 from runqueue.runtime._fork import importing
-from runqueue.settings._config import redact_uri
+from runqueue.settings._redaction import redact_uri
 from runqueue.wire._answer import RETRIABLE, error_of
 
 PATIENCE: Final = 300.0

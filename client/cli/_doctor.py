@@ -31,7 +31,9 @@ from runqueue.cli._tables import DATABASES, missing_file, missing_in, unused_fol
 from runqueue.errors import AuthError, NotFoundError, Scope, StoreError, UnavailableError, UnexpectedAnswerError
 from runqueue.runtime._blocking import in_thread, resolve_by
 from runqueue.settings import _environment as environment
-from runqueue.settings._config import Config, redact_uri, resolve_tracking_uri
+from runqueue.settings._config import Config
+from runqueue.settings._redaction import redact_uri
+from runqueue.settings._tracking_uri import resolve_tracking_uri
 from runqueue.stores._protocol import GET_EXPERIMENT, SEARCH_RUNS, Endpoint, Store, Traffic
 from runqueue.stores._resolve import DATABRICKS, check_uri, make_store, scheme_of
 

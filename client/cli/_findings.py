@@ -18,7 +18,8 @@ from urllib.parse import parse_qsl, urlsplit
 from runqueue.cli._tables import DATABASES
 from runqueue.http import _plugins, _tls
 from runqueue.settings import _environment as environment
-from runqueue.settings._config import Config, redact_uri
+from runqueue.settings._config import Config
+from runqueue.settings._redaction import redact_uri
 from runqueue.stores._resolve import DATABRICKS, DELEGATED, scheme_of
 
 HTTP: Final = frozenset(("http", "https"))

@@ -15,8 +15,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from runqueue.errors import AuthError
 from runqueue.http._credentials import find_netrc, read_file, read_netrc
-from runqueue.settings._config import _SECRET_ITEM, redact_uri
-from runqueue.settings._redaction import proxy_user_info, redact, user_info
+from runqueue.settings._redaction import SECRET_QUERY_ITEM, proxy_user_info, redact, redact_uri, user_info
 
 VARIABLES: Final = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 
@@ -51,7 +50,7 @@ def _secrets(uri: str) -> Iterator[str]:
     head = uri.rpartition("@")[0]
     yield from user_info(head.partition("//")[2] or head)[1]
     with suppress(ValueError):
-        for found in _SECRET_ITEM.finditer(urlsplit(uri).query):
+        for found in SECRET_QUERY_ITEM.finditer(urlsplit(uri).query):
             yield found.group()[len(found.group(1)) :]
             yield from (value for _, value in parse_qsl(found.group()))
     yield from _of_netrc(uri)

@@ -30,7 +30,8 @@ from runqueue.queueing.batches._batch import METRIC, STATUS, record_of
 from runqueue.queueing.lanes._intake import Intake
 from runqueue.runtime import _exit, _fork, _notices
 from runqueue.runtime._loop_thread import LoopThread
-from runqueue.settings._config import Config, redact_uri
+from runqueue.settings._config import Config
+from runqueue.settings._redaction import redact_uri
 from runqueue.stores._protocol import Traffic
 from runqueue.stores._resolve import make_store
 from runqueue.wire._encoder import Encoder

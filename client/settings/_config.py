@@ -8,20 +8,17 @@ secret is shown.
 from __future__ import annotations
 
 import math
-import os
 import re
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
-from urllib.parse import quote, urlsplit, urlunsplit
 
 import attrs
 
 from runqueue.errors import CallTypeError, ConfigError
 from runqueue.queueing import Limits
 from runqueue.settings import _environment as environment
-from runqueue.settings._plain_uri import plain_uri
+from runqueue.settings._redaction import redact_uri, strip_secrets
 
 Token: TypeAlias = str | Callable[[], str]
 Transport: TypeAlias = Literal["auto", "httpx"]
@@ -30,9 +27,6 @@ OnFailure: TypeAlias = Literal["raise", "warn"]
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 """Source: RFC 9110, 5.6.2, "token"."""
-
-_BEFORE_USER_INFO = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?//")
-_SECRET_ITEM = re.compile(r"(?i)(\b[^=&]*(?:pass|pwd|token|secret|key|odbc_connect)[^=&]*=)[^&]*")
 
 DEFAULT_REQUEST_TIMEOUT = 60.0
 DEFAULT_RETRY_TIMEOUT = 300.0
@@ -275,65 +269,3 @@ class Config:
             base=DEFAULT_BACKOFF if base is None else base,
             jitter=environment.number("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER") or 0.0,
         )
-
-
-def path_as_uri(given: str | os.PathLike[str] | None) -> str | None:
-    """A path counts as the URI of the folder, as in mlflow."""
-    return Path(given).absolute().resolve().as_uri() if isinstance(given, os.PathLike) else given
-
-
-def resolve_tracking_uri(given: str | None) -> str:
-    """
-    The tracking URI as `mlflow` would resolve it: the one given, the one set in an `mlflow` that is imported already
-    (it is not imported for this), MLFLOW_TRACKING_URI, mlflow's own default. Without the prefix that asks mlflow for
-    the queued store: a client queues by itself.
-    """
-    if given is not None:
-        return plain_uri(given)
-    get_tracking_uri = getattr(sys.modules.get("mlflow"), "get_tracking_uri", None)
-    if get_tracking_uri is not None:
-        return plain_uri(str(get_tracking_uri()))
-    return plain_uri(os.environ.get("MLFLOW_TRACKING_URI") or _default_uri())
-
-
-def _default_uri() -> str:
-    folder = Path("mlruns")
-    if _holds_runs(folder):
-        return folder.absolute().as_uri()
-    return f"sqlite:///{quote(Path('mlflow.db').absolute().as_posix())}"
-
-
-def _holds_runs(folder: Path) -> bool:
-    """Whether mlflow's file store has kept data here; mlflow goes on using it then."""
-    try:
-        return any(each.name.isdigit() and (each / "meta.yaml").exists() for each in folder.iterdir() if each.is_dir())
-    except OSError:
-        return False
-
-
-def strip_secrets(uri: str) -> str:
-    """The URI without its user info, and without what looks like a secret in its query."""
-    parts = urlsplit(uri)
-    query = "&".join(item for item in parts.query.split("&") if _SECRET_ITEM.search(item) is None)
-    if "@" not in parts.netloc and query == parts.query:
-        return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=query))
-
-
-def redact_uri(uri: str) -> str:
-    """The URI with `***` for its user info, and for what looks like a secret in its query."""
-    try:
-        urlsplit(uri)
-    except ValueError:
-        return "***"
-    head, _, tail = uri.rpartition("@")
-    scheme, _, user_info = head.partition("//")
-    if ":" in head and not _BEFORE_USER_INFO.match(head):  # a scheme or a slash was forgotten
-        return f"***@{tail}"
-    if user_info and not user_info.startswith("/"):  # by the raw text: a password may hold what ends a host for others
-        uri = f"{scheme}//***@{tail}"
-    parts = urlsplit(uri)
-    query = _SECRET_ITEM.sub(r"\1***", parts.query)
-    if "@" not in parts.netloc:
-        return uri if query == parts.query else urlunsplit(parts._replace(query=query))
-    return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2], query=query))

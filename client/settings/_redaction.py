@@ -12,7 +12,7 @@ import re
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator
 from typing import Final
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 SHORTEST: Final = 4
 """Characters of a secret that is redacted in messages; a password of one letter would leave none of them readable."""
@@ -22,6 +22,8 @@ _TELLING: Final = 6
 SECRET_NAME: Final = re.compile(r"(?i)auth|token|key|secret|cookie|sign|cred|pass|jwt|session")
 """Of a header."""
 
+_BEFORE_USER_INFO: Final = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?//")
+SECRET_QUERY_ITEM: Final = re.compile(r"(?i)(\b[^=&]*(?:pass|pwd|token|secret|key|odbc_connect)[^=&]*=)[^&]*")
 _RUN: Final = re.compile(r"\\+|\s+|.", re.DOTALL)
 
 
@@ -85,6 +87,34 @@ def proxy_user_info(environment: Iterable[tuple[str, str]]) -> tuple[list[str], 
             names += found[0]
             secrets += found[1]
     return names, secrets
+
+
+def strip_secrets(uri: str) -> str:
+    """The URI without its user info, and without what looks like a secret in its query."""
+    parts = urlsplit(uri)
+    query = "&".join(item for item in parts.query.split("&") if SECRET_QUERY_ITEM.search(item) is None)
+    if "@" not in parts.netloc and query == parts.query:
+        return uri
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=query))
+
+
+def redact_uri(uri: str) -> str:
+    """The URI with `***` for its user info, and for what looks like a secret in its query."""
+    try:
+        urlsplit(uri)
+    except ValueError:
+        return "***"
+    head, _, tail = uri.rpartition("@")
+    scheme, _, user_info = head.partition("//")
+    if ":" in head and not _BEFORE_USER_INFO.match(head):  # a scheme or a slash was forgotten
+        return f"***@{tail}"
+    if user_info and not user_info.startswith("/"):  # by the raw text: a password may hold what ends a host for others
+        uri = f"{scheme}//***@{tail}"
+    parts = urlsplit(uri)
+    query = SECRET_QUERY_ITEM.sub(r"\1***", parts.query)
+    if "@" not in parts.netloc:
+        return uri if query == parts.query else urlunsplit(parts._replace(query=query))
+    return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2], query=query))
 
 
 def _pattern(secret: str) -> str:

@@ -25,8 +25,8 @@ from runqueue.http._plugins import put
 from runqueue.http._signing import Outgoing
 from runqueue.queueing import Limits, Scope, StoreError
 from runqueue.runtime._blocking import in_thread
-from runqueue.settings._config import Config, is_header_value, redact_uri
-from runqueue.settings._redaction import SHORTEST, redact, secrets_in_header
+from runqueue.settings._config import Config, is_header_value
+from runqueue.settings._redaction import SHORTEST, redact, redact_uri, secrets_in_header
 from runqueue.stores._protocol import Endpoint, Traffic
 from runqueue.stores._rest import HttpStore
 from runqueue.wire._records import MLFLOW_LIMITS

@@ -32,7 +32,7 @@ from runqueue.errors import AuthError, RejectedError, UnavailableError
 from runqueue.queueing import Limits, Scope, StoreError
 from runqueue.runtime._blocking import in_thread
 from runqueue.runtime._fork import importing
-from runqueue.settings._config import _SECRET_ITEM, redact_uri
+from runqueue.settings._redaction import SECRET_QUERY_ITEM, redact_uri
 from runqueue.stores._file_lock import locked
 from runqueue.stores._mlflow_calls import CALLS, Appended, load_mlflow, log_batch
 from runqueue.stores._protocol import GET_EXPERIMENT, GET_RUN, SEARCH_RUNS, Endpoint, Traffic
@@ -244,7 +244,7 @@ def _secrets(uri: str) -> Iterator[str]:
     except ValueError:
         return
     user, _, password = parts.netloc.rpartition("@")[0].partition(":")
-    found = {password, *(each.group()[len(each.group(1)) :] for each in _SECRET_ITEM.finditer(parts.query))}
+    found = {password, *(each.group()[len(each.group(1)) :] for each in SECRET_QUERY_ITEM.finditer(parts.query))}
     found |= {f"{quote}{name}{quote}" for name in (user, unquote(user)) if name for quote in "'\""}
     found |= {unquote(each) for each in found}
     yield from sorted(found - {""}, key=len, reverse=True)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 from runqueue.errors import ConfigError
 from runqueue.http import _plugins, _tls
-from runqueue.settings._config import Config, redact_uri
+from runqueue.settings._config import Config
+from runqueue.settings._redaction import redact_uri
+from runqueue.settings._tracking_uri import installed_mlflow
 from runqueue.stores._protocol import Store, Traffic
 
 DELEGATED: Final = frozenset(("", "file", "sqlite", "postgresql", "mysql", "mssql"))
@@ -152,12 +153,9 @@ def _file_store_is_refused() -> bool:
     """Whether the installed MLflow has the switch, and it is off. Read off its source: importing it takes seconds."""
     if os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("true", "1"):
         return False
-    spec = importlib.util.find_spec("mlflow")
-    folders = (spec and spec.submodule_search_locations) or ()
-    source = next(
-        (path for path in (Path(each, "store/tracking/file_store.py") for each in folders) if path.exists()), None
-    )
-    return source is not None and b"MLFLOW_ALLOW_FILE_STORE" in source.read_bytes()
+    folder = installed_mlflow()
+    source = folder and folder / "store/tracking/file_store.py"
+    return source is not None and source.exists() and b"MLFLOW_ALLOW_FILE_STORE" in source.read_bytes()
 
 
 def _plugin_schemes() -> set[str]:

@@ -28,8 +28,8 @@ from runqueue.http._credentials import Credentials
 from runqueue.http._signing import Outgoing, Signer
 from runqueue.http._transports import PORTS, Reply, carrier
 from runqueue.queueing import Limits, Scope, StoreError
-from runqueue.settings._config import Config, redact_uri
-from runqueue.settings._redaction import SECRET_NAME, proxy_user_info, redact, secrets_in_header
+from runqueue.settings._config import Config
+from runqueue.settings._redaction import SECRET_NAME, proxy_user_info, redact, redact_uri, secrets_in_header
 from runqueue.stores._protocol import SMALL, Endpoint, Traffic
 from runqueue.wire._answer import judge
 from runqueue.wire._records import MLFLOW_LIMITS

@@ -25,7 +25,7 @@ from mlflow.entities import RunStatus
 from runqueue import RunqueueError
 from runqueue.integrations.mlflow import _entities
 from runqueue.integrations.mlflow._queue import Queue
-from runqueue.settings._config import redact_uri
+from runqueue.settings._redaction import redact_uri
 
 _OF_ALL: Final = frozenset(
     (

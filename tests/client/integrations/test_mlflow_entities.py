@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from runqueue.settings._config import resolve_tracking_uri
 from runqueue.settings._plain_uri import plain_uri
+from runqueue.settings._tracking_uri import resolve_tracking_uri
 from support.mlflow_server import clean_environment
 
 entities: Any = importlib.import_module("mlflow.entities")

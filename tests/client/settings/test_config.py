@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +11,9 @@ import pytest
 
 import runqueue
 from runqueue import CallTypeError, ConfigError, Limits
-from runqueue.settings._config import Config, redact_uri
+from runqueue.settings._config import Config
+from runqueue.settings._redaction import redact_uri
 from runqueue.stores._resolve import check_uri
-from support.mlflow_server import clean_environment
 
 URI = "http://127.0.0.1:1"
 FACES = pytest.mark.parametrize("face", [runqueue.Client, runqueue.AsyncClient])
@@ -217,77 +214,6 @@ def test_what_is_no_name_of_a_header_is_not_shown(headers: Any) -> None:
 def test_a_password_in_the_query_of_a_uri_is_not_shown() -> None:
     """SQLAlchemy takes it there too."""
     assert "s3cret" not in redact_uri("postgresql://host/db?user=u&password=s3cret&sslmode=require")
-
-
-# -- the tracking URI ------------------------------------------------------------------------------------------------
-
-OURS = """
-import sys, runqueue
-if {imports_mlflow}: import mlflow
-if {sets!r}: mlflow.set_tracking_uri({sets!r})
-client = runqueue.Client()
-assert {imports_mlflow} or "mlflow" not in sys.modules, "mlflow was imported"
-print("uri:", client._engine.uri)
-"""
-MLFLOWS = """
-import mlflow
-if {sets!r}: mlflow.set_tracking_uri({sets!r})
-print("uri:", mlflow.get_tracking_uri())
-"""
-
-
-def resolved(script: str, folder: Path, variable: str | None) -> str:
-    """The URI that a fresh process in this folder resolves."""
-    environment = clean_environment() | ({} if variable is None else {"MLFLOW_TRACKING_URI": variable})
-    environment |= {"MLFLOW_ALLOW_FILE_STORE": "true"}
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("uri: ")]
-    return line.removeprefix("uri: ")
-
-
-@pytest.mark.parametrize(
-    ("folder", "variable", "sets", "imports_mlflow"),
-    [
-        ("empty", None, None, False),
-        ("a folder with späces % & ?", None, None, False),
-        ("used", None, None, False),
-        ("used with späces", None, None, False),
-        ("mlruns of others", None, None, False),
-        ("empty", "http://host:5000", None, False),
-        ("used", "", None, False),
-        ("empty", "sqlite:///x.db", None, True),
-        ("empty", "http://host:5000", "http://other:5000", True),
-        ("empty", None, "http://other:5000", True),
-    ],
-)
-def test_the_tracking_uri_is_what_mlflow_resolves(
-    tmp_path: Path, folder: str, variable: str | None, sets: str | None, imports_mlflow: bool
-) -> None:
-    """Side by side in fresh processes; mlflow is not imported for it."""
-    here = tmp_path / folder
-    (here / "mlruns" / ("0" if folder.startswith("used") else "models")).mkdir(parents=True)
-    (here / "mlruns" / ("0" if folder.startswith("used") else "models") / "meta.yaml").write_text("")
-    if folder.startswith(("empty", "a folder")):
-        os.rename(here / "mlruns", tmp_path / "elsewhere")
-    fields = {"sets": sets, "imports_mlflow": imports_mlflow}
-    ours = resolved(OURS.format(**fields), here, variable)
-    assert ours == resolved(MLFLOWS.format(**fields), here, variable)
-
-
-def test_a_path_is_a_tracking_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `mlflow.set_tracking_uri` takes it: as the URI of the folder."""
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    client = runqueue.Client(tmp_path)
-    assert client._engine.uri == tmp_path.resolve().as_uri()
 
 
 @pytest.mark.parametrize("uri", ["sqlite:///x.db", "file:///tmp/x", "/tmp/x", "x", "postgresql+psycopg2://host/db"])
