@@ -102,7 +102,7 @@ ROOMS: Final[dict[str, Room]] = {
     "cli": Room(
         "errors http runtime settings stores",
         "anyio attrs orjson",
-        {"_commands": "click", "_tables": "mlflow sqlalchemy"},
+        {"_commands": "click", "_local_stores": "mlflow sqlalchemy", "_output": "click rich"},
     ),
     "__main__": Room("cli"),
 }

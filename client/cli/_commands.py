@@ -19,10 +19,6 @@ from importlib.util import find_spec
 
 import click
 
-from runqueue.cli._doctor import examine
-
-_WIDTH = 17
-
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="runqueue", prog_name="runqueue")
@@ -34,12 +30,13 @@ def commands() -> None:
 @click.option("--tracking-uri", metavar="URI", help="As runqueue.Client takes it; without it, what Client() would use.")
 def doctor(tracking_uri: str | None) -> None:
     """Say which store a client would use, from where that is known, and whether it works."""
+    from runqueue.cli import _doctor, _output  # not at the top: `runqueue run` needs neither, and starts sooner
+
     with _quiet():
-        found = examine(tracking_uri)
-    for key, value in found.rows:
-        click.echo(f"{key + ':':<{_WIDTH}}{value}")
+        found = _doctor.examine(tracking_uri)
+    _output.print_findings(found.rows)
     if found.fault is not None:
-        click.echo(f"runqueue doctor: {found.fault}", err=True)
+        _output.print_fault(found.fault)
         raise SystemExit(1)
 
 

@@ -26,8 +26,8 @@ import orjson
 
 from runqueue.cli import _findings as findings
 from runqueue.cli._findings import NONE
+from runqueue.cli._local_stores import DATABASES, missing_file, missing_in, unused_folder
 from runqueue.cli._redactor import Redactor
-from runqueue.cli._tables import DATABASES, missing_file, missing_in, unused_folder
 from runqueue.errors import AuthError, NotFoundError, Scope, StoreError, UnavailableError, UnexpectedAnswerError
 from runqueue.runtime._blocking import in_thread, resolve_by
 from runqueue.settings import _environment as environment

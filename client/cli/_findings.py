@@ -15,7 +15,7 @@ import sys
 from typing import Final
 from urllib.parse import parse_qsl, urlsplit
 
-from runqueue.cli._tables import DATABASES
+from runqueue.cli._local_stores import DATABASES
 from runqueue.http import _plugins, _tls
 from runqueue.settings import _environment as environment
 from runqueue.settings._config import Config

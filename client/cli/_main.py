@@ -19,8 +19,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     try:
         from runqueue.cli._commands import commands
+
+        commands(arguments, prog_name="runqueue")
     except ModuleNotFoundError as error:
-        if error.name != "click":
+        missing = (error.name or "").partition(".")[0]
+        if missing not in ("click", "rich"):
             raise
-        sys.exit("runqueue: the command line needs click: pip install 'runqueue[cli]'")
-    commands(arguments, prog_name="runqueue")
+        sys.exit(f"runqueue: the command line needs {missing}: pip install 'runqueue[cli]'")

@@ -6,6 +6,7 @@ anywhere.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from support.proxy import Fault, ScriptedServer, reply
 SECRET = "s3cret-word"
 GET_EXPERIMENT = "experiments/get-by-name"
 DEFAULT = Fault.answer(200, {"experiment": {"experiment_id": "0", "name": "Default"}})
-WITHOUT_CLICK = "import sys; sys.modules['click'] = None; from runqueue.cli._main import main; main()"
+WITHOUT = "import sys; sys.modules['{}'] = None; from runqueue.cli._main import main; main()"
 
 
 @attrs.frozen
@@ -337,11 +338,52 @@ def _environment() -> dict[str, str]:
     return clean_environment() | {"HOME": os.environ["HOME"]}
 
 
-def test_without_click_it_says_what_to_install() -> None:
+@pytest.mark.parametrize("missing", ["click", "rich"])
+def test_without_the_extra_it_says_what_to_install(missing: str) -> None:
     """One line, exit code 1, no traceback."""
-    done = _python("-c", WITHOUT_CLICK, "doctor")
+    done = _python("-c", WITHOUT.format(missing), "doctor")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "runqueue: the command line needs click: pip install 'runqueue[cli]'\n"
+    assert done.stderr == f"runqueue: the command line needs {missing}: pip install 'runqueue[cli]'\n"
+
+
+def test_a_server_is_examined_without_mlflow(healthy: ScriptedServer) -> None:
+    """The core speaks to servers by itself, so the doctor needs mlflow only for mlflow's own stores."""
+    done = _python("-c", WITHOUT.format("mlflow"), "doctor", "--tracking-uri", healthy.uri)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "version:         mlflow 3.4.0\n" in done.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_on_a_terminal_the_findings_are_a_table(healthy: ScriptedServer) -> None:
+    """Values are whole, and square brackets in them are text; what is wrong stays one line on stderr."""
+    import pty
+
+    ours, theirs = pty.openpty()
+    uri = f"{healthy.uri}/[bold]"
+    command = [sys.executable, "-m", "runqueue", "doctor", "--tracking-uri", uri]
+    with subprocess.Popen(
+        command, stdout=theirs, stderr=subprocess.PIPE, env=_environment() | {"TERM": "xterm", "COLUMNS": "120"}
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        while chunk := _read(ours):
+            shown += chunk
+        _, err = process.communicate(timeout=60)
+    os.close(ours)
+    assert (process.returncode, err) == (0, b"")
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in _plain(shown).splitlines() if "│" in line]
+    assert ["tracking uri", uri] in rows and ["reachable", "yes"] in rows
+
+
+def _read(number: int) -> bytes:
+    try:
+        return os.read(number, 4096)
+    except OSError:  # how Linux says that the other end was closed
+        return b""
+
+
+def _plain(shown: bytes) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", shown.decode())
 
 
 def test_python_m_runqueue_is_the_same_program(healthy: ScriptedServer) -> None:

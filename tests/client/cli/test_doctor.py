@@ -24,9 +24,9 @@ import trustme
 
 from runqueue.cli import _doctor
 from runqueue.cli._findings import credentials_of, kind_of
+from runqueue.cli._local_stores import missing_file
 from runqueue.cli._main import main
 from runqueue.cli._redactor import Redactor
-from runqueue.cli._tables import missing_file
 from runqueue.settings._config import Config
 from runqueue.stores._resolve import scheme_of
 from support.databricks import INVALID_TOKEN, TOKEN, Workspace
