@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 def _last() -> None:
     exit_ = _sys.modules.get("runqueue.runtime._exit")
     if exit_ is not None:
-        exit_.end_again()
+        exit_.flush_after_user_hooks()
 
 
 if _TYPE_CHECKING:  # no `__getattr__` then: a checker would believe in every name

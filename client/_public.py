@@ -16,7 +16,7 @@ from runqueue._run_id import PendingRunId as PendingRunId
 from runqueue.api._async_client import AsyncClient as AsyncClient
 from runqueue.api._client import Client as Client
 from runqueue.api._run import Run as Run
-from runqueue.engine._operations import RunOperations as RunOperations
+from runqueue.api._run_operations import RunOperations as RunOperations
 from runqueue.errors import AuthError as AuthError
 from runqueue.errors import CallTypeError as CallTypeError
 from runqueue.errors import ClosedError as ClosedError

@@ -25,7 +25,7 @@ Experiment: TypeAlias = tuple[str | None, str | None]
 class _Lock:
     """Begins anew in a forked child: another thread of the parent may have held it."""
 
-    def after_fork(self) -> None:
+    def _after_fork(self) -> None:
         global _lock
         _lock = threading.RLock()
 
@@ -55,16 +55,6 @@ class PendingRunId:
     def run_id(self) -> str | None:
         """The real id once the run exists, None before."""
         return self._run_id
-
-    @property
-    def token(self) -> str:
-        """What the run is recognised by on the server: the value of its tag `runqueue.create_id`."""
-        return self._token
-
-    @property
-    def experiment(self) -> Experiment:
-        """Where the run is looked for by whoever has not made it: the experiment's id or its name."""
-        return self._experiment
 
     def _resolve(self, run_id: str) -> None:
         self._run_id = run_id

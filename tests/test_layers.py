@@ -59,7 +59,7 @@ ROOMS: Final[dict[str, Room]] = {
     ),
     "queueing": Room("queueing._errors queueing._report queueing.batches queueing.lanes"),
     # The package runqueue, up to what users import.
-    "runtime": Room("queueing queueing.delivery", "anyio", {"_bridge": "sniffio trio"}),
+    "runtime": Room("queueing queueing.delivery", "anyio", {"_waiting": "sniffio trio"}),
     "_entities": Room("", "attrs"),
     "errors": Room("_entities queueing"),
     "_run_id": Room("runtime"),
@@ -94,7 +94,7 @@ ROOMS: Final[dict[str, Room]] = {
         "_entities _run_id artifacts engine errors queueing queueing.batches runtime settings stores wire",
         "anyio attrs",
     ),
-    "_public": Room("_entities _run_id api engine errors queueing"),
+    "_public": Room("_entities _run_id api errors queueing"),
     "runqueue": Room("_public"),
     # What stands on the public names.
     "integrations": Room(),

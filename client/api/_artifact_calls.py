@@ -22,7 +22,7 @@ from runqueue.queueing.batches._batch import ARTIFACT, record_of
 from runqueue.wire._records import InvalidValue
 
 
-class _Recorder(Protocol):
+class _LogCalls(Protocol):
     def _lane(self, run_id: RunId) -> Lane: ...
 
     def set_tag(self, run_id: RunId, key: str, value: Any) -> None: ...
@@ -31,10 +31,10 @@ class _Recorder(Protocol):
 
 
 class ArtifactCalls:
-    """A mixin; the rest of the client is the `_Recorder` it needs."""
+    """A mixin; the rest of the client is the `_LogCalls` it needs."""
 
     def log_artifact(
-        self: _Recorder, run_id: RunId, local_path: str | PathLike[str], artifact_path: str | None = None
+        self: _LogCalls, run_id: RunId, local_path: str | PathLike[str], artifact_path: str | None = None
     ) -> None:
         """
         Queue a file for upload, or like MLflow a folder, which goes under its own name.
@@ -58,7 +58,7 @@ class ArtifactCalls:
         self._log_files(run_id, artifacts.file_or_folder(local_path, artifacts.artifact_folder(artifact_path)))
 
     def log_artifacts(
-        self: _Recorder, run_id: RunId, local_dir: str | PathLike[str], artifact_path: str | None = None
+        self: _LogCalls, run_id: RunId, local_dir: str | PathLike[str], artifact_path: str | None = None
     ) -> None:
         """
         Queue all files of a folder, and of those in it, for upload; see `log_artifact`.
@@ -71,7 +71,7 @@ class ArtifactCalls:
         """
         self._log_files(run_id, artifacts.files_in(local_dir, artifacts.artifact_folder(artifact_path)))
 
-    def log_text(self: _Recorder, run_id: RunId, text: str, artifact_file: str) -> None:
+    def log_text(self: _LogCalls, run_id: RunId, text: str, artifact_file: str) -> None:
         """
         Queue text for upload, as a file in UTF-8; see `log_artifact`.
 
@@ -83,7 +83,7 @@ class ArtifactCalls:
         path = artifacts.artifact_file_path(artifact_file)
         self._log_files(run_id, {path: artifacts.InMemory(content.encode_text(text))})
 
-    def log_dict(self: _Recorder, run_id: RunId, dictionary: Any, artifact_file: str) -> None:
+    def log_dict(self: _LogCalls, run_id: RunId, dictionary: Any, artifact_file: str) -> None:
         """
         Queue what JSON or YAML can hold for upload; see `log_artifact`.
 
@@ -96,7 +96,7 @@ class ArtifactCalls:
         self._log_files(run_id, {path: artifacts.InMemory(content.encode_dict(dictionary, artifact_file))})
 
     def log_figure(
-        self: _Recorder,
+        self: _LogCalls,
         run_id: RunId,
         figure: Any,
         artifact_file: str,
@@ -119,7 +119,7 @@ class ArtifactCalls:
         self._log_files(run_id, {path: artifacts.InMemory(content.encode_figure(figure, path, save_kwargs))})
 
     def log_image(
-        self: _Recorder,
+        self: _LogCalls,
         run_id: RunId,
         image: Any,
         artifact_file: str | None = None,
@@ -155,7 +155,7 @@ class ArtifactCalls:
         self._log_files(run_id, {path: artifacts.InMemory(written) for path, written in made.items()})
         self.set_tag(run_id, content.LOGGED_IMAGES, True)
 
-    def _log_files(self: _Recorder, run_id: RunId, files: Mapping[str, artifacts.Source]) -> None:
+    def _log_files(self: _LogCalls, run_id: RunId, files: Mapping[str, artifacts.Source]) -> None:
         lane = self._lane(run_id)
         if files:
             lane.append(record_of(ARTIFACT, files))

@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING
 
 from runqueue._run_id import RunId
 from runqueue.api._client import clean_exit
-from runqueue.api._log_calls import Recorder
+from runqueue.api._log_calls import LogCalls
+from runqueue.api._run_operations import RunOperations
 from runqueue.engine._engine import JOIN_SECONDS
-from runqueue.engine._operations import RunOperations
 from runqueue.errors import ClosedError
 from runqueue.runtime import _notices
-from runqueue.runtime._bridge import wait_for
+from runqueue.runtime._waiting import wait_for
 from runqueue.settings._config import seconds
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class AsyncClient(Recorder):
+class AsyncClient(LogCalls):
     """
     `runqueue.Client` for asyncio and trio: the same arguments, methods and guarantees.
 
@@ -76,7 +76,9 @@ class AsyncClient(Recorder):
             operations = self._begin_end(timeout)
             await operations
         finally:
-            self._engine.say_lost(await self._stop(failed=True), operations)
+            self._engine.report_lost_entries(
+                await self._stop(failed=True), None if operations is None else operations.report
+            )
 
     async def _stop(self, *, failed: bool) -> int:
         """End the engine without blocking the loop, also when this task is being cancelled."""
@@ -99,7 +101,7 @@ class AsyncClient(Recorder):
             return
         lost = 0
         try:
-            last = self._engine.say_last()
+            last = self._engine.send_final_statuses()
             if last is not None:
                 lost = await self._shielded(last)
         finally:

@@ -16,8 +16,8 @@ from typing import Any, ClassVar, Final
 
 from runqueue._entities import OperationFailure, Statistics
 from runqueue._run_id import PendingRunId, RunId
+from runqueue.api._run_operations import RunOperations
 from runqueue.engine._engine import Engine
-from runqueue.engine._operations import RunOperations
 from runqueue.errors import CallTypeError, ClosedError, ConfigError
 from runqueue.queueing import Lane, Limits, Record
 from runqueue.queueing.batches._batch import RUN, record_of
@@ -31,7 +31,7 @@ _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]{0,255}")
 """Source: `mlflow.utils.validation._RUN_ID_REGEX`."""
 
 
-class Face:
+class BaseClient:
     """What `Client` and `AsyncClient` have in common, but for the log calls."""
 
     _waits: ClassVar[bool] = True
@@ -131,7 +131,7 @@ class Face:
             if lane is not None:
                 return lane
             if run_id.run_id is None:  # of another client, in this process or another: it will turn up in the store
-                sought = NewRun(*run_id.experiment, 0, None, None, {}, sought=True)
+                sought = NewRun(*run_id._experiment, 0, None, None, {}, sought=True)
                 return self._open(run_id, opened=False, first=record_of(RUN, ("run",), (), sought))
             lane = self._lane(run_id.run_id)
             self._engine.accumulator.alias(run_id, lane)
@@ -168,7 +168,7 @@ class Face:
 
     def _shut(self) -> bool:
         """Refuse all calls from now on; False if they were refused before."""
-        if self._engine.serves():
+        if self._engine.is_own_thread():
             raise RuntimeError("runqueue's own thread cannot wait for itself, and so not close the client")
         if self._closed:
             return False
@@ -190,5 +190,5 @@ def _engine_of(waits: bool, **settings: Any) -> Engine | Exception:
         return error.with_traceback(None)
 
 
-def _restored(face: type[Face], settings: dict[str, Any]) -> Face:
+def _restored(face: type[BaseClient], settings: dict[str, Any]) -> BaseClient:
     return face(**settings)

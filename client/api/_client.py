@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from runqueue._run_id import RunId
-from runqueue.api._log_calls import Recorder
-from runqueue.engine._operations import RunOperations
+from runqueue.api._log_calls import LogCalls
+from runqueue.api._run_operations import RunOperations
 from runqueue.runtime import _notices
 from runqueue.settings._config import seconds
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class Client(Recorder):
+class Client(LogCalls):
     """
     Queues what a training script logs, and sends it in few, large, ordered requests.
 
@@ -98,7 +98,9 @@ class Client(Recorder):
             operations = self._begin_end(timeout)
             operations.await_completion()
         finally:
-            self._engine.say_lost(self._engine.stop(failed=True), operations)
+            self._engine.report_lost_entries(
+                self._engine.stop(failed=True), None if operations is None else operations.report
+            )
 
     def _discard(self) -> None:
         """End without sending, but for the final status of runs whose block has just ended; say what is lost."""
@@ -106,7 +108,7 @@ class Client(Recorder):
             return
         lost = 0
         try:
-            last = self._engine.say_last()
+            last = self._engine.send_final_statuses()
             if last is not None:
                 with suppress(CancelledError):
                     lost = last.result()

@@ -14,8 +14,8 @@ from typing import Any, Final
 from runqueue._run_id import PendingRunId, RunId
 from runqueue.api import _conversion as convert
 from runqueue.api._artifact_calls import ArtifactCalls
-from runqueue.api._base_client import Face
-from runqueue.api._run import RunMaker
+from runqueue.api._base_client import BaseClient
+from runqueue.api._run import RunCalls
 from runqueue.errors import CallTypeError, ClosedError, ConfigError, QueueFullError, RunqueueError
 from runqueue.queueing.batches._batch import DATASET, METRIC, PARAM, RUN, STATUS, TAG, record_of
 from runqueue.runtime import _notices
@@ -25,7 +25,7 @@ from runqueue.wire._records import PARENT_TAG, TOKEN_TAG, InvalidValue, NewRun
 _PLAIN: Final = frozenset((float, int, bool))
 
 
-class Recorder(Face, RunMaker, ArtifactCalls):
+class LogCalls(BaseClient, RunCalls, ArtifactCalls):
     """What can be called, of `Client` and `AsyncClient`. Thread-safe: any thread may log, in any number."""
 
     # -- runs --------------------------------------------------------------------------------------------------------

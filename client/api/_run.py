@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class Logs(Protocol):
+class RunClient(Protocol):
     """What a handle needs of its client; see `runqueue.Client`."""
 
     def create_run(
@@ -101,7 +101,7 @@ class Run:
     any other exception or exit status. A run that was attached to is not ended: its maker does that.
     """
 
-    def __init__(self, client: Logs, run_id: RunId, *, experiment: Experiment, ends: bool) -> None:
+    def __init__(self, client: RunClient, run_id: RunId, *, experiment: Experiment, ends: bool) -> None:
         self._client = client
         self._run_id = run_id
         self._experiment = experiment
@@ -109,7 +109,7 @@ class Run:
         if ends:
             _fork.register(self)
 
-    def after_fork(self) -> None:
+    def _after_fork(self) -> None:
         """In a child: the end of the block there is not the end of the run."""
         self._ends = False
 
@@ -243,7 +243,7 @@ class Run:
 
 
 def _started(
-    client: Logs,
+    client: RunClient,
     experiment: Experiment,
     run_name: str | None,
     tags: Mapping[str, Any] | None,
@@ -259,15 +259,15 @@ def _started(
     return Run(client, pending, experiment=experiment, ends=True)
 
 
-def _attached(client: Logs, run_id: RunId, experiment: Experiment) -> Run:
+def _attached(client: RunClient, run_id: RunId, experiment: Experiment) -> Run:
     return Run(client, run_id, experiment=experiment, ends=False)
 
 
-class RunMaker:
-    """The calls of a client that give a handle. A mixin: the rest of the client is the `Logs` it needs."""
+class RunCalls:
+    """The calls of a client that give a handle. A mixin: the rest of the client is the `RunClient` it needs."""
 
     def start_run(
-        self: Logs,
+        self: RunClient,
         experiment_id: str | None = None,
         *,
         experiment_name: str | None = None,
@@ -294,7 +294,7 @@ class RunMaker:
         """
         return _started(self, (experiment_id, experiment_name), run_name, tags, parent)
 
-    def attach(self: Logs, run_id: Run | RunId) -> Run:
+    def attach(self: RunClient, run_id: Run | RunId) -> Run:
         """
         A handle on a run that exists, or that another part of the program has made; its block does not end it.
 
@@ -307,7 +307,7 @@ class RunMaker:
             raise ConfigError(f"attach takes a run id, a PendingRunId or a Run, not {run_id!r}")
         return Run(self, run_id, experiment=(None, None), ends=False)
 
-    def run_from_env(self: Logs) -> Run:
+    def run_from_env(self: RunClient) -> Run:
         """
         The same for the run that `MLFLOW_RUN_ID` names, as MLflow Projects sets it for an entry point.
 

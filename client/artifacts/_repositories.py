@@ -25,8 +25,8 @@ from runqueue.errors import UnavailableError
 from runqueue.http._body import kept_alive
 from runqueue.http._upload import Meter
 from runqueue.queueing import Scope, StoreError
-from runqueue.runtime._blocking import in_thread
 from runqueue.runtime._fork import importing
+from runqueue.runtime._waiting import in_thread
 from runqueue.settings._redaction import redact_uri
 from runqueue.wire._answer import RETRIABLE, error_of
 

@@ -32,7 +32,7 @@ from runqueue.http._body import Body, Streamed, kept_alive
 from runqueue.http._transports import PORTS
 from runqueue.http._upload import CHUNK, Meter
 from runqueue.queueing import RejectedError, Scope, StoreError
-from runqueue.runtime._blocking import in_thread
+from runqueue.runtime._waiting import in_thread
 from runqueue.settings import _environment as environment
 from runqueue.stores._rest import HttpStore
 from runqueue.wire._answer import RETRIABLE

@@ -29,7 +29,7 @@ from runqueue.cli._findings import NONE
 from runqueue.cli._local_stores import DATABASES, missing_file, missing_in, unused_folder
 from runqueue.cli._redactor import Redactor
 from runqueue.errors import AuthError, NotFoundError, Scope, StoreError, UnavailableError, UnexpectedAnswerError
-from runqueue.runtime._blocking import in_thread, resolve_by
+from runqueue.runtime._waiting import in_thread, resolve_names_in_threads
 from runqueue.settings import _environment as environment
 from runqueue.settings._config import Config
 from runqueue.settings._redaction import redact_uri
@@ -327,7 +327,7 @@ def _run(work: Callable[[], Awaitable[None]]) -> None:
     failures = list[Exception]()
 
     async def main() -> None:
-        resolve_by(asyncio.get_running_loop())
+        resolve_names_in_threads(asyncio.get_running_loop())
         await work()
 
     def target() -> None:

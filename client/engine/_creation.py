@@ -120,7 +120,7 @@ class Creation:
             pending._resolve(found[0])
 
     async def _post(self, pending: PendingRunId, new: NewRun, experiment_id: str, tags: Sequence[bytes]) -> None:
-        system = {TOKEN_TAG: pending.token}
+        system = {TOKEN_TAG: pending._token}
         if new.parent is not None:
             parent = new.parent.run_id if isinstance(new.parent, PendingRunId) else new.parent
             assert parent is not None, "the parent's lane is opened first"
@@ -147,7 +147,7 @@ class Creation:
     async def _find(self, pending: PendingRunId, experiment_id: str) -> list[str]:
         query = {
             "experiment_ids": [experiment_id],
-            "filter": f"tags.`{TOKEN_TAG}` = '{pending.token}'",
+            "filter": f"tags.`{TOKEN_TAG}` = '{pending._token}'",
             "max_results": 100,
         }
         answer = await self._store.call(SEARCH_RUNS, orjson.dumps(query))

@@ -21,8 +21,7 @@ import attrs
 
 from runqueue._entities import FlushReport, OperationFailure, Statistics
 from runqueue.engine import _progress
-from runqueue.engine._reports import public_failures, public_report
-from runqueue.engine._warnings import tell_dropped, tell_failures
+from runqueue.engine._reports import public_failures, public_report, warn_of_dropped, warn_of_failures
 from runqueue.errors import FlushError
 from runqueue.http._upload import Meter
 from runqueue.queueing import Accumulator, Bounds, Failure, Lane, Ledger, Limits, QueueFullError, Report, StoreError
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from runqueue.engine._creation import Creation
-    from runqueue.engine._operations import RunOperations
     from runqueue.queueing.delivery._flush import Flush
     from runqueue.queueing.delivery._sender import Sender
     from runqueue.queueing.delivery._stream import Stream
@@ -67,7 +65,7 @@ class Engine:
     def __init__(self, config: Config, uri: str, *, waits: bool = True) -> None:
         self.config = config
         self.uri = uri
-        self.encoder = Encoder()  # see `after_fork`
+        self.encoder = Encoder()  # see `_after_fork`
         config.seconds_per_request()  # a bad variable is an error of the constructor, not of the first flush
         config.retry_settings()
         self.bounds = _bounds(config, MLFLOW_LIMITS)
@@ -78,7 +76,7 @@ class Engine:
         self.accumulator = Accumulator(self.encoder.encode, bounded)
         self._begin_anew()
         if config.streams:
-            _exit.watch(self, signals=config.handle_signals)
+            _exit.flush_at_exit(self, signals=config.handle_signals)
         _fork.register(self)
         self._sender: Sender
         self._stream: Stream
@@ -129,7 +127,7 @@ class Engine:
             future.add_done_callback(lambda _: _say_begun(begun))  # it may fail, or be cancelled, before it can begin
         return future
 
-    def say_last(self) -> Future[int] | None:
+    def send_final_statuses(self) -> Future[int] | None:
         """
         Of the runs whose block has ended by an exception, send the final status and nothing else, within `exit_timeout`.
 
@@ -137,10 +135,10 @@ class Engine:
             Entries that were given up for it. None: there is no such run.
         """
         lanes = [lane for lane in self.accumulator.all() if lane.raised and lane.opened]
-        return self._thread.submit(self._say_last, lanes) if lanes else None
+        return self._thread.submit(self._send_final_statuses, lanes) if lanes else None
 
-    def begin_end(self, timeout: float) -> Future[FlushReport] | None:
-        """See `_exit.Ending`."""
+    def begin_final_flush(self, timeout: float) -> Future[FlushReport] | None:
+        """See `_exit.ExitTarget`."""
         idle = self.accumulator.idle()
         if self._stopped or (idle and not self._thread.started):
             return None
@@ -149,36 +147,36 @@ class Engine:
         self._ending = True
         return self._thread.submit(self._flush, None, None, timeout, True, True)
 
-    def watch_late(self, heard: Callable[[], None]) -> None:
-        """See `_exit.Ending`."""
-        self.accumulator.watch(heard)
+    def watch_log_calls(self, callback: Callable[[], None]) -> None:
+        """See `_exit.ExitTarget`."""
+        self.accumulator.watch(callback)
 
-    def say_late(self) -> None:
-        """See `_exit.Ending`. By ever larger counts, as there may be a log call in a loop."""
-        self.say_late_drops()
+    def report_late_entries(self) -> None:
+        """See `_exit.ExitTarget`. By ever larger counts, as there may be a log call in a loop."""
+        self.report_late_drops()
         late = self.unsent() - self._final
         if late > 0 and late >= 2 * self._said_late:
             self._said_late = late
             text = "the interpreter ends: %d entries were logged too late for a client of %s, and were not sent"
             _notices.warning(text, late, redact_uri(self.uri))
 
-    def say_late_drops(self) -> None:
-        """See `_exit.Ending`."""
+    def report_late_drops(self) -> None:
+        """See `_exit.ExitTarget`."""
         intake = self.accumulator.intake
         if intake is not None and intake.untold >= max(1, self._dropped_late):
             self._dropped_late += intake.untold
             self._say_dropped()
 
-    def speak(self) -> None:
-        """See `_exit.Ending`."""
-        self._thread.speak()
+    def flush_logs(self) -> None:
+        """See `_exit.ExitTarget`."""
+        self._thread.flush_logs()
 
-    def serves(self) -> bool:
+    def is_own_thread(self) -> bool:
         """Whether the caller is the engine's thread, or works for it."""
-        return self._thread.serves()
+        return self._thread.is_own_thread()
 
-    def kill_runs(self) -> None:
-        """See `_exit.Ending`."""
+    def queue_killed_status(self) -> None:
+        """See `_exit.ExitTarget`."""
         lanes = [lane for lane in self.accumulator.all() if lane.made]
         lanes += [self.accumulator.open(run, opened=True) for run in self.entered]
         for lane in lanes:
@@ -191,8 +189,8 @@ class Engine:
         counts = self.accumulator.counts()
         return counts["pending"] + counts["in_flight"]
 
-    def write_off(self) -> int:
-        """See `_exit.Ending`."""
+    def give_up_waiting(self) -> int:
+        """See `_exit.ExitTarget`."""
         self._written_off = True
         self._final = self.unsent()
         return self._final
@@ -201,13 +199,13 @@ class Engine:
     def exit_timeout(self) -> float:
         return self.config.exit_timeout
 
-    def after_fork(self) -> None:
+    def _after_fork(self) -> None:
         """In a child: nothing queued, no thread, no connection. What its parent's thread held is let lie."""
         self.encoder = Encoder()  # its caches may have been about to be changed
         self.accumulator._encode = self.encoder.encode
         self._begin_anew()
         if self.config.streams and not self._stopped:
-            _exit.watch(self, signals=False)  # who tells a worker to end wants it to end at once
+            _exit.flush_at_exit(self, signals=False)  # who tells a worker to end wants it to end at once
 
     def stop(self, *, failed: bool) -> int:
         """
@@ -220,16 +218,16 @@ class Engine:
             Entries that were still queued.
         """
         self._stopped = True
-        _exit.forget(self)
+        _exit.unregister(self)
         self._thread.stop()
         self._thread.join(JOIN_SECONDS)
         lost = self.accumulator.abandon(failed=failed)
         self._say_dropped()
         return lost
 
-    def say_lost(self, lost: int, operations: RunOperations | None) -> None:
+    def report_lost_entries(self, lost: int, report: FlushReport | None) -> None:
         """Of what `stop` has found, warn of what the last flush has not reported."""
-        if operations is None or operations.report is None:
+        if report is None:
             if lost:
                 logger.warning("the client was closed before its last flush ended: %d entries were not sent", lost)
         elif lost > self._final:
@@ -244,7 +242,7 @@ class Engine:
         if self.config.streams and not self._stopped and self._thread.started:
             self._thread.nudge(self._end_by_itself)  # its data is sent as it would have been
             return
-        _exit.forget(self)
+        _exit.unregister(self)
         lost = self.unsent()
         if lost:
             # After its end, what another thread was just logging can be left: its lane was looked up before.
@@ -253,7 +251,7 @@ class Engine:
         self._say_dropped()
         if not self._stopped:
             self._final = lost
-            _exit.say_late(self)
+            _exit.report_late_entries_of(self)
         self._thread.stop()  # not joined: this may be a garbage collection
 
     def drain(self) -> Future[None]:
@@ -287,7 +285,7 @@ class Engine:
             full=self.bounds.room(METRIC) if config.streams else math.inf,
             ring=self._ring if config.streams else lambda: None,
             drains=lambda: config.streams and not self._stopped,
-            exempt=self._thread.serves,
+            exempt=self._thread.is_own_thread,
             lenient=config.only_warns,
             mark=-1 if config.streams else config.pending_bound,
         )
@@ -376,7 +374,7 @@ class Engine:
         return public
 
     def _ring(self) -> None:
-        _exit.watch_worker()  # here, in the thread of the work: later, the worker may have begun to end
+        _exit.flush_at_worker_exit()  # here, in the thread of the work: later, the worker may have begun to end
         self._thread.nudge(self._hear, self._not_started)
 
     def _not_started(self, error: BaseException) -> None:
@@ -391,7 +389,7 @@ class Engine:
 
     def _say_dropped(self) -> None:
         if self.accumulator.intake is not None:
-            tell_dropped(self.accumulator.intake.told(), self.config.pending_bound)
+            warn_of_dropped(self.accumulator.intake.told(), self.config.pending_bound)
 
     async def _completed(self, flush: Flush, timeout: float | None) -> None:
         if not (self.config.progress and flush.open):
@@ -410,7 +408,7 @@ class Engine:
                 await self._flush(None, None, None, True, True)
             finally:
                 self._stopped = True
-                _exit.forget(self)
+                _exit.unregister(self)
                 self._thread.stop()
 
         self._tasks.start_soon(end)
@@ -426,10 +424,10 @@ class Engine:
             raise QueueFullError("the queue is full, and without flush_interval= nothing drains it but flush()")
 
     def _tell(self, news: list[Failure], dropped: dict[Any, int]) -> None:
-        tell_failures(news)
-        tell_dropped(dropped, self.config.pending_bound)
+        warn_of_failures(news)
+        warn_of_dropped(dropped, self.config.pending_bound)
 
-    async def _say_last(self, lanes: list[Lane]) -> int:
+    async def _send_final_statuses(self, lanes: list[Lane]) -> int:
         import anyio
 
         given_up = sum(lane.keep_only(STATUS) for lane in lanes)

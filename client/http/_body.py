@@ -14,7 +14,7 @@ import anyio
 
 from runqueue.http._upload import CHUNK, Meter, Readable
 from runqueue.queueing import StoreError
-from runqueue.runtime._blocking import in_thread
+from runqueue.runtime._waiting import in_thread
 
 PASSED_ON: Final = 5_000_000
 """Bytes a second that a server passes on at least to its own store, before it answers."""

@@ -25,8 +25,7 @@ import anyio
 
 from runqueue.errors import AuthError
 from runqueue.http._signing import Outgoing
-from runqueue.runtime._blocking import in_thread
-from runqueue.runtime._bridge import wait_for
+from runqueue.runtime._waiting import in_thread, wait_for
 from runqueue.settings import _environment as environment
 from runqueue.settings._config import Token, is_header_value
 from runqueue.settings._redaction import redact, secrets_in_header, user_info

@@ -27,7 +27,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from runqueue.errors import AuthError, ConfigError
 from runqueue.http._signing import Outgoing, Signer
-from runqueue.runtime._blocking import in_thread
+from runqueue.runtime._waiting import in_thread
 from runqueue.settings import _environment as environment
 from runqueue.settings._config import Config, current_workspace, is_header_name, is_header_value
 from runqueue.settings._redaction import SECRET_NAME, SHORTEST, redact, secrets_in_header

@@ -44,41 +44,41 @@ MARGIN: Final = 2.0
 """Seconds beyond its bound after which an engine that says nothing is not waited for any longer."""
 
 
-class Ending(Protocol):
+class ExitTarget(Protocol):
     """An engine that streams."""
 
     @property
     def exit_timeout(self) -> float: ...
 
-    def begin_end(self, timeout: float) -> Future[Any] | None:
+    def begin_final_flush(self, timeout: float) -> Future[Any] | None:
         """Begin the last flush, for so many seconds; None if there is nothing to send, or nothing new since the last."""
         ...
 
-    def serves(self) -> bool:
+    def is_own_thread(self) -> bool:
         """Whether the caller is the engine's own thread."""
         ...
 
-    def watch_late(self, heard: Callable[[], None]) -> None:
+    def watch_log_calls(self, callback: Callable[[], None]) -> None:
         """Call this after each log call from now on."""
         ...
 
-    def say_late(self) -> None:
+    def report_late_entries(self) -> None:
         """Say how much has come too late to be sent, if there is news."""
         ...
 
-    def say_late_drops(self) -> None:
+    def report_late_drops(self) -> None:
         """Say what was dropped since that was said last, by ever larger counts."""
         ...
 
-    def speak(self) -> None:
+    def flush_logs(self) -> None:
         """See to it that what was logged of it is out."""
         ...
 
-    def kill_runs(self) -> None:
+    def queue_killed_status(self) -> None:
         """Queue KILLED as the final status of what this client has made, or was started for, and not ended."""
         ...
 
-    def write_off(self) -> int:
+    def give_up_waiting(self) -> int:
         """Entries that are queued or in flight, and that nobody will wait for any more."""
         ...
 
@@ -87,15 +87,15 @@ class _Hooks:
     """What is to be ended, and by what."""
 
     def __init__(self) -> None:
-        self.streaming: set[Ending] = set()
-        self.killed: set[Ending] = set()  # those of them that SIGTERM ends too
-        self.over: weakref.WeakSet[Ending] = weakref.WeakSet()  # that do not stream, and cannot send any more
+        self.streaming: set[ExitTarget] = set()
+        self.killed: set[ExitTarget] = set()  # those of them that SIGTERM ends too
+        self.over: weakref.WeakSet[ExitTarget] = weakref.WeakSet()  # that do not stream, and cannot send any more
         self.begun: float | None = None  # when the interpreter began to end
         self.registered = False
         self.installed = False
         self.worker: int | None = None  # the process in which multiprocessing was asked to call us
 
-    def after_fork(self) -> None:
+    def _after_fork(self) -> None:
         """A child has nothing of its parent's to send, and dies when it is told to."""
         self.streaming.clear()
         self.killed.clear()
@@ -114,7 +114,7 @@ _hooks = _Hooks()
 _fork.register(_hooks)
 
 
-def watch(engine: Ending, *, signals: bool) -> None:
+def flush_at_exit(engine: ExitTarget, *, signals: bool) -> None:
     """Flush this engine when the process ends."""
     _hooks.streaming.add(engine)
     if not _hooks.registered:
@@ -129,7 +129,7 @@ def watch(engine: Ending, *, signals: bool) -> None:
                 _hooks.installed = True
 
 
-def watch_worker() -> None:
+def flush_at_worker_exit() -> None:
     """Hook into the end of a worker of multiprocessing, if this process is one; from inside of its work."""
     process = sys.modules.get("multiprocessing.process")
     if process is None or process.parent_process() is None or _hooks.worker == os.getpid():
@@ -140,7 +140,7 @@ def watch_worker() -> None:
     Finalize(None, _at_exit, exitpriority=0)
 
 
-def forget(engine: Ending) -> None:
+def unregister(engine: ExitTarget) -> None:
     """It has ended."""
     _hooks.streaming.discard(engine)
     _hooks.killed.discard(engine)
@@ -154,54 +154,54 @@ def _at_exit() -> None:
     _end_all(_hooks.streaming, _hooks.begun)
 
 
-def _end_all(engines: Iterable[Ending], begun: float) -> None:
+def _end_all(engines: Iterable[ExitTarget], begun: float) -> None:
     if not _end(engines, begun):
         _hooks.begun = -math.inf  # nobody wants to wait for anything any more
 
 
-def end_again() -> None:
+def flush_after_user_hooks() -> None:
     """For what hooks have logged after `_at_exit`; later ones see to it by themselves."""
     _at_exit()
     for engine in list(_hooks.streaming):
-        engine.watch_late(partial(_send_late, engine))
-        _outcome(engine.say_late_drops)  # of other hooks; the engine says them once a minute, and has none left
+        engine.watch_log_calls(partial(_send_late, engine))
+        _outcome(engine.report_late_drops)  # of other hooks; the engine says them once a minute, and has none left
     for engine in list(_hooks.over):
-        _outcome(engine.say_late)
+        _outcome(engine.report_late_entries)
 
 
-def say_late(engine: Ending) -> None:
+def report_late_entries_of(engine: ExitTarget) -> None:
     """This engine, which does not stream, cannot send any more: what it is given from now on is only counted."""
     _hooks.over.add(engine)
-    engine.watch_late(engine.say_late)
+    engine.watch_log_calls(engine.report_late_entries)
 
 
-def _send_late(engine: Ending) -> None:
-    if engine.serves():  # it would wait for itself
+def _send_late(engine: ExitTarget) -> None:
+    if engine.is_own_thread():  # it would wait for itself
         return
     begun = time.monotonic() if _hooks.begun is None else _hooks.begun
     if time.monotonic() < begun + engine.exit_timeout:
         _end_all((engine,), begun)
-        engine.say_late_drops()  # of the rest, some may just be on its way, by another thread
+        engine.report_late_drops()  # of the rest, some may just be on its way, by another thread
     else:
-        engine.say_late()
+        engine.report_late_entries()
 
 
 def _on_term(number: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _hooks.installed = False
     for engine in list(_hooks.killed):
-        engine.kill_runs()
+        engine.queue_killed_status()
     try:
         _end(_hooks.killed, time.monotonic())
     finally:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _end(engines: Iterable[Ending], begun: float) -> bool:
+def _end(engines: Iterable[ExitTarget], begun: float) -> bool:
     """Flush them side by side, until all have, or their time is over, or somebody interrupts: then False."""
     ending = list(engines)
     spent = time.monotonic() - begun
-    flushes = [_outcome(partial(engine.begin_end, max(0.0, engine.exit_timeout - spent))) for engine in ending]
+    flushes = [_outcome(partial(engine.begin_final_flush, max(0.0, engine.exit_timeout - spent))) for engine in ending]
     interrupted = False
     for engine, flush in zip(ending, flushes, strict=True):
         failure = flush if isinstance(flush, BaseException) else None
@@ -213,8 +213,8 @@ def _end(engines: Iterable[Ending], begun: float) -> bool:
             interrupted = interrupted or isinstance(failure, KeyboardInterrupt)
             late = isinstance(failure, futures.TimeoutError)
             cause = "the time was over" if late else str(failure) or type(failure).__name__
-            _notices.warning("%d entries were not sent: %s", engine.write_off(), cause)
-        _outcome(engine.speak)
+            _notices.warning("%d entries were not sent: %s", engine.give_up_waiting(), cause)
+        _outcome(engine.flush_logs)
     return not interrupted
 
 

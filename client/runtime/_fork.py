@@ -29,7 +29,7 @@ PATIENCE: Final = 30.0
 class Forked(Protocol):
     """Something that has to begin anew in a child."""
 
-    def after_fork(self) -> None: ...
+    def _after_fork(self) -> None: ...
 
 
 _importing = threading.RLock()
@@ -39,7 +39,7 @@ _serials = itertools.count()
 
 
 def register(thing: Forked) -> None:
-    """Call its `after_fork` in every child, as long as it lives; in the order of registration."""
+    """Call its `_after_fork` in every child, as long as it lives; in the order of registration."""
     _all[next(_serials)] = thing
 
 
@@ -65,7 +65,7 @@ def _in_child() -> None:
     _held.clear()
     for thing in list(_all.values()):
         with suppress(Exception):  # the others begin anew all the same
-            thing.after_fork()
+            thing._after_fork()
 
 
 if hasattr(os, "register_at_fork"):

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from runqueue.queueing import ClosedError
 from runqueue.runtime import _notices
-from runqueue.runtime._blocking import resolve_by
 from runqueue.runtime._fork import importing
+from runqueue.runtime._waiting import resolve_names_in_threads
 
 if TYPE_CHECKING:
     import asyncio
@@ -59,7 +59,7 @@ class LoopThread:
         self._backlog: deque[_Call] = deque()  # what was submitted, and is not in the loop yet
         self._stopping = False
         self._ended: Future[None] = Future()
-        self._speaker = _notices.Speaker()
+        self._relay = _notices.LogRelay()
         self._context: contextvars.Context
         self._stop: anyio.Event
         self._crew: Crew
@@ -86,9 +86,9 @@ class LoopThread:
             RuntimeError: The caller is this thread, or a worker thread of it, such as a token's callable: this thread
                 waits for it, and would do so for ever.
         """
-        if self.serves():
+        if self.is_own_thread():
             raise RuntimeError("runqueue's own thread cannot wait for itself")
-        call = _Call(function, args, self._speaker)
+        call = _Call(function, args, self._relay)
         if not self._pass_on(call):
             self._run_inline(call)
         return call.future
@@ -136,7 +136,7 @@ class LoopThread:
         """
         loop = self._loop
         if loop is None:
-            call = _Call(_called, (function,), self._speaker)
+            call = _Call(_called, (function,), self._relay)
 
             def over(future: Future[Any]) -> None:
                 if not future.cancelled() and (error := future.exception()) is not None:
@@ -149,7 +149,7 @@ class LoopThread:
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(function, context=self._context)
 
-    def serves(self) -> bool:
+    def is_own_thread(self) -> bool:
         """Whether the caller is this thread, or works for it: whoever waits for the thread there waits for ever."""
         return _within.get() is self
 
@@ -184,12 +184,12 @@ class LoopThread:
         thread = self._thread
         if thread is not None:
             thread.join(timeout)
-        self.speak()
+        self.flush_logs()
 
-    def speak(self) -> None:
+    def flush_logs(self) -> None:
         """Wait until the log lines of the thread are out; not for long."""
-        if not self.serves():
-            self._speaker.finish()
+        if not self.is_own_thread():
+            self._relay.flush()
 
     # -- in the thread -----------------------------------------------------------------------------------------------
 
@@ -220,9 +220,9 @@ class LoopThread:
 
     def _belong(self) -> None:
         """Let this thread, and what works for it, be known as ours."""
-        _notices.divert()
+        _notices.install_filters()
         _within.set(self)
-        _notices.speaking_for.set(self._speaker)
+        _notices.current_relay.set(self._relay)
 
     def _run_loop(self, main: Callable[[ExitStack], Awaitable[None]]) -> None:
         """Nobody forks until *main* closes what it is given: asyncio has locks too, while it makes its first loop."""
@@ -247,7 +247,7 @@ class LoopThread:
         async def once(starting: ExitStack) -> None:
             import asyncio
 
-            resolve_by(asyncio.get_running_loop())
+            resolve_names_in_threads(asyncio.get_running_loop())
             async with self._setup():
                 starting.close()
                 await call.run()
@@ -270,7 +270,7 @@ class LoopThread:
 
         from runqueue.queueing.delivery._task_pool import Crew
 
-        resolve_by(asyncio.get_running_loop())
+        resolve_names_in_threads(asyncio.get_running_loop())
         async with self._setup(), anyio.create_task_group() as tasks:
             starting.close()
             self._crew = Crew(tasks)
@@ -310,14 +310,14 @@ async def _called(function: Callable[[], object]) -> None:
 class _Call:
     """One coroutine function to run, and where its result goes."""
 
-    __slots__ = ("args", "function", "future", "speaker")
+    __slots__ = ("args", "function", "future", "relay")
 
     def __init__(
-        self, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...], speaker: _notices.Speaker
+        self, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...], relay: _notices.LogRelay
     ) -> None:
         self.function = function
         self.args = args
-        self.speaker = speaker
+        self.relay = relay
         self.future: Future[Any] = Future()
 
     async def run(self) -> None:
@@ -345,7 +345,7 @@ class _Call:
                 raise
             else:
                 try:
-                    said = self.speaker.under_way()
+                    said = self.relay.in_progress()
                     if said is not None:
                         await self._heard(said)
                 finally:
@@ -365,7 +365,7 @@ class _Call:
                 loop.call_soon_threadsafe(event.set, context=context)
 
         said.add_done_callback(wake)
-        with anyio.move_on_after(_notices.HEARD_WITHIN):
+        with anyio.move_on_after(_notices.HANDLER_SECONDS):
             await event.wait()
 
     def fail(self, error: Exception | None) -> None:

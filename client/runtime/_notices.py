@@ -20,10 +20,10 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, Final
 
-HEARD_WITHIN: Final = 1.0
+HANDLER_SECONDS: Final = 1.0
 """Seconds that whoever waits for us waits for the handlers too, so that what was said comes before what it was about."""
 
-NAMES: Final = (
+LOGGER_NAMES: Final = (
     "runqueue",
     "httpx",
     "asyncio",
@@ -34,7 +34,7 @@ NAMES: Final = (
 
 logger = logging.getLogger("runqueue")
 
-speaking_for: contextvars.ContextVar[Speaker | None] = contextvars.ContextVar("runqueue_speaker", default=None)
+current_relay: contextvars.ContextVar[LogRelay | None] = contextvars.ContextVar("runqueue_log_relay", default=None)
 """Of the thread of ours on behalf of which code runs; a context variable, as those go with a task to worker threads."""
 _handing_on: contextvars.ContextVar[bool] = contextvars.ContextVar("runqueue_handing_on", default=False)
 
@@ -56,7 +56,7 @@ def _log(level: int, text: str, args: tuple[object, ...]) -> None:
         _complain()
 
 
-class Speaker:
+class LogRelay:
     """Hands records to their handlers, in the order in which they were made."""
 
     def __init__(self) -> None:
@@ -74,20 +74,20 @@ class Speaker:
                 self._thread = threading.Thread(target=self._run, name="runqueue log", daemon=True)
                 try:
                     self._thread.start()
-                except RuntimeError:  # the interpreter ends: `finish` will do it
+                except RuntimeError:  # the interpreter ends: `flush` will do it
                     self._thread = self._heard = None
 
-    def under_way(self) -> Future[None] | None:
+    def in_progress(self) -> Future[None] | None:
         """Done when all was handed on; None: it is."""
         return self._heard
 
-    def finish(self) -> None:
-        """Hand on what is left; waits for `HEARD_WITHIN` at most. Not in a thread of ours."""
+    def flush(self) -> None:
+        """Hand on what is left; waits for `HANDLER_SECONDS` at most. Not in a thread of ours."""
         thread = self._thread
         if thread is None:
             self._hand_on()
         elif thread is not threading.current_thread():
-            thread.join(HEARD_WITHIN)
+            thread.join(HANDLER_SECONDS)
 
     def _run(self) -> None:
         while True:
@@ -112,19 +112,19 @@ class _Diverted(logging.Filter):
     """Takes the records that are made in our threads."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        speaker = speaking_for.get()
-        if speaker is None or _handing_on.get():
+        relay = current_relay.get()
+        if relay is None or _handing_on.get():
             return True
-        speaker.put(record)
+        relay.put(record)
         return False
 
 
 _diverted: Final = _Diverted()
 
 
-def divert() -> None:
+def install_filters() -> None:
     """Let no handler be called in our threads. First of the filters, so that those of the user see a record once."""
-    for name in NAMES:
+    for name in LOGGER_NAMES:
         filters: list[Any] = logging.getLogger(name).filters
         if _diverted not in filters:
             filters.insert(0, _diverted)

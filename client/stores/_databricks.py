@@ -24,7 +24,7 @@ from runqueue.http._credentials import Credentials
 from runqueue.http._plugins import put
 from runqueue.http._signing import Outgoing
 from runqueue.queueing import Limits, Scope, StoreError
-from runqueue.runtime._blocking import in_thread
+from runqueue.runtime._waiting import in_thread
 from runqueue.settings._config import Config, is_header_value
 from runqueue.settings._redaction import SHORTEST, redact, redact_uri, secrets_in_header
 from runqueue.stores._protocol import Endpoint, Traffic

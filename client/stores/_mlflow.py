@@ -30,8 +30,8 @@ import orjson
 
 from runqueue.errors import AuthError, RejectedError, UnavailableError
 from runqueue.queueing import Limits, Scope, StoreError
-from runqueue.runtime._blocking import in_thread
 from runqueue.runtime._fork import importing
+from runqueue.runtime._waiting import in_thread
 from runqueue.settings._redaction import SECRET_QUERY_ITEM, redact_uri
 from runqueue.stores._file_lock import locked
 from runqueue.stores._mlflow_calls import CALLS, Appended, load_mlflow, log_batch

@@ -31,15 +31,15 @@ def test_two_placeholders_are_two_runs() -> None:
     one, other = PendingRunId(), PendingRunId()
     assert one != other
     assert len({one, other, one}) == 2
-    assert one.token != other.token
+    assert one._token != other._token
 
 
 def test_its_repr_tells_its_state() -> None:
     """A part of its token, and the real id once there is one."""
     run = PendingRunId()
-    assert repr(run) == f"<PendingRunId {run.token[:8]} pending>"
+    assert repr(run) == f"<PendingRunId {run._token[:8]} pending>"
     run._resolve("abc")
-    assert repr(run) == f"<PendingRunId {run.token[:8]} abc>"
+    assert repr(run) == f"<PendingRunId {run._token[:8]} abc>"
 
 
 def test_its_hash_stays_when_it_is_resolved() -> None:
@@ -78,12 +78,12 @@ def test_copies_of_another_process_are_one_object() -> None:
         "data = sys.stdin.buffer.read()\n"
         "one, two = pickle.loads(data), pickle.loads(data)\n"
         "assert one is two and {one: 1}[two] == 1\n"
-        "print(one.run_id, one.token)"
+        "print(one.run_id, one._token)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], input=pickle.dumps(run), capture_output=True, check=True, timeout=60
     )
-    assert done.stdout.decode().split() == ["abc", run.token]
+    assert done.stdout.decode().split() == ["abc", run._token]
 
 
 def test_copies_made_by_many_threads_are_one_object() -> None:

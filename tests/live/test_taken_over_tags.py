@@ -22,7 +22,7 @@ def test_all_tags_of_another_run_can_be_taken_over(proxy: FaultyProxy, readback:
         client.log_metric(other, "m", 1.0)
     new = readback.run(other.run_id).tags
     assert new["kept"] == "1" and new["mlflow.parentRunId"] == parent.run_id
-    assert new["runqueue.create_id"] == other.token != old["runqueue.create_id"]
+    assert new["runqueue.create_id"] == other._token != old["runqueue.create_id"]
     assert proxy.count("runs/create") == 3
 
 

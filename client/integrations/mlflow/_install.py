@@ -54,7 +54,7 @@ class _Place:
                 self.holders.clear()
                 _replace(QueueingClient, self.original)
 
-    def after_fork(self) -> None:
+    def _after_fork(self) -> None:
         self.lock = threading.RLock()  # another thread may have held it
 
 

@@ -67,7 +67,7 @@ class Queue:
         self._params: dict[str, dict[str, str]] = {}
         self._fresh: set[str] = set()  # runs that were created here, and of which nothing was logged yet
 
-    def after_fork(self) -> None:
+    def _after_fork(self) -> None:
         """In a child: what its parent has logged is its parent's to send, and to tell of."""
         self._begin()
 

@@ -68,7 +68,7 @@ class Outcome:
 class UnderWay:
     """
     A flush that nobody may hold. Until it is over it stands among what the end of the process waits for (an
-    `_exit.Ending`), and that keeps its client.
+    `_exit.ExitTarget`), and that keeps its client.
     """
 
     def __init__(self, flush: Flush, client: Client, flushes: set[UnderWay]) -> None:
@@ -81,8 +81,8 @@ class UnderWay:
         flush = self._flush
         assert flush is not None
         self._flushes.add(self)
-        _exit.watch(self, signals=False)
-        _exit.watch_worker()
+        _exit.flush_at_exit(self, signals=False)
+        _exit.flush_at_worker_exit()
         flush._future.add_done_callback(self._over)
 
     def wait(self, timeout: float | None) -> None:
@@ -95,41 +95,41 @@ class UnderWay:
     def _over(self, _: Future[Any] | None = None) -> None:
         self._flush = self._client = None  # the flush's future holds us
         self._flushes.discard(self)
-        _exit.forget(self)
+        _exit.unregister(self)
 
     @property
     def exit_timeout(self) -> float:
         return self._engine.exit_timeout
 
-    def begin_end(self, timeout: float) -> Future[Any] | None:
+    def begin_final_flush(self, timeout: float) -> Future[Any] | None:
         """It has begun: what was logged after it was not meant to be sent by it."""
         flush = self._flush
         return None if flush is None else flush._future
 
-    def serves(self) -> bool:
-        return self._engine.serves()
+    def is_own_thread(self) -> bool:
+        return self._engine.is_own_thread()
 
-    def speak(self) -> None:
-        self._engine.speak()
+    def flush_logs(self) -> None:
+        self._engine.flush_logs()
 
-    def write_off(self) -> int:
+    def give_up_waiting(self) -> int:
         """The time is over: it is said now how much is lost, and not again by the client that goes."""
         client = self._client
         if client is not None:
             client._finalizer.detach()
         self._over()
-        return self._engine.write_off()
+        return self._engine.give_up_waiting()
 
-    def watch_late(self, heard: object) -> None:
+    def watch_log_calls(self, callback: object) -> None:
         """What is logged after the end is the client's own to count."""
 
-    def say_late(self) -> None:
+    def report_late_entries(self) -> None:
         """As above."""
 
-    def say_late_drops(self) -> None:
+    def report_late_drops(self) -> None:
         """As above."""
 
-    def kill_runs(self) -> None:
+    def queue_killed_status(self) -> None:
         """It watches for no signals."""
 
 

@@ -63,7 +63,7 @@ class _Switch:
             setattr(owner, name, thing)
             self.places.append((owner, name))
 
-    def after_fork(self) -> None:
+    def _after_fork(self) -> None:
         """In a child: another thread may have held it."""
         self.lock = threading.RLock()
 

@@ -198,7 +198,7 @@ def test_everything_of_a_run_is_sent_in_its_order(client: runqueue.Client, serve
     create, data, _, update = (request.json for request in server.requests)
     assert (create["experiment_id"], create["run_name"], create["start_time"]) == ("0", "demo", 5)
     tags = {tag["key"]: tag["value"] for tag in create["tags"]}
-    assert tags == {"own": "1", "rides": "True", "runqueue.create_id": run.token}
+    assert tags == {"own": "1", "rides": "True", "runqueue.create_id": run._token}
     assert data == {
         "run_id": "r1",
         "metrics": [

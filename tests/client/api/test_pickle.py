@@ -127,7 +127,7 @@ with runqueue.Client(URI) as client:
     assert (done.code, done.err) == (0, "")
     searches = server.to("runs/search")
     assert len(searches) == 3
-    assert searches[0].json["experiment_ids"] == ["7"] and pending.token in searches[0].json["filter"]
+    assert searches[0].json["experiment_ids"] == ["7"] and pending._token in searches[0].json["filter"]
     (created,) = server.to("runs/create")
     assert {"key": "mlflow.parentRunId", "value": "r1"} in created.json["tags"]
     points = [

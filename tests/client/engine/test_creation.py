@@ -84,9 +84,9 @@ def test_there_is_exactly_one_run_whatever_happens_to_its_requests(
             store.searches.clear()
             await b.flush()
         assert sorted(store.active()) == sorted([str(parent.run_id), str(child.run_id)])
-        wanted = {TOKEN_TAG: parent.token, "own": "1", "riding": "2", "later": "3"}
+        wanted = {TOKEN_TAG: parent._token, "own": "1", "riding": "2", "later": "3"}
         assert store.run(parent.run_id).tags == wanted
-        assert store.run(child.run_id).tags == {TOKEN_TAG: child.token, PARENT_TAG: parent.run_id}
+        assert store.run(child.run_id).tags == {TOKEN_TAG: child._token, PARENT_TAG: parent.run_id}
         assert_looked_before_creating_again(store.calls)
 
     store = ListStore([*creates], [*searches], [*deletes], lateness)
@@ -375,7 +375,7 @@ async def test_what_is_known_of_a_run_travels_inside_its_creation() -> None:
         assert b.store.names() == ["create"]
         stored = b.store.run(run.run_id)
         assert (stored.body["run_name"], stored.body["start_time"], stored.body["user_id"]) == ("name", 1, "ada")
-        system = {TOKEN_TAG: run.token, PARENT_TAG: "f" * 32}
+        system = {TOKEN_TAG: run._token, PARENT_TAG: "f" * 32}
         assert stored.tags == system | {"own": "1", "mlflow.user": "ada", "riding": "2"}
 
 
@@ -401,7 +401,7 @@ async def test_a_tag_that_the_creation_is_refused_for_costs_only_itself(own: boo
             b.set_tags(run, OWN)
         report = await b.flush()
         assert [(failure.weight, failure.final) for failure in report.failures] == [(1, True)]
-        assert b.store.run(run.run_id).tags == {TOKEN_TAG: run.token, "good": "1", "fine": "3"}
+        assert b.store.run(run.run_id).tags == {TOKEN_TAG: run._token, "good": "1", "fine": "3"}
         assert len(b.store.runs) == 1
         counts = b.accumulator.counts()
         assert (counts["accepted"], counts["stored"], counts["failed"]) == (4, 3, 1)
@@ -419,7 +419,7 @@ async def test_tags_that_were_left_out_are_stored_although_the_answer_was_lost(o
         for _ in range(3):
             await b.flush()
         assert b.store.active() == [run.run_id]
-        assert b.store.run(run.run_id).tags == {TOKEN_TAG: run.token, "good": "1", "fine": "3"}
+        assert b.store.run(run.run_id).tags == {TOKEN_TAG: run._token, "good": "1", "fine": "3"}
         counts = b.accumulator.counts()
         assert (counts["accepted"], counts["stored"], counts["failed"]) == (4, 3, 1)
 
@@ -459,6 +459,6 @@ async def test_a_creation_that_is_refused_keeps_everything_queued(
         assert {failure.run for failure in report.failures} == {run, child}
         assert not (await b.flush()).failures
         assert b.store.active() == [run.run_id, child.run_id]
-        assert b.store.run(run.run_id).tags == {TOKEN_TAG: run.token, "own": "1", "riding": "2"}
+        assert b.store.run(run.run_id).tags == {TOKEN_TAG: run._token, "own": "1", "riding": "2"}
         assert b.store.calls[-1].endpoint in (CREATE_RUN, UPDATE_RUN)
         assert b.accumulator.counts()["stored"] == b.accumulator.counts()["accepted"] == 3

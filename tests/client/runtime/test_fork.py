@@ -273,10 +273,10 @@ def test_children_have_ids_of_their_own(server: ScriptedServer) -> None:
     script = """
 client.create_run("0")
 def work():
-    say(client.create_run("0").token)
+    say(client.create_run("0")._token)
 for _ in range(3):
     assert ended(child(work)) == 0
-say(client.create_run("0").token)
+say(client.create_run("0")._token)
 """
     done = run(CLIENT + script, server.uri, "None", "auto")
     assert len(set(done.out.split())) == len(done.out.split()) == 4
@@ -307,7 +307,7 @@ def test_the_hooks_of_a_fork_do_not_mind_what_was_collected(client: runqueue.Cli
         def __init__(self, name: str) -> None:
             self.name = name
 
-        def after_fork(self) -> None:
+        def _after_fork(self) -> None:
             called.append(self.name)
             if self.name == "bad":
                 raise ValueError

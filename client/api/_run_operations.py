@@ -11,7 +11,7 @@ from typing import Any
 from runqueue._entities import FlushReport
 from runqueue.errors import ClosedError, FlushError
 from runqueue.runtime import _fork
-from runqueue.runtime._bridge import wait_for
+from runqueue.runtime._waiting import wait_for
 
 
 class RunOperations:
@@ -25,7 +25,7 @@ class RunOperations:
         self._client = client  # kept: the end of a client that nobody holds ends its flushes
         _fork.register(self)
 
-    def after_fork(self) -> None:
+    def _after_fork(self) -> None:
         """In a child: nobody will end there what its parent's thread has begun."""
         self._future._condition = threading.Condition()  # another thread may have held it
         if not self._future.done():
