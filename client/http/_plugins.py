@@ -30,7 +30,7 @@ from runqueue.http._signing import Outgoing, Signer
 from runqueue.runtime._waiting import in_thread
 from runqueue.settings import _environment as environment
 from runqueue.settings._config import Config, current_workspace, is_header_name, is_header_value
-from runqueue.settings._redaction import SECRET_NAME, SHORTEST, redact, secrets_in_header
+from runqueue.settings._redaction import MIN_SECRET_LENGTH, SECRET_HEADER_NAME, redact, secrets_in_header
 
 if TYPE_CHECKING:
     import anyio
@@ -211,7 +211,7 @@ class _Asked:
     def _keep(self, value: str) -> None:
         """To be redacted, whole and in its parts."""
         for secret in secrets_in_header(value):
-            if len(secret) >= SHORTEST and secret not in self._secrets:
+            if len(secret) >= MIN_SECRET_LENGTH and secret not in self._secrets:
                 self._secrets.append(secret)
 
     def _warn_once(self, message: str, *args: object) -> None:
@@ -249,7 +249,7 @@ class RequestHeaders(_Asked):
                     request.headers["User-Agent"] += f" {more}"
             elif name.lower() not in taken and mlflows.get(name) != value:
                 put(request.headers, name, text)
-                if SECRET_NAME.search(name):
+                if SECRET_HEADER_NAME.search(name):
                     self._keep(text)
 
 

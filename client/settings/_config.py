@@ -1,9 +1,10 @@
 """
-The settings of a client, and where each comes from: the constructor, MLflow's environment variables, a default.
-
-Rules of this file: every bad value is a ConfigError at construction that names the setting; no value that may be a
-secret is shown.
+The settings of a client: the constructor's arguments, completed by MLflow's environment variables and by defaults.
 """
+
+# Rules of this file:
+# - A bad value raises at construction, with the name of the setting.
+# - A value that may be a secret appears in no message and in no repr.
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ DEFAULT_RETRY_TIMEOUT = 300.0
 DEFAULT_BACKOFF = 0.5
 DEFAULT_MAX_PENDING = 1_000_000
 STALL_MARGIN = 5.0
-"""Seconds between the end of an attempt that is late, and the conclusion that there will be no end."""
+"""Seconds added to the time-outs before a call that has not returned counts as stuck."""
 
 
 def _masked(value: object) -> str:
@@ -42,11 +43,15 @@ def _masked(value: object) -> str:
 
 def seconds(value: object, name: str) -> float | None:
     """
-    A time-out.
+    Check a time-out, in seconds, and return it as a float; None stays None.
+
+    Args:
+        value: What the user passed.
+        name: The argument's name, for messages.
 
     Raises:
-        CallTypeError: It is neither a number nor None.
-        ConfigError: It is negative or not finite.
+        CallTypeError: The value is neither a number nor None.
+        ConfigError: The value is negative or not finite.
     """
     if value is None:
         return None
@@ -61,12 +66,12 @@ def _seconds(_: object, field: attrs.Attribute[Any], value: object) -> None:
     seconds(value, field.name)
 
 
-def _some_seconds(_: object, field: attrs.Attribute[Any], value: object) -> None:
+def _positive_seconds(_: object, field: attrs.Attribute[Any], value: object) -> None:
     if seconds(value, field.name) == 0:
         raise ConfigError(f"{field.name}=0: more than no time at all")
 
 
-def _whole(_: object, field: attrs.Attribute[Any], value: object) -> None:
+def _positive_int(_: object, field: attrs.Attribute[Any], value: object) -> None:
     if value is None and field.default is None:
         return
     if type(value) is not int:
@@ -75,12 +80,12 @@ def _whole(_: object, field: attrs.Attribute[Any], value: object) -> None:
         raise ConfigError(f"{field.name}={value!r}: at least 1")
 
 
-def _limits(_: object, field: attrs.Attribute[Any], value: object) -> None:
+def _limits_or_none(_: object, field: attrs.Attribute[Any], value: object) -> None:
     if value is not None and not isinstance(value, Limits):
         raise CallTypeError(f"{field.name}= takes a runqueue.Limits or None, not {type(value).__name__}")
 
 
-def _uri_is_text(_: object, field: attrs.Attribute[Any], value: object) -> None:
+def _uri(_: object, field: attrs.Attribute[Any], value: object) -> None:
     if value is not None and not isinstance(value, str):
         raise CallTypeError(f"{field.name}= takes a URI, a path or None, not {type(value).__name__}")
     if value == "":
@@ -88,12 +93,12 @@ def _uri_is_text(_: object, field: attrs.Attribute[Any], value: object) -> None:
 
 
 def is_header_value(text: str) -> bool:
-    """Whether the text can be the value of a header: visible ASCII and blanks (RFC 9110, 5.5, without obs-text)."""
+    """Tell if the text can be a header's value: visible ASCII and blanks (RFC 9110, 5.5, without obs-text)."""
     return text.isascii() and (text.isprintable() or text.replace("\t", " ").isprintable())
 
 
 def is_header_name(text: str) -> bool:
-    """Whether the text can be the name of a header."""
+    """Tell if the text can be a header's name (RFC 9110, 5.6.2)."""
     return _HEADER_NAME.fullmatch(text) is not None
 
 
@@ -106,11 +111,11 @@ def _token(_: object, field: attrs.Attribute[Any], value: object) -> None:
         raise ConfigError(f"{field.name}= holds a character that no header can hold (the text is not shown)")
 
 
-def _headers(value: Any) -> Mapping[str, str] | None:
-    return dict(value) if isinstance(value, Mapping) else value  # anything else is the validator's to refuse
+def _copied(value: Any) -> Mapping[str, str] | None:
+    return dict(value) if isinstance(value, Mapping) else value  # the validator rejects anything else
 
 
-def _headers_are_text(_: object, field: attrs.Attribute[Any], value: object) -> None:
+def _headers(_: object, field: attrs.Attribute[Any], value: object) -> None:
     if value is None:
         return
     if not isinstance(value, dict):
@@ -119,7 +124,7 @@ def _headers_are_text(_: object, field: attrs.Attribute[Any], value: object) -> 
         if not isinstance(key, str) or not isinstance(text, str):
             named = f"that of {key!r}" if isinstance(key, str) and is_header_name(key) else f"one of {len(value)}"
             raise CallTypeError(f"{field.name}= takes names and values of type str; {named} is not")
-        if not is_header_name(key):  # it may be a whole header, with its secret
+        if not is_header_name(key):  # not shown: the user may have passed a whole header, secret included
             raise ConfigError(f"{field.name}= holds what is no name of a header ({len(key)} characters, not shown)")
         if not is_header_value(text):
             raise ConfigError(f"the value of {key!r} in {field.name}= holds a character that no header can hold")
@@ -133,24 +138,27 @@ def _one_of(words: Any, *, optional: bool = False) -> Any:
     return check
 
 
-def _yes_or_no(_: object, field: attrs.Attribute[Any], value: object) -> None:
+def _bool(_: object, field: attrs.Attribute[Any], value: object) -> None:
     if not isinstance(value, bool):
         raise CallTypeError(f"{field.name}= takes True or False, not {type(value).__name__}")
 
 
 def current_workspace() -> str | None:
     """
-    The workspace that MLflow itself would name here and now: of its context, where it is imported, else
-    MLFLOW_WORKSPACE.
+    Return the workspace that MLflow would use for a request made now.
+
+    If mlflow is imported, its context decides (`mlflow.set_workspace()`), else MLFLOW_WORKSPACE.
     """
-    asked = getattr(sys.modules.get("mlflow.utils.workspace_context"), "get_request_workspace", None)
-    found = environment.text("MLFLOW_WORKSPACE") if asked is None else asked()
+    get_workspace = getattr(sys.modules.get("mlflow.utils.workspace_context"), "get_request_workspace", None)
+    found = environment.text("MLFLOW_WORKSPACE") if get_workspace is None else get_workspace()
     return str(found or "").strip() or None
 
 
 @attrs.frozen(kw_only=True)
 class RetrySettings:
-    """When to try again; see `runqueue.queueing.delivery._retry.RetryPolicy`, which is imported with the engine only."""
+    """
+    The arguments of `runqueue.queueing.delivery._retry.RetryPolicy`, which is imported only with the engine.
+    """
 
     timeout: float
     retries: int | None
@@ -161,88 +169,106 @@ class RetrySettings:
 @attrs.frozen(kw_only=True)
 class Config:
     """
-    The settings of a client; each but `workspace` is a keyword of its constructor. Times are in seconds.
+    The settings of a client. Every field except `workspace` is a keyword of its constructor. Times are in seconds.
 
     Raises:
-        ConfigError: A value is out of range, or a variable of MLflow's holds one.
+        ConfigError: A value is out of range.
         CallTypeError: A value is of the wrong type.
     """
 
-    tracking_uri: str | None = attrs.field(
-        default=None, validator=_uri_is_text, repr=lambda uri: repr(uri and redact_uri(uri))
-    )
-    """Where runs are kept. None: as `mlflow` itself would resolve it."""
-    max_workers: int = attrs.field(default=8, validator=_whole)
-    """Requests under way at once."""
-    limits: Limits | None = attrs.field(default=None, validator=_limits)
-    """Bounds on a batch; None, or a field that is None: the store's own."""
-    request_timeout: float | None = attrs.field(default=None, validator=_some_seconds)
-    """For one attempt, from its start to the last byte of the answer. None: MLFLOW_HTTP_REQUEST_TIMEOUT, else 60."""
+    tracking_uri: str | None = attrs.field(default=None, validator=_uri, repr=lambda uri: repr(uri and redact_uri(uri)))
+    """Where runs are stored. None: the URI that `mlflow` itself would use."""
+    max_workers: int = attrs.field(default=8, validator=_positive_int)
+    """Requests in flight at once, at most."""
+    limits: Limits | None = attrs.field(default=None, validator=_limits_or_none)
+    """Limits of a batch. None, or a field that is None: the store's own limit."""
+    request_timeout: float | None = attrs.field(default=None, validator=_positive_seconds)
+    """
+    Time-out of one attempt, from its start to the last byte of the answer. None: MLFLOW_HTTP_REQUEST_TIMEOUT, else 60.
+    """
     retry_timeout: float | None = attrs.field(default=None, validator=_seconds)
-    """From the first failure since the last success until retrying ends. None: 300."""
+    """How long a flush goes on retrying, counted from the first failure after the last success. None: 300."""
     token: Token | None = attrs.field(default=None, validator=_token, repr=_masked)
-    """A bearer token, or a callable that gives a fresh one; called in the engine's thread, at first and on a 401."""
-    headers: Mapping[str, str] | None = attrs.field(
-        default=None, converter=_headers, validator=_headers_are_text, repr=_masked
-    )
-    """Sent with every request, in place of what would be sent by itself; but not Content-Type and Accept-Encoding."""
+    """
+    A bearer token, or a callable that returns one. The engine's thread calls it before the first request and after a 401.
+    """
+    headers: Mapping[str, str] | None = attrs.field(default=None, converter=_copied, validator=_headers, repr=_masked)
+    """Sent with every request. They replace the client's own headers, except Content-Type and Accept-Encoding."""
     transport: Transport = attrs.field(default="auto", validator=_one_of(Transport))
     """"auto" sends through aiohttp where `httpx-aiohttp` is importable (a third of the CPU a request), "httpx" never."""
-    proxies: bool = attrs.field(default=True, validator=_yes_or_no)
-    """Whether the proxies count that HTTP_PROXY, HTTPS_PROXY and ALL_PROXY name. Other variables count all the same."""
+    proxies: bool = attrs.field(default=True, validator=_bool)
+    """Whether requests go through the proxies in HTTP_PROXY, HTTPS_PROXY and ALL_PROXY."""
     workspace: str | None = attrs.field(init=False, factory=current_workspace)
     """
-    Of MLflow's, to which the client's runs belong, whatever is set by the time they are sent. None: none was set when
-    the client was made.
+    The MLflow workspace of the client's runs, as it was when the client was made. None: no workspace was set.
     """
 
-    flush_interval: float | None = attrs.field(default=None, validator=_some_seconds)
+    flush_interval: float | None = attrs.field(default=None, validator=_positive_seconds)
     """
-    Stream: send what is queued so often, in seconds, and full batches before that: at once, or in a steady flow a few
-    together, within 0.25 s. None: only `flush()` sends, and the end.
+    How often the client sends what is queued. Full batches are sent sooner: at once, or, in a steady flow, a few
+    together within 0.25 s. None: nothing is sent before `flush()` or the end of the block.
     """
-    max_pending: int | None = attrs.field(default=None, validator=_whole)
-    """Entries that may be queued or in flight at once. None: 1,000,000 when streaming (about 80 MB), else no bound."""
+    max_pending: int | None = attrs.field(default=None, validator=_positive_int)
+    """Entries that may be queued or in flight at once. None: 1,000,000 (about 80 MB) when streaming, else no bound."""
     on_full: OnFull = attrs.field(default="block", validator=_one_of(OnFull))
-    """What a log call does at that bound: wait for room, raise QueueFullError, or drop its entries, with counts."""
+    """What a log call does when `max_pending` is reached: wait for room, raise QueueFullError, or drop its entries."""
     block_timeout: float = attrs.field(default=60.0, validator=_seconds)
-    """Waiting, in all, each time the queue becomes full; then calls raise, or drop with `on_failure="warn"`."""
+    """
+    How long log calls wait, in total, each time the queue becomes full. After that they raise QueueFullError, or drop
+    their entries with `on_failure="warn"`.
+    """
     on_failure: OnFailure | None = attrs.field(default=None, validator=_one_of(OnFailure, optional=True))
-    """Whether a flush and the end raise what was not stored, or log one warning. None: "warn" when streaming."""
+    """
+    Whether `flush()`, `close()` and the end of a block raise FlushError for what was not stored, or log one warning.
+    None: "warn" when streaming, else "raise".
+    """
     exit_timeout: float = attrs.field(default=20.0, validator=_seconds)
-    """For sending what is queued when a block ends by an exception, or the interpreter ends, while streaming."""
-    handle_signals: bool = attrs.field(default=True, validator=_yes_or_no)
-    """While streaming: at SIGTERM, send what is queued, set unfinished runs KILLED, then end as the signal says."""
-    progress: bool = attrs.field(default=True, validator=_yes_or_no)
-    """Show how far a flush is that lasts: a bar on a terminal and in a notebook, else a line in the log."""
+    """How long a streaming client goes on sending after an exception has ended its block, or at the interpreter's end."""
+    handle_signals: bool = attrs.field(default=True, validator=_bool)
+    """
+    Whether a streaming client handles SIGTERM: it sends what is queued, sets unfinished runs to KILLED, and then lets
+    the signal end the process.
+    """
+    progress: bool = attrs.field(default=True, validator=_bool)
+    """Whether a long flush shows its progress: as a bar on a terminal and in a notebook, else as lines in the log."""
 
     def __reduce__(self) -> Any:
         raise TypeError("a Config may hold secrets, and is not pickled")
 
     def portable_settings(self, uri: str) -> dict[str, Any]:
-        """The keywords of a client in another process, without secrets: those it finds there."""
+        """
+        Return the keywords that make the same client in another process.
+
+        Secrets are left out: the other process has to find them in its own environment.
+
+        Args:
+            uri: The resolved tracking URI.
+        """
         fields = {field.name for field in attrs.fields(type(self)) if field.init} - {"token", "headers"}
         settings = {name: getattr(self, name) for name in fields if hasattr(self, name)}
         return settings | {"tracking_uri": strip_secrets(uri)}
 
     @property
     def streams(self) -> bool:
+        """Whether the client sends by itself, without a flush."""
         return self.flush_interval is not None
 
     @property
     def only_warns(self) -> bool:
-        """Whether what was not stored is logged, and never raised."""
+        """Whether entries that were not stored lead to warnings instead of exceptions."""
         return self.on_failure == "warn" or (self.on_failure is None and self.streams)
 
     @property
     def pending_bound(self) -> float:
-        """Entries that may be pending."""
+        """Entries that may be pending: `max_pending`, or its default, which may be infinite."""
         if self.max_pending is not None:
             return self.max_pending
         return DEFAULT_MAX_PENDING if self.streams else math.inf
 
     def seconds_per_request(self) -> float:
         """
+        Return the time-out of one attempt.
+
         Raises:
             ConfigError: MLFLOW_HTTP_REQUEST_TIMEOUT holds no number of seconds.
         """
@@ -252,15 +278,18 @@ class Config:
 
     def stall_timeout(self) -> float:
         """
-        Seconds in which some attempt ends while the store works, or is out of reach in a way that it notices. A call
-        of MLflow's own stores in a worker thread has no deadline that could end it.
+        Return the seconds after which a store counts as stuck if no attempt has ended meanwhile.
+
+        Requests end by their own time-out. A call of MLflow's own stores runs in a worker thread, and nothing can end it.
         """
         return self.seconds_per_request() + self.retry_settings().timeout + STALL_MARGIN
 
     def retry_settings(self) -> RetrySettings:
         """
+        Return when and how long failed requests are retried.
+
         Raises:
-            ConfigError: MLFLOW_HTTP_REQUEST_MAX_RETRIES, _BACKOFF_FACTOR or _BACKOFF_JITTER hold no such number.
+            ConfigError: MLFLOW_HTTP_REQUEST_MAX_RETRIES, _BACKOFF_FACTOR or _BACKOFF_JITTER is out of range.
         """
         base = environment.number("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR")
         return RetrySettings(

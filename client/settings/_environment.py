@@ -1,8 +1,10 @@
 """
-Values of MLflow's environment variables.
-
-Rule of this file: a bad value is a ConfigError that names the variable; an empty one counts as not set.
+Reads environment variables as text, numbers and switches.
 """
+
+# Rules of this file:
+# - A bad value raises a ConfigError that names the variable.
+# - An empty variable counts as not set.
 
 from __future__ import annotations
 
@@ -10,26 +12,26 @@ import os
 
 from runqueue.errors import ConfigError
 
-_LONGEST = 18
-"""Digits of a number; Python refuses to read thousands of them, with an error of its own."""
+_MAX_DIGITS = 18
+"""Above some thousand digits, Python's `int()` raises an error of its own."""
 
 
 def text(name: str) -> str | None:
-    """The value as it is."""
+    """Return the value as it is; None if it is not set."""
     return os.environ.get(name) or None
 
 
 def number(name: str, *, above: float | None = None, least: float = 0.0) -> float | None:
     """
-    A finite number.
+    Return the value as a finite number; None if it is not set.
 
     Args:
-        name: Of the variable.
-        above: It has to be more than this.
-        least: It has to be at least this.
+        name: The variable's name.
+        above: The number has to be greater than this. None: no such bound.
+        least: The number has to be at least this.
 
     Raises:
-        ConfigError: It is not.
+        ConfigError: The value is not such a number.
     """
     value = text(name)
     if value is None:
@@ -46,26 +48,26 @@ def number(name: str, *, above: float | None = None, least: float = 0.0) -> floa
 
 def count(name: str) -> int | None:
     """
-    A whole number from 0 on.
+    Return the value as a whole number from 0 on; None if it is not set.
 
     Raises:
-        ConfigError: It is none.
+        ConfigError: The value is not such a number.
     """
     value = text(name)
     if value is None:
         return None
     digits = value.strip()
-    if not (digits.isascii() and digits.isdigit() and len(digits) <= _LONGEST):
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= _MAX_DIGITS):
         raise ConfigError(f"the environment variable {name}={value[:99]!r} is no whole number from 0 on")
     return int(digits)
 
 
 def switch(name: str) -> bool | None:
     """
-    "true", "false", "1" or "0", in capitals too; the words that MLflow takes.
+    Return the value as a bool; None if it is not set. Like MLflow, it takes "true", "false", "1" and "0" in any case.
 
     Raises:
-        ConfigError: It is something else; a typing error must not switch anything off in silence.
+        ConfigError: The value is another word. A typing error must not silently switch anything off.
     """
     value = text(name)
     if value is None:

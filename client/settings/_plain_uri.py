@@ -1,8 +1,8 @@
 """
 The prefix by which a tracking URI asks MLflow for the queued store: `runqueue+http://host:5000`.
-
-Rule of this file: it imports nothing, as MLflow loads it with each of its imports.
 """
+
+# Rule of this file: no imports but `typing`. Every `import mlflow` loads runqueue's plugin, and this module with it.
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ PREFIX: Final = "runqueue+"
 
 
 def plain_uri(uri: str) -> str:
-    """The URI that MLflow's own store goes by; `runqueue+databricks://`, which names no profile, is `databricks`."""
+    """
+    Return the URI without the prefix, as MLflow's own store takes it.
+
+    `runqueue+databricks://` names no profile, so it becomes `databricks`.
+    """
     if not uri.startswith(PREFIX):
         return uri
     found = uri.removeprefix(PREFIX)

@@ -1,10 +1,13 @@
 r"""
-Takes secrets out of text, however whoever shows them writes them.
-
-Rules of this file: it knows nothing of where secrets come from. A letter or digit is looked for as it stands, any other
-character as itself, behind backslashes, as URLs quote it (%22, and %2522 where they do so twice), as HTML does (&quot;
-&#34; &amp;quot;), as JSON and Python do (\u0022, \x22), in any mixture. Only errors are looked through, no usual path.
+Redaction: replaces secrets by `***` in text, URIs and headers.
 """
+
+# Rules of this file:
+# - Callers pass the secrets. This module does not know where they are configured.
+# - A server or a library may echo a secret in its own spelling. So letters and digits are matched as they are, and any
+#   other character as itself, after backslashes, percent-encoded once or twice (%22, %2522), as an HTML entity (&quot;
+#   &#34; &amp;quot;), or as an escape of JSON or Python (\u0022, \x22), in any mixture.
+# - It is slow, and meant for error messages only.
 
 from __future__ import annotations
 
@@ -14,43 +17,46 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-SHORTEST: Final = 4
-"""Characters of a secret that is redacted in messages; a password of one letter would leave none of them readable."""
-_TELLING: Final = 6
-"""Characters of a name that is redacted inside of words, too."""
+MIN_SECRET_LENGTH: Final = 4
+"""Shorter secrets are not redacted: a password of one letter would make every message unreadable."""
+_MIN_NAME_LENGTH_IN_WORDS: Final = 6
+"""Names of at least this length are redacted inside of longer words, too."""
 
-SECRET_NAME: Final = re.compile(r"(?i)auth|token|key|secret|cookie|sign|cred|pass|jwt|session")
-"""Of a header."""
+SECRET_HEADER_NAME: Final = re.compile(r"(?i)auth|token|key|secret|cookie|sign|cred|pass|jwt|session")
+"""Matches the names of headers whose values are secret."""
+SECRET_QUERY_ITEM: Final = re.compile(r"(?i)(\b[^=&]*(?:pass|pwd|token|secret|key|odbc_connect)[^=&]*=)[^&]*")
+"""Matches an item of a URI's query whose value is secret; the group is the item up to its value."""
 
 _BEFORE_USER_INFO: Final = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?//")
-SECRET_QUERY_ITEM: Final = re.compile(r"(?i)(\b[^=&]*(?:pass|pwd|token|secret|key|odbc_connect)[^=&]*=)[^&]*")
-_RUN: Final = re.compile(r"\\+|\s+|.", re.DOTALL)
+_CHARACTER_OR_RUN: Final = re.compile(r"\\+|\s+|.", re.DOTALL)
 
 
 def redact(text: str, secrets: Iterable[str], names: Iterable[str] = ()) -> str:
     """
-    The text with `***` in place of each secret, in whatever spelling.
+    Replace each secret in a text by `***`, in whichever spelling it occurs.
 
     Args:
-        text: To be shown.
-        secrets: Wherever they stand; those too short to tell are passed over.
-        names: Of users. A short one only where it is a word of its own: it may be one, such as "user".
+        text: The text to be shown.
+        secrets: Replaced wherever they occur, unless they are shorter than MIN_SECRET_LENGTH.
+        names: User names. A short one is replaced only where it is a whole word: it may be a common one, like "user".
     """
-    patterns = {secret: _pattern(secret) for secret in secrets if len(secret) >= SHORTEST}
+    patterns = {secret: _pattern(secret) for secret in secrets if len(secret) >= MIN_SECRET_LENGTH}
     for name in names:
-        if len(name) >= SHORTEST and name not in patterns:
-            patterns[name] = _pattern(name) if len(name) >= _TELLING else rf"(?<![^\W_]){_pattern(name)}(?![^\W_])"
-    for secret in sorted(patterns, key=len, reverse=True):  # one may hold another
+        if len(name) >= MIN_SECRET_LENGTH and name not in patterns:
+            patterns[name] = (
+                _pattern(name) if len(name) >= _MIN_NAME_LENGTH_IN_WORDS else rf"(?<![^\W_]){_pattern(name)}(?![^\W_])"
+            )
+    for secret in sorted(patterns, key=len, reverse=True):  # longest first: one secret may contain another
         text = re.sub(patterns[secret], "***", text)
     return text
 
 
 def user_info(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """
-    Names and secrets of `user:password`, as it stands in a URI: both as they are and unquoted.
+    Return the names and the secrets in the user info of a URI, both as they are written there and unquoted.
 
     Args:
-        text: What stands before the `@`.
+        text: The part of the URI before the `@`: `user:password`.
     """
     user, _, password = text.partition(":")
     plain = f"{unquote(user)}:{unquote(password)}"
@@ -58,7 +64,9 @@ def user_info(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def secrets_in_header(value: str) -> Iterator[str]:
-    """The value of a header, and what is secret in it: what follows a scheme; user and password; a cookie's value."""
+    """
+    Yield a header's value and the secrets inside it: the part after a scheme, the password of Basic, cookies' values.
+    """
     scheme, _, rest = value.partition(" ")
     yield from (value, rest)
     if scheme.lower() == "basic":
@@ -73,10 +81,10 @@ def secrets_in_header(value: str) -> Iterator[str]:
 
 def proxy_user_info(environment: Iterable[tuple[str, str]]) -> tuple[list[str], list[str]]:
     """
-    Names and secrets in the user info of proxies, be their URIs valid or not.
+    Return the names and the secrets in the user info of all proxy variables. The URIs need not be valid.
 
     Args:
-        environment: Variables and their values.
+        environment: Names and values of environment variables.
     """
     names: list[str] = []
     secrets: list[str] = []
@@ -90,7 +98,7 @@ def proxy_user_info(environment: Iterable[tuple[str, str]]) -> tuple[list[str], 
 
 
 def strip_secrets(uri: str) -> str:
-    """The URI without its user info, and without what looks like a secret in its query."""
+    """Remove the user info from a URI, and the items of its query that look like secrets."""
     parts = urlsplit(uri)
     query = "&".join(item for item in parts.query.split("&") if SECRET_QUERY_ITEM.search(item) is None)
     if "@" not in parts.netloc and query == parts.query:
@@ -99,16 +107,17 @@ def strip_secrets(uri: str) -> str:
 
 
 def redact_uri(uri: str) -> str:
-    """The URI with `***` for its user info, and for what looks like a secret in its query."""
+    """Replace the user info of a URI by `***`, and the values in its query that look like secrets."""
     try:
         urlsplit(uri)
     except ValueError:
         return "***"
     head, _, tail = uri.rpartition("@")
     scheme, _, user_info = head.partition("//")
-    if ":" in head and not _BEFORE_USER_INFO.match(head):  # a scheme or a slash was forgotten
+    if ":" in head and not _BEFORE_USER_INFO.match(head):  # the user forgot the scheme or a slash
         return f"***@{tail}"
-    if user_info and not user_info.startswith("/"):  # by the raw text: a password may hold what ends a host for others
+    # Not by urlsplit: an unquoted password may contain a slash, which ends the host for urlsplit.
+    if user_info and not user_info.startswith("/"):
         uri = f"{scheme}//***@{tail}"
     parts = urlsplit(uri)
     query = SECRET_QUERY_ITEM.sub(r"\1***", parts.query)
@@ -118,11 +127,15 @@ def redact_uri(uri: str) -> str:
 
 
 def _pattern(secret: str) -> str:
-    return "".join(_spelt(each) for each in _RUN.findall(secret))
+    return "".join(_spellings(each) for each in _CHARACTER_OR_RUN.findall(secret))
 
 
-def _spelt(run: str) -> str:
-    """A pattern of one character, or of a run of backslashes or blanks: those that follow each other count as one."""
+def _spellings(run: str) -> str:
+    """
+    Return a pattern of all spellings of one character, or of a run of backslashes or of blanks.
+
+    A run is matched as a whole, as servers collapse blanks and double backslashes.
+    """
     character = run[0]
     if character.isascii() and character.isalnum():
         return character
@@ -134,8 +147,12 @@ def _spelt(run: str) -> str:
 
 
 def _escaped(character: str) -> str:
-    """What stands for it, in JSON and Python after backslashes; no two of them match the same text."""
-    from html.entities import codepoint2name  # a table of thousands, which few processes need
+    """
+    Return a pattern of all escapes of a character; those of JSON and Python without their backslashes.
+
+    No two alternatives match the same text: else the time of a search could grow exponentially.
+    """
+    from html.entities import codepoint2name  # not at the top: a table of thousands that few processes need
 
     data, point = character.encode("utf-8", "surrogatepass"), ord(character)
     entities = [f"#0*{point}", f"#x0*{point:x}", *filter(None, [codepoint2name.get(point)])]

@@ -26,7 +26,7 @@ from runqueue.http._signing import Outgoing
 from runqueue.queueing import Limits, Scope, StoreError
 from runqueue.runtime._waiting import in_thread
 from runqueue.settings._config import Config, is_header_value
-from runqueue.settings._redaction import SHORTEST, redact, redact_uri, secrets_in_header
+from runqueue.settings._redaction import MIN_SECRET_LENGTH, redact, redact_uri, secrets_in_header
 from runqueue.stores._protocol import Endpoint, Traffic
 from runqueue.stores._rest import HttpStore
 from runqueue.wire._records import MLFLOW_LIMITS
@@ -205,7 +205,7 @@ class DatabricksCredentials:
         raise failure
 
     def _keep(self, secrets: Iterator[str]) -> None:
-        found = dict.fromkeys(secret for secret in secrets if len(secret) >= SHORTEST)
+        found = dict.fromkeys(secret for secret in secrets if len(secret) >= MIN_SECRET_LENGTH)
         self._secrets = (*found, *(each for each in self._secrets if each not in found))[:_KEPT]
 
     def _unfound(self, error: Exception, host: str | None) -> StoreError:

@@ -29,7 +29,7 @@ from runqueue.http._signing import Outgoing, Signer
 from runqueue.http._transports import PORTS, Reply, carrier
 from runqueue.queueing import Limits, Scope, StoreError
 from runqueue.settings._config import Config
-from runqueue.settings._redaction import SECRET_NAME, proxy_user_info, redact, redact_uri, secrets_in_header
+from runqueue.settings._redaction import SECRET_HEADER_NAME, proxy_user_info, redact, redact_uri, secrets_in_header
 from runqueue.stores._protocol import SMALL, Endpoint, Traffic
 from runqueue.wire._answer import judge
 from runqueue.wire._records import MLFLOW_LIMITS
@@ -228,7 +228,7 @@ class HttpStore:
         """For errors only: it takes its time. What is known as a whole comes first, then what only looks like it."""
         names, secrets = proxy_user_info(os.environ.items())
         for name, value in self._given_headers.items():
-            secrets += secrets_in_header(value) if SECRET_NAME.search(name) else (value,)
+            secrets += secrets_in_header(value) if SECRET_HEADER_NAME.search(name) else (value,)
         text = redact(text, secrets, names)
         for signer in self._signers:
             text = signer.redact(text)
