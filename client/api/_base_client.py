@@ -131,7 +131,7 @@ class BaseClient:
             if lane is not None:
                 return lane
             if run_id.run_id is None:  # of another client, in this process or another: it will turn up in the store
-                sought = NewRun(*run_id._experiment, 0, None, None, {}, sought=True)
+                sought = NewRun(*run_id._experiment, 0, None, None, {}, created_elsewhere=True)
                 return self._open(run_id, opened=False, first=record_of(RUN, ("run",), (), sought))
             lane = self._lane(run_id.run_id)
             self._engine.accumulator.alias(run_id, lane)

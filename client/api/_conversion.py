@@ -17,8 +17,9 @@ import attrs
 
 from runqueue._entities import Dataset
 from runqueue.errors import CallTypeError, ConfigError
-from runqueue.wire._encoder import is_number
-from runqueue.wire._records import MAX_TAG_VALUE, InvalidValue, is_safe_in_create
+from runqueue.wire._limits import MAX_TAG_VALUE
+from runqueue.wire._points import is_number
+from runqueue.wire._records import InvalidValue, is_safe_in_create
 
 STATUSES: Final = ("RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED")
 """Source: `mlflow.entities.RunStatus`."""

@@ -19,8 +19,7 @@ from runqueue.api._run import RunCalls
 from runqueue.errors import CallTypeError, ClosedError, ConfigError, QueueFullError, RunqueueError
 from runqueue.queueing.batches._batch import DATASET, METRIC, PARAM, RUN, STATUS, TAG, record_of
 from runqueue.runtime import _notices
-from runqueue.wire._points import MILLISECOND
-from runqueue.wire._records import PARENT_TAG, TOKEN_TAG, InvalidValue, NewRun
+from runqueue.wire._records import MILLISECOND, PARENT_TAG, TOKEN_TAG, InvalidValue, NewRun
 
 _PLAIN: Final = frozenset((float, int, bool))
 

@@ -68,7 +68,7 @@ class Creation:
         """
         (record,) = batch.records(RUN)
         new: NewRun = record[3]
-        if new.sought:
+        if new.created_elsewhere:
             await self._seek(pending, new)
             return ()
         experiment_id = new.experiment_id

@@ -34,7 +34,7 @@ from runqueue.settings._redaction import redact_uri
 from runqueue.stores._protocol import Traffic
 from runqueue.stores._resolve import make_store
 from runqueue.wire._encoder import Encoder
-from runqueue.wire._records import ENVELOPE_BYTES, MAX_CREATE_TAG_BYTES, MAX_CREATE_TAGS, MLFLOW_LIMITS
+from runqueue.wire._limits import ENVELOPE_BYTES, MAX_CREATE_TAG_BYTES, MAX_CREATE_TAGS, MLFLOW_LIMITS
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup

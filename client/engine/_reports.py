@@ -20,7 +20,7 @@ from runqueue._run_id import PendingRunId
 from runqueue.queueing import Failure, Report
 from runqueue.queueing._report import FailureLog
 from runqueue.runtime import _notices
-from runqueue.wire._records import OPERATIONS, describe
+from runqueue.wire._records import OPERATIONS, entries_of
 
 NAMED_RUNS: Final = 10
 """Runs that one warning of dropped entries names; the others are counted."""
@@ -91,7 +91,7 @@ def _public(group: list[Failure]) -> OperationFailure:
 
 
 def _described(failure: Failure, start: int, stop: int) -> Iterator[Entry]:
-    return describe(failure.record, failure.start + start, failure.start + stop)
+    return entries_of(failure.record, failure.start + start, failure.start + stop)
 
 
 def _run_id(run: Any) -> Any:

@@ -29,7 +29,7 @@ from runqueue.settings._config import Config, is_header_value
 from runqueue.settings._redaction import MIN_SECRET_LENGTH, redact, redact_uri, secrets_in_header
 from runqueue.stores._protocol import Endpoint, Traffic
 from runqueue.stores._rest import HttpStore
-from runqueue.wire._records import MLFLOW_LIMITS
+from runqueue.wire._limits import MLFLOW_LIMITS
 
 T = TypeVar("T")
 

@@ -36,8 +36,8 @@ from runqueue.settings._redaction import SECRET_QUERY_ITEM, redact_uri
 from runqueue.stores._file_lock import locked
 from runqueue.stores._mlflow_calls import CALLS, Appended, load_mlflow, log_batch
 from runqueue.stores._protocol import GET_EXPERIMENT, GET_RUN, SEARCH_RUNS, Endpoint, Traffic
-from runqueue.wire._answer import REPEATS, error_of
-from runqueue.wire._records import MLFLOW_LIMITS
+from runqueue.wire._answer import REJECTS_AFTER, error_of
+from runqueue.wire._limits import MLFLOW_LIMITS
 
 THREADS: Final = 8
 """Calls at once to a database that takes more than one writer."""
@@ -183,7 +183,7 @@ class MlflowStore:
         if _rolled_back(database):
             return UnavailableError(f"{type(database).__name__}: {text}", code=getattr(error, "error_code", None))
         if "IntegrityError" in _names(database):  # PostgreSQL's text has another name for it; see `error_of`
-            return UnavailableError(text, rejects_after=REPEATS, scope=Scope.ENTRY, code="BAD_REQUEST")
+            return UnavailableError(text, rejects_after=REJECTS_AFTER, scope=Scope.ENTRY, code="BAD_REQUEST")
         if getattr(database, "connection_invalidated", False) or _PASSING & _names(database):
             return UnavailableError(f"{type(database).__name__}: {text}", ambiguous=True)
         if getattr(error, "get_http_status_code", None) is not None:  # an MlflowException

@@ -32,7 +32,7 @@ from runqueue.settings._config import Config
 from runqueue.settings._redaction import SECRET_HEADER_NAME, proxy_user_info, redact, redact_uri, secrets_in_header
 from runqueue.stores._protocol import SMALL, Endpoint, Traffic
 from runqueue.wire._answer import judge
-from runqueue.wire._records import MLFLOW_LIMITS
+from runqueue.wire._limits import MLFLOW_LIMITS
 
 _NETWORK_VARIABLES: Final = frozenset(
     ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")

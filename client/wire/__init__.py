@@ -1,5 +1,5 @@
 """
 The wire format: queued records to the bytes of MLflow's REST API, and answers to verdicts.
 
-No I/O, no clock, no thread: every function in this room is pure, but for the encoder's caches and counters.
+No I/O, no clock, no thread. The encoder's cache and counter are the only state.
 """

@@ -1,27 +1,28 @@
 """
-Judges an answer: what MLflow gives when it has stored something, or the error that says what came instead.
+Judges the answer to a request: returns MLflow's JSON, or raises the error that says how to go on.
 
-A 200 proves nothing: login pages, caches and half-broken proxies give it too. Rules of this file: no I/O; what is not
-positively MLflow's own "done" is an error, and the table below says what follows from it.
-
-    status                      body            error                 then
+    status                      body            error                 what follows
     200, 201                    JSON object     -                     stored
     200, 201                    other           UnexpectedAnswer      final for the batch
     2xx else, 3xx               any             UnexpectedAnswer      final for the batch
-    400                         MLflow's JSON   Rejected              halved; of the run's state: final for the run
-    400                         a race in SQL   Unavailable           retried; if the store works, the third time halved
+    400                         MLflow's JSON   Rejected              bisected; if it is about the run: final for the run
+    400                         a race in SQL   Unavailable           retried; if the store works, bisected the third time
     400                         pool exhausted  Unavailable           retried
     401                         any             Auth                  the flush ends, all stays queued
     403                         any             Auth                  final for the run
     404                         any             NotFound              final for the run
     408 425 429 502 503 504     any             Unavailable           retried
     409                         ABORTED         Unavailable           retried; RESOURCE_CONFLICT likewise
-    413                         any             Rejected              halved, and later batches are smaller
+    413                         any             Rejected              bisected, and later batches are smaller
     any from 400                INVALID_STATE   NotFound              final for the run
-    500                         INTERNAL_ERROR  Unavailable           retried; if the store works, the third time halved
+    500                         INTERNAL_ERROR  Unavailable           retried; if the store works, bisected the third time
     500                         other           Unavailable           retried
     other                       any             UnexpectedAnswer      final for the batch
 """
+
+# Rules of this file:
+# - No I/O, no clock.
+# - A 200 proves nothing: login pages, caches and broken proxies answer 200, too. Only MLflow's own JSON means "stored".
 
 from __future__ import annotations
 
@@ -37,16 +38,18 @@ from runqueue.errors import AuthError, NotFoundError, UnavailableError, Unexpect
 from runqueue.queueing import RejectedError, Scope, StoreError
 
 Redact: TypeAlias = Callable[[str], str]
-"""Takes secrets out of what is shown. Before it is cut or stripped: a part of a secret is none that could be found."""
+"""
+Takes secrets out of a text. It has to be called before the text is cut or stripped: half a secret is not found any more.
+"""
 
 RETRIABLE: Final = frozenset((408, 425, 429, 500, 502, 503, 504))
 UNPROCESSED: Final = frozenset((425, 429))
-"""Of these, the ones that say the request was not worked on."""
+"""The retriable statuses that mean: the server has not processed the request."""
 
-REPEATS: Final = 3
+REJECTS_AFTER: Final = 3
 """
-MLflow's file store answers INTERNAL_ERROR to one bad entry, any store to everything while its database is down: so often,
-and such an answer is a rejection, unless the store is found not to work (see `runqueue.queueing.batches._evidence`).
+Attempts after which INTERNAL_ERROR counts as a rejection. MLflow's file store gives that code to one bad entry, and every
+store gives it to all requests while its database is down; see `runqueue.queueing.batches._evidence`.
 """
 
 _BAD_NAME: Final = re.compile(
@@ -58,12 +61,12 @@ _WHOLE_RUN: Final = re.compile(
     r"^The (?:run|experiment) \S+ must be in (?:the )?'active' |^Invalid value .* for parameter 'run_id' supplied"
 )
 _TAG: Final = re.compile(r"<[^>]*>|\s+")
-_FOR_EVER: Final = 1e10
+_MAX_RETRY_AFTER: Final = 1e10
 """Seconds."""
-_LONGEST: Final = 1_000
-"""Characters of a message of the server's that are shown."""
-_SEARCHED: Final = 200_000
-"""Characters of what a server says in which secrets are looked for; what is shown is far less."""
+_MAX_SHOWN: Final = 1_000
+"""Characters of a server's message that are shown."""
+_MAX_SEARCHED: Final = 200_000
+"""Characters of an answer in which secrets are searched for; far more than are shown."""
 
 
 def judge(
@@ -76,19 +79,18 @@ def judge(
     redact: Redact = str,
 ) -> dict[str, Any]:
     """
+    Return the JSON object of an answer by which MLflow says that it has done what was asked.
+
     Args:
         status: The HTTP status.
-        body: Decompressed, whole.
-        content_type: Header of that name; only for messages.
-        retry_after: Header of that name: seconds or an HTTP date.
-        now: Seconds since the epoch, for such a date.
-        redact: What a server may echo; called for errors only.
-
-    Returns:
-        The JSON object of an answer that says "done".
+        body: The whole body, decompressed.
+        content_type: The header Content-Type; only for messages.
+        retry_after: The header Retry-After: seconds, or an HTTP date.
+        now: The time, in seconds since the epoch, to compare that date with.
+        redact: Applied to texts of the server, which may repeat secrets. It is called for errors only.
 
     Raises:
-        StoreError: Any other answer; by the table at the head of this file.
+        StoreError: For any other answer, by the table at the head of this file.
     """
     data = _json_object(body)
     if status in (200, 201) and data is not None and "error_code" not in data:
@@ -111,14 +113,14 @@ def error_of(
     status: int, code: str | None, message: str, *, retry_after: float | None = None, redact: Redact = str
 ) -> StoreError:
     """
-    The error of a status from 400 on.
+    Return the error for a status from 400 on.
 
     Args:
-        status: The HTTP status, or the one that MLflow would give.
-        code: MLflow's `error_code`, None where the answer was not MLflow's.
-        message: MLflow's, or an excerpt of what came.
-        retry_after: Seconds.
-        redact: For what is shown of the message; it is judged as it came.
+        status: The HTTP status of the answer, or the one that MLflow's server would answer.
+        code: MLflow's `error_code`; None if the answer is not MLflow's.
+        message: MLflow's message, or an excerpt of the answer.
+        retry_after: Seconds that the server wants the client to wait.
+        redact: Applied to the message before it is shown. It is judged as it came.
     """
     text = _printable(message if code is None else f"{code}: {message}", redact)
     if status == 401:
@@ -129,48 +131,49 @@ def error_of(
         return NotFoundError(text, code=code)
     if status == 413:
         return RejectedError(f"the server takes no body as large ({text})", too_large=True, code=code)
-    if code == "INVALID_STATE":  # MLflow's file store says 500 to an experiment that is deleted
+    if code == "INVALID_STATE":  # MLflow's file store answers 500 if the experiment is deleted
         return NotFoundError(text, code=code)
-    if status == 409 and code in ("ABORTED", "RESOURCE_CONFLICT"):  # Databricks: another request was in the way
+    if status == 409 and code in ("ABORTED", "RESOURCE_CONFLICT"):  # Databricks: a conflict with another request
         return UnavailableError(text, retry_after=retry_after, code=code)
     if status in RETRIABLE:
         internal = status == 500 and code == "INTERNAL_ERROR"
         return UnavailableError(
             text,
             retry_after=retry_after,
-            rejects_after=REPEATS if internal else None,
+            rejects_after=REJECTS_AFTER if internal else None,
             scope=Scope.ENTRY if internal else None,
             ambiguous=status not in UNPROCESSED,
             code=code,
         )
     if status == 400 and code == "BAD_REQUEST" and ("IntegrityError)" in message or ".UniqueViolation)" in message):
-        # Two requests of other runs' raced inside the server, over the row of a dataset that both log: asked again, it
-        # finds the row there. PostgreSQL's drivers name each kind of IntegrityError; the others are no race.
-        return UnavailableError(text, rejects_after=REPEATS, scope=Scope.ENTRY, code=code)
+        # Two requests raced inside the server to insert the same row, for example that of a dataset which two runs log.
+        # The next attempt finds the row. PostgreSQL's drivers have a class for each kind of IntegrityError, and only
+        # UniqueViolation is such a race.
+        return UnavailableError(text, rejects_after=REJECTS_AFTER, scope=Scope.ENTRY, code=code)
     if status == 400 and code == "BAD_REQUEST" and message.startswith("QueuePool limit of"):
-        return UnavailableError(text, code=code)  # no connection to its database was free: it is busy
+        return UnavailableError(text, code=code)  # the server is busy: no connection to its database was free
     if status == 400 and code is not None:
         if _WHOLE_RUN.search(message):
             return NotFoundError(text, code=code)
-        return RejectedError(text, code=code, bars_key=_faults_name(code, message))
+        return RejectedError(text, code=code, bars_key=_is_about_a_name(code, message))
     return UnexpectedAnswerError(text, code=code)
 
 
 def parse_retry_after(value: str, now: float) -> float | None:
-    """Seconds to wait by a Retry-After header (RFC 9110, 10.2.3); None where it is missing or nonsense."""
+    """Return the seconds to wait by a Retry-After header (RFC 9110, 10.2.3); None if it is missing or not valid."""
     value = value.strip()
     if value.isascii() and value.isdigit():
-        return min(float(value), _FOR_EVER)
+        return min(float(value), _MAX_RETRY_AFTER)
     try:
         date = parsedate_to_datetime(value)
-        if date.tzinfo is None:  # HTTP dates are in UTC, also in the obsolete form that does not say so
+        if date.tzinfo is None:  # HTTP dates are in UTC; one obsolete format does not name the zone
             date = date.replace(tzinfo=timezone.utc)
         return max(0.0, date.timestamp() - now)
     except (ValueError, TypeError, OverflowError):
         return None
 
 
-def _faults_name(code: str, message: str) -> bool:
+def _is_about_a_name(code: str, message: str) -> bool:
     return code == "INVALID_PARAMETER_VALUE" and _BAD_NAME.search(message) is not None
 
 
@@ -197,17 +200,17 @@ def _unexpected(status: int, body: bytes, content_type: str, data: dict[str, Any
 
 
 def _printable(text: str, redact: Redact) -> str:
-    """On one line, without control characters, and not endless: it goes into logs and onto terminals."""
-    text = redact(text[:_SEARCHED])
-    text = "".join(each if each.isprintable() else " " for each in text[: _LONGEST + 1])
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+    """Make one line of bounded length without control characters, as texts are logged and shown on terminals."""
+    text = redact(text[:_MAX_SEARCHED])
+    text = "".join(each if each.isprintable() else " " for each in text[: _MAX_SHOWN + 1])
+    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
 
 
 def _excerpt(body: bytes, content_type: str, redact: Redact) -> str:
-    """What came, in short: a proxy's page says more than its status."""
+    """Describe an answer that is not MLflow's. A proxy's page often says more than its status."""
     kind = redact(content_type).split(";")[0].strip()[:80] or "no content type"
     if not body:
         return f"an empty body ({kind})"
-    text = _TAG.sub(" ", redact(body[:_SEARCHED].decode("utf-8", "replace"))[:2_000])
+    text = _TAG.sub(" ", redact(body[:_MAX_SEARCHED].decode("utf-8", "replace"))[:2_000])
     text = " ".join(text.split())
     return f"{kind}, {len(body):,} bytes: {text[:200]}"

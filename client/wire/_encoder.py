@@ -1,6 +1,12 @@
 """
-The encoder: records to the JSON fragments that batches consist of.
+Encodes records as the JSON fragments that batches are cut from.
 """
+
+# Rules of this file:
+# - No I/O, no clock.
+# - Every field is checked and typed before it is sent: a server that cannot parse an entry drops the rest of the batch,
+#   and answers 200.
+# - An entry that cannot be sent becomes an empty fragment and a RejectedError. The others of its record are encoded.
 
 from __future__ import annotations
 
@@ -12,24 +18,27 @@ import orjson
 
 from runqueue.queueing import Encoding, Fragments, Joined, Record, RejectedError
 from runqueue.queueing.batches._batch import DATASET, METRIC, PARAM, RUN, TAG
-from runqueue.wire._points import INT64, NOT_FINITE, PLAIN_TAIL, Points, is_numeric
-from runqueue.wire._records import MAX_KEY, MAX_PARAM_VALUE, MAX_TAG_VALUE, InvalidValue, milliseconds
+from runqueue.wire._limits import MAX_KEY, MAX_PARAM_VALUE, MAX_TAG_VALUE
+from runqueue.wire._points import INT64, NOT_FINITE, PLAIN_TAIL, Points, is_number
+from runqueue.wire._records import InvalidValue, milliseconds
 
 logger = logging.getLogger("runqueue")
 
 
 class Encoder:
     """
-    Turns records into fragments.
+    Encodes records.
 
-    `cut` counts the keys and values that were shortened. The only other state is a cache, see `_points`.
+    Attributes:
+        cut: Keys and values that were shortened to the server's limits.
+        encode: See `runqueue.queueing.Encode`. Its argument `memory` belongs to one run, and holds which keys were cut
+            to which text.
     """
 
     def __init__(self) -> None:
         self.cut = 0
         self._points = Points(_safe_metric_head, _metric_tail)
         self.encode = Encoding(self._one, self._many)
-        """See `runqueue.queueing.Encode`; `memory` keeps which keys were cut to what."""
 
     def _one(self, record: Record, memory: dict[Any, Any]) -> Fragments:
         kind = record[0]
@@ -40,15 +49,15 @@ class Encoder:
         if kind == DATASET:
             return self._datasets(record)
         if kind == RUN:
-            return [b",".join(pair(key, value) for key, value in record[3].tags.items())], None
-        return [b""], None  # STATUS: `status_body` makes the whole of it
+            return [b",".join(key_value(key, value) for key, value in record[3].tags.items())], None
+        return [b""], None  # STATUS: `status_body` makes the whole body
 
     # -- metrics -----------------------------------------------------------------------------------------------------
 
     def _metrics(self, record: Record, memory: dict[Any, Any]) -> Fragments:
-        made = self._many((record,), memory)
-        if made is not None:
-            joined, (tail,) = made
+        encoded = self._many((record,), memory)
+        if encoded is not None:
+            joined, (tail,) = encoded
             return Joined(joined, len(record[1]), tail), None
         _, entries, stamp, step, model_id, dataset = record
         try:
@@ -58,15 +67,15 @@ class Encoder:
         return self._metrics_one_by_one(entries, tail, memory)
 
     def _many(self, records: Sequence[Record], memory: dict[Any, Any]) -> tuple[bytes, list[bytes]] | None:
-        if memory:  # a key that was cut may be meant
+        if memory:  # one of these keys may equal a key that was cut, see `_key`
             return None
         try:
             return self._points.encode(records)
-        except Exception:  # RejectedError, and whatever a foreign __float__ raises
+        except Exception:  # RejectedError, or any error of a foreign __float__: `_metrics_one_by_one` finds the entry
             return None
 
     def _metrics_one_by_one(self, entries: dict[Any, Any], tail: bytes, memory: dict[Any, Any]) -> Fragments:
-        """The same with a closer look at each entry."""
+        """Encode the entries that can be sent, and say of each other one why it cannot."""
         pieces: list[bytes] = []
         faults: dict[int, Exception] = {}
         for at, (key, value) in enumerate(entries.items()):
@@ -90,7 +99,7 @@ class Encoder:
                 short = self._key(record[0], key, memory)
                 if isinstance(value, InvalidValue):
                     raise RejectedError(value.reason)
-                pieces.append(pair(short, self._shortened(_text(value), longest, f"the value of {short!r}")))
+                pieces.append(key_value(short, self._shortened(_text(value), longest, f"the value of {short!r}")))
             except RejectedError as error:
                 pieces.append(b"")
                 faults[at] = error
@@ -98,27 +107,29 @@ class Encoder:
 
     def _key(self, kind: int, key: Any, memory: dict[Any, Any]) -> str:
         """
+        Return the key as it is sent: cut, if it is too long.
+
         Raises:
-            RejectedError: It is no text, or another key of this run was cut to the same text.
+            RejectedError: The key is no text, or another key of this run was cut to the same text.
         """
         if not isinstance(key, str):
             raise RejectedError(f"a key is text, not {type(key).__name__}")
-        doubtful = _cuttable(key)
-        if not doubtful and not memory:
+        may_collide = _may_collide(key)
+        if not may_collide and not memory:
             return key
         short = self._shortened(key, MAX_KEY, f"the key {key[:40]!r}...")
-        if (short is not key or doubtful or (kind, short) in memory) and memory.setdefault((kind, short), key) != key:
+        if (may_collide or (kind, short) in memory) and memory.setdefault((kind, short), key) != key:
             raise RejectedError(f"the key has {len(key)} characters, and is the same as another when cut to {MAX_KEY}")
         return short
 
-    def _shortened(self, text: str, longest: int, what: str) -> str:
+    def _shortened(self, text: str, longest: int, name: str) -> str:
         if len(text) <= longest:
             return text
         self.cut += 1
         if self.cut == 1:
             logger.warning(
                 "%s has %d characters and is cut to the server's %d; further cuts are only counted (Statistics.cut)",
-                what,
+                name,
                 len(text),
                 longest,
             )
@@ -138,24 +149,24 @@ class Encoder:
         return pieces, faults or None
 
 
-def is_number(value: object) -> bool:
-    """Whether `float()` would convert the value, and not read it as text: it also reads whatever has a buffer."""
-    return is_numeric(type(value))
-
-
 def _metric_head(key: str) -> bytes:
     return b'{"key":' + _json_text(key, "key") + b',"value":'
 
 
-def _cuttable(key: str) -> bool:
-    """Whether the key is cut, or may be what another key is cut to."""
+def _may_collide(key: str) -> bool:
+    """Tell if the key will be cut, or may equal the text that a longer key is cut to."""
     return len(key) > MAX_KEY or (len(key) == MAX_KEY and key.endswith("..."))
 
 
 def _safe_metric_head(key: Any) -> bytes:
-    """Of a key that can be sent as it is, whatever other keys there are."""
-    if not isinstance(key, str) or _cuttable(key):
-        raise RejectedError("the key wants a closer look")
+    """
+    Return the head for a key that is sent as it is and cannot collide with another one.
+
+    Raises:
+        RejectedError: The key is not of that kind.
+    """
+    if not isinstance(key, str) or _may_collide(key):
+        raise RejectedError("the key has to be looked at alone")
     return _metric_head(key)
 
 
@@ -190,11 +201,11 @@ def _number(value: Any) -> bytes:
     if not is_number(value):
         what = "the text " if isinstance(value, (str, bytes)) else ""
         raise RejectedError(f"a metric value is a number, not {what}{_shown(value)}")
-    if isinstance(value, complex):  # numpy's would be cut to its real part
+    if isinstance(value, complex):  # float() would silently drop the imaginary part of numpy's
         raise RejectedError(f"a metric value is a real number, not {_shown(value)}")
     try:
         number = float(value)
-    except Exception as error:  # whatever a foreign __float__ raises concerns this entry alone
+    except Exception as error:  # a foreign __float__ may raise anything, and only this entry fails
         raise RejectedError(f"{_shown(value)} cannot be converted to a float: {error}") from None
     return NOT_FINITE.get(repr(number)) or orjson.dumps(number)
 
@@ -202,15 +213,15 @@ def _number(value: Any) -> bytes:
 def _text(value: Any) -> str:
     try:
         return str(value)
-    except ValueError as error:  # an int of more digits than Python writes
+    except ValueError as error:  # an int with more digits than Python converts
         raise RejectedError(f"{_shown(value)} cannot be converted to text: {error}") from None
 
 
 def _shown(value: object) -> str:
-    """A value in a message: short, and never failing."""
+    """Return a short repr for a message, even if `repr()` fails."""
     try:
         text = repr(value)
-    except Exception as error:  # such as an int beyond the limit of digits
+    except Exception as error:  # for example an int with more digits than Python converts
         text = f"<{type(value).__name__}: {error}>"
     return text if len(text) <= 100 else text[:97] + "..."
 
@@ -224,7 +235,13 @@ def _json_text(text: Any, name: str) -> bytes:
         raise RejectedError(f"{name} {_shown(text)} is no valid Unicode (a lone surrogate)") from None
 
 
-def pair(key: str, value: str) -> bytes:
+def key_value(key: str, value: str) -> bytes:
+    """
+    Return the JSON object of a param or tag.
+
+    Raises:
+        RejectedError: The key or the value is no text, or not valid Unicode.
+    """
     return b'{"key":' + _json_text(key, "key") + b',"value":' + _json_text(value, "value") + b"}"
 
 
@@ -236,5 +253,5 @@ def _dataset(dataset: Any) -> bytes:
         for name in ("name", "digest", "source_type", "source", "schema", "profile")
         if (value := getattr(dataset, name)) is not None or name not in ("schema", "profile")
     ]
-    tags = [pair(key, value) for key, value in dataset.tags.items()]
+    tags = [key_value(key, value) for key, value in dataset.tags.items()]
     return b'{"dataset":{' + b",".join(fields) + b'},"tags":[' + b",".join(tags) + b"]}"

@@ -1,18 +1,18 @@
 """
-From records to the bytes of MLflow's REST API, and nothing else: no I/O, no clock.
+What the records of MLflow's calls hold, and how a report describes them.
 
-A server that cannot parse an entry drops the rest of the batch and answers 200, so every field is checked and typed
-here. What a record holds, by kind (see `runqueue.queueing`); what is not shown of its six items is None:
+`runqueue.queueing` knows a record as a tuple of six items that begins with its kind. These are the items by kind; those
+not shown are None:
 
     (RUN, ("run",), keys of its tags, NewRun)
     (PARAM, {key: value})
-    (TAG, {key: value}, rides)
+    (TAG, {key: value}, whether the tags may travel inside create-run)
     (METRIC, {key: value}, timestamp_ns, step, model_id, (dataset_name, dataset_digest) | None)
     (DATASET, (Dataset | InvalidValue, ...))
     (STATUS, (), status, end_time_ms)
-    (ARTIFACT, {path in the run's artifacts: what is uploaded, see `_source`})
+    (ARTIFACT, {path among the run's artifacts: source, see `runqueue.artifacts._source`})
 
-A value that could not be converted at the call is an [InvalidValue][] in its place; its entry fails alone.
+A value that could not be converted at the call is replaced by an `InvalidValue`, and only its entry fails.
 """
 
 from __future__ import annotations
@@ -26,32 +26,15 @@ import attrs
 
 from runqueue._entities import Entry, EntryKind
 from runqueue._run_id import RunId
-from runqueue.queueing import Limits, Record
+from runqueue.queueing import Record
 from runqueue.queueing.batches._batch import ARTIFACT, DATASET, METRIC, PARAM, RUN, STATUS, TAG
-from runqueue.wire._points import MILLISECOND
+from runqueue.wire._limits import MAX_KEY
 
-MLFLOW_LIMITS: Final = Limits(metrics=1_000, params=100, tags=100, entities=1_000, datasets=1_000, bytes=1_000_000)
-"""Source: MLflow's REST API, "Log Batch"; datasets from `mlflow.utils.validation.MAX_DATASETS_PER_BATCH`."""
-
-MAX_KEY: Final = 250
-"""Characters; source: `mlflow.utils.validation.MAX_ENTITY_KEY_LENGTH`. Longer keys and values are cut."""
-MAX_PARAM_VALUE: Final = 6_000
-"""Characters; source: `mlflow.utils.validation.MAX_PARAM_VAL_LENGTH`."""
-MAX_TAG_VALUE: Final = 8_000
-"""Characters; source: `mlflow.utils.validation.MAX_TAG_VAL_LENGTH`."""
-
-SYSTEM_TAGS: Final = 2
-"""Tags of ours in a create-run: what the run is recognised by, and its parent."""
-MAX_CREATE_TAGS: Final = 1_000 - SYSTEM_TAGS
-"""Tags that a create-run carries besides."""
-MAX_CREATE_TAG_BYTES: Final = 250_000
-"""The same in bytes of ASCII-escaped JSON: the answer echoes them, and answers are read up to 1 MB."""
-
-ENVELOPE_BYTES: Final = 320
-"""Bytes a log-batch has at most besides its fragments: its brackets and names, and a run id of up to 256 characters."""
+MILLISECOND: Final = 1_000_000
+"""In nanoseconds, the unit of a metric record's timestamp."""
 
 TOKEN_TAG: Final = "runqueue.create_id"
-"""What a run is recognised by."""
+"""The tag by which a run is found again when the answer to its create-run was lost."""
 PARENT_TAG: Final = "mlflow.parentRunId"
 
 OPERATIONS: Final = {
@@ -78,7 +61,7 @@ _SAFE_TAG: Final = re.compile(r"[A-Za-z0-9_.\-: ]+(/[A-Za-z0-9_.\-: ]+)*")
 
 @attrs.frozen
 class NewRun:
-    """What `create_run` was asked for."""
+    """The arguments of a `create_run`."""
 
     experiment_id: str | None
     experiment_name: str | None
@@ -86,14 +69,14 @@ class NewRun:
     run_name: str | None
     parent: RunId | None
     tags: dict[str, str]
-    """Those of its own that are safe to travel inside the request."""
-    sought: bool = False
-    """Another process creates it: it is not created, but looked for."""
+    """The tags that travel inside the request."""
+    created_elsewhere: bool = False
+    """Whether another process creates the run. It is searched for then, and not created."""
 
 
 @attrs.frozen
 class InvalidValue:
-    """A value that cannot be sent, in the place it was given at, and why."""
+    """Takes the place of a value that cannot be sent, with the reason."""
 
     value: object
     reason: str
@@ -101,10 +84,10 @@ class InvalidValue:
 
 def is_safe_in_create(key: str) -> bool:
     """
-    Whether a tag may travel inside create-run.
+    Tell if a tag may travel inside create-run; the others are sent by log-batch.
 
-    Servers check keys in log-batch but not in create-run, where a bad one would be stored and then be out of reach of
-    every other call; `mlflow.runName` contradicts `run_name`. Those go by log-batch, where the server judges them.
+    Servers check keys in log-batch, but not in create-run: a bad key would be stored, and no other call could reach it.
+    `mlflow.runName` is sent by log-batch because it may contradict `run_name`.
     """
     return (
         _SAFE_TAG.fullmatch(key) is not None
@@ -114,8 +97,15 @@ def is_safe_in_create(key: str) -> bool:
     )
 
 
-def describe(record: Record, start: int, stop: int) -> Iterator[Entry]:
-    """The entries of a stretch of a record, for a report."""
+def entries_of(record: Record, start: int, stop: int) -> Iterator[Entry]:
+    """
+    Yield the entries of a record for a report.
+
+    Args:
+        record: The record.
+        start: The index of the first entry.
+        stop: The index after the last one.
+    """
     kind = record[0]
     name = _ENTRY_KINDS[kind]
     if kind == RUN:
@@ -125,19 +115,19 @@ def describe(record: Record, start: int, stop: int) -> Iterator[Entry]:
     elif kind == DATASET:
         for given in record[1][start:stop]:
             yield Entry(name, None, given.value) if isinstance(given, InvalidValue) else Entry(name, given.name, given)
-    elif kind == ARTIFACT:  # without what is uploaded: it may be large, and a report is kept
+    elif kind == ARTIFACT:  # without the content: it may be large, and reports are kept
         for path in islice(record[1], start, stop):
             yield Entry(name, path)
     else:
-        stamp, step = (_given(milliseconds(record[2])), _given(record[3])) if kind == METRIC else (None, None)
+        stamp, step = (_original(milliseconds(record[2])), _original(record[3])) if kind == METRIC else (None, None)
         for key, value in islice(record[1].items(), start, stop):
-            yield Entry(name, key, _given(value), step, stamp)
+            yield Entry(name, key, _original(value), step, stamp)
 
 
-def _given(value: Any) -> Any:
+def _original(value: Any) -> Any:
     return value.value if isinstance(value, InvalidValue) else value
 
 
 def milliseconds(stamp: int | InvalidValue) -> int | InvalidValue:
-    """A record's timestamp, which is in nanoseconds."""
+    """Convert a record's timestamp from nanoseconds."""
     return stamp if isinstance(stamp, InvalidValue) else stamp // MILLISECOND

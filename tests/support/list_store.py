@@ -25,14 +25,8 @@ from runqueue.queueing.delivery._sender import Sender
 from runqueue.stores._protocol import CREATE_RUN, DELETE_RUN, LOG_BATCH, SEARCH_RUNS, UPDATE_RUN, Endpoint
 from runqueue.wire._answer import error_of
 from runqueue.wire._encoder import Encoder
-from runqueue.wire._records import (
-    ENVELOPE_BYTES,
-    MAX_CREATE_TAG_BYTES,
-    MAX_CREATE_TAGS,
-    MLFLOW_LIMITS,
-    TOKEN_TAG,
-    NewRun,
-)
+from runqueue.wire._limits import ENVELOPE_BYTES, MAX_CREATE_TAG_BYTES, MAX_CREATE_TAGS, MLFLOW_LIMITS
+from runqueue.wire._records import TOKEN_TAG, NewRun
 
 BOUNDS = Bounds.of(MLFLOW_LIMITS, envelope=ENVELOPE_BYTES, riders=MAX_CREATE_TAGS, rider_bytes=MAX_CREATE_TAG_BYTES)
 ETERNITY = 1e9

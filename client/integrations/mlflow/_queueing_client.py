@@ -22,7 +22,7 @@ from runqueue.errors import ConfigError
 from runqueue.integrations.mlflow._run_operations import Outcome, RunOperations, UnderWay, failed
 from runqueue.runtime import _notices
 from runqueue.settings._tracking_uri import path_as_uri, resolve_tracking_uri
-from runqueue.wire._records import MAX_KEY
+from runqueue.wire._limits import MAX_KEY
 
 if TYPE_CHECKING:
     from mlflow.data.dataset import Dataset

@@ -40,7 +40,7 @@ from runqueue.settings._config import Config, Transport
 from runqueue.stores._databricks import DatabricksCredentials, DatabricksStore
 from runqueue.stores._protocol import LOG_BATCH, Traffic
 from runqueue.stores._resolve import make_store
-from runqueue.wire._records import MLFLOW_LIMITS
+from runqueue.wire._limits import MLFLOW_LIMITS
 from support.answers import error
 from support.databricks import DISCOVERY, INVALID_TOKEN, INVALID_TOKEN_PAGE, OAUTH_SERVER, TOKEN, Workspace
 from support.proxy import Fault, reply

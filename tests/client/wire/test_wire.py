@@ -19,16 +19,8 @@ from runqueue.queueing import Batch, Record, Slice
 from runqueue.queueing.batches._batch import DATASET, METRIC, PARAM, RUN, STATUS, TAG, record_of
 from runqueue.wire._bodies import create_run_body, log_batch_body, log_inputs_body, status_body
 from runqueue.wire._encoder import Encoder
-from runqueue.wire._points import MILLISECOND
-from runqueue.wire._records import (
-    ENVELOPE_BYTES,
-    MAX_KEY,
-    MAX_PARAM_VALUE,
-    MAX_TAG_VALUE,
-    InvalidValue,
-    NewRun,
-    describe,
-)
+from runqueue.wire._limits import ENVELOPE_BYTES, MAX_KEY, MAX_PARAM_VALUE, MAX_TAG_VALUE
+from runqueue.wire._records import MILLISECOND, InvalidValue, NewRun, entries_of
 
 CHARACTERS = st.characters(exclude_categories=["Cs"])
 TEXT = st.text(CHARACTERS)
@@ -411,4 +403,4 @@ def test_one_small_body_ends_a_run() -> None:
 )
 def test_an_entry_is_described_as_it_was_given(record: Record, at: int, entry: Entry) -> None:
     """Kind, key, value, step and time, for every kind of record."""
-    assert list(describe(record, at, at + 1)) == [entry]
+    assert list(entries_of(record, at, at + 1)) == [entry]

@@ -34,8 +34,7 @@ from runqueue.queueing.batches._batch import DATASET, METRIC, PARAM, STATUS, TAG
 from runqueue.queueing.batches._part import JoinError, Pack
 from runqueue.wire._bodies import log_batch_body, log_inputs_body
 from runqueue.wire._encoder import Encoder
-from runqueue.wire._points import MILLISECOND
-from runqueue.wire._records import InvalidValue
+from runqueue.wire._records import MILLISECOND, InvalidValue
 from support.engine import books, bounds, check_lane, encode, fill, inside, lane_of, metrics, named, points
 
 Answer: TypeAlias = "StoreError | str | None"
