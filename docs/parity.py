@@ -1,12 +1,14 @@
 """
-Where MLflow's logging calls are here: prints docs/mlflow-parity.md, from the real classes.
+MLflow's logging calls and their counterparts in runqueue: prints docs/mlflow-parity.md from the real classes.
 
     python docs/parity.py > docs/mlflow-parity.md
-
-Names and signatures are read from the installed mlflow and runqueue; the words beside them stand in the tables below.
-A method that these do not know, as another mlflow may have one, gets a line that says so; a method of ours that is
-named and not there is an error. Signatures are shown without types, which differ in spelling from Python to Python.
 """
+
+# Rules of this file:
+# - Names and signatures are read from the installed mlflow and runqueue; the words beside them stand in the tables below.
+# - A method of MLflow's that the tables do not know (another mlflow may have some) gets a line that says so. A method of
+#   runqueue that a table names and that does not exist is an error.
+# - Signatures are shown without types, because their spelling differs between versions of Python.
 
 from __future__ import annotations
 
@@ -29,57 +31,56 @@ LOGS: Final = re.compile(
 )
 """Methods of MlflowClient that write what a training logs; the others read, or keep a registry, prompts and traces."""
 
-UNKNOWN: Final = "not looked at: new in this mlflow"
+UNKNOWN: Final = "unknown: new in this mlflow"
 
 QUEUEING: Final = {
     "create_run": "`run_name` is sent; a parent may be pending",
-    "set_terminated": "one request; sent also where the run's data was rejected",
+    "set_terminated": "one request; sent even if the run's data was rejected",
     "log_params": "single form `log_param`",
     "log_inputs": "also takes `mlflow.data` datasets and `runqueue.Dataset`",
     "log_metrics": "single form `log_metric`",
     "set_tags": "single form `set_tag`",
     "flush": "the failure names each entry that was not stored",
 }
-"""Of `MlflowAutologgingQueueingClient`: what is better in `runqueue.Client`."""
+"""Methods of `MlflowAutologgingQueueingClient`: the advantage of `runqueue.Client`."""
 
-ARTIFACT: Final = "straight through"
-ONE_RUN: Final = "the run's queue is flushed, then straight through"
-ALL_RUNS: Final = "all is flushed, then straight through"
-MODEL: Final = "straight through"
+AT_ONCE: Final = "sent at once by MLflow"
+ONE_RUN: Final = "sent by MLflow, after a flush of the run"
+ALL_RUNS: Final = "sent by MLflow, after a flush of all runs"
 NO_MODELS: Final = "-: models are MLflow's own"
 
 LOGGING: Final = {
-    "create_experiment": ("`Client.create_run`, by `experiment_name=`: looked up, or created", "straight through"),
-    "create_run": ("`Client.create_run`", "straight through: a real id at once"),
+    "create_experiment": ("`Client.create_run`, by `experiment_name=`: looked up, or created", AT_ONCE),
+    "create_run": ("`Client.create_run`", "sent at once by MLflow: the id is real"),
     "update_run": ("`Client.set_terminated` (status), tag `mlflow.runName` (name)", ONE_RUN),
-    "set_terminated": ("`Client.set_terminated`", "waits for the run's data, then sent"),
+    "set_terminated": ("`Client.set_terminated`", "sent after a flush of the run"),
     "delete_run": ("-: use MLflow's", ONE_RUN),
     "restore_run": ("-: use MLflow's", ONE_RUN),
     "log_metric": ("`Client.log_metric`, `Client.log_metrics`", "queued"),
     "log_param": ("`Client.log_param`, `Client.log_params`", "queued"),
     "set_tag": ("`Client.set_tag`, `Client.set_tags`", "queued"),
     "delete_tag": ("-: use MLflow's", ONE_RUN),
-    "log_batch": ("`Client.log_metrics`, `Client.log_params`, `Client.set_tags`: batches make themselves", "queued"),
+    "log_batch": ("`Client.log_metrics`, `Client.log_params`, `Client.set_tags`: batches are made for you", "queued"),
     "log_inputs": ("`Client.log_inputs`", "queued"),
     "log_outputs": (NO_MODELS, ONE_RUN),
-    "log_artifact": ("`Client.log_artifact`", ARTIFACT),
-    "log_artifacts": ("`Client.log_artifacts`", ARTIFACT),
-    "log_text": ("`Client.log_text`", ARTIFACT),
-    "log_dict": ("`Client.log_dict`", ARTIFACT),
-    "log_figure": ("`Client.log_figure`", ARTIFACT),
-    "log_image": ("`Client.log_image`", ARTIFACT),
-    "log_stream": ("-: write a file, then `Client.log_artifact`", ARTIFACT),
-    "log_table": ("-: it reads the table that is there, and appends", ARTIFACT),
-    "create_logged_model": (NO_MODELS, MODEL),
+    "log_artifact": ("`Client.log_artifact`", AT_ONCE),
+    "log_artifacts": ("`Client.log_artifacts`", AT_ONCE),
+    "log_text": ("`Client.log_text`", AT_ONCE),
+    "log_dict": ("`Client.log_dict`", AT_ONCE),
+    "log_figure": ("`Client.log_figure`", AT_ONCE),
+    "log_image": ("`Client.log_image`", AT_ONCE),
+    "log_stream": ("-: write a file, then `Client.log_artifact`", AT_ONCE),
+    "log_table": ("-: MLflow reads the stored table and appends to it", AT_ONCE),
+    "create_logged_model": (NO_MODELS, AT_ONCE),
     "finalize_logged_model": (NO_MODELS, ALL_RUNS),
     "delete_logged_model": (NO_MODELS, ALL_RUNS),
-    "set_logged_model_tags": (NO_MODELS, MODEL),
-    "delete_logged_model_tag": (NO_MODELS, MODEL),
-    "log_model_artifact": (NO_MODELS, MODEL),
-    "log_model_artifacts": (NO_MODELS, MODEL),
-    "log_model_params": (NO_MODELS, MODEL),
+    "set_logged_model_tags": (NO_MODELS, AT_ONCE),
+    "delete_logged_model_tag": (NO_MODELS, AT_ONCE),
+    "log_model_artifact": (NO_MODELS, AT_ONCE),
+    "log_model_artifacts": (NO_MODELS, AT_ONCE),
+    "log_model_params": (NO_MODELS, AT_ONCE),
 }
-"""Of `MlflowClient`: where it is in `runqueue.Client`, and what the queued store does with it."""
+"""Methods of `MlflowClient`: the counterpart in `runqueue.Client`, and the way through the queued store."""
 
 
 def document() -> str:
@@ -117,14 +118,14 @@ def _default(value: object) -> str:
 
 def _lines() -> Iterator[str]:
     theirs: Any = autologging.MlflowAutologgingQueueingClient
-    yield "# MLflow's logging calls, and where they are here"
+    yield "# MLflow's logging calls and their counterparts here"
     yield ""
     yield f"Made by `python docs/parity.py > docs/mlflow-parity.md` from the classes of mlflow {mlflow.__version__}."
     yield ""
     yield "## `MlflowAutologgingQueueingClient`"
     yield ""
-    yield "Its substitute, argument by argument, is `runqueue.integrations.mlflow.QueueingClient`; `install()` puts that"
-    yield "under MLflow's autologging. `runqueue.Client` has the same methods, and more."
+    yield "`runqueue.integrations.mlflow.QueueingClient` is its substitute, argument by argument; `install()` puts it under"
+    yield "MLflow's autologging. `runqueue.Client` has the same methods, and more."
     yield ""
     yield "| in MLflow | `QueueingClient` | `runqueue.Client` | beyond it |"
     yield "| --- | --- | --- | --- |"
@@ -133,32 +134,32 @@ def _lines() -> Iterator[str]:
         ours, client = getattr(QueueingClient, name, None), getattr(runqueue.Client, name, None)
         yield _compared(name, method, ours, client, QUEUEING.get(name, UNKNOWN))
     yield "| `with` | the same | the same | `SystemExit` with 0 or None is a clean exit |"
-    yield "| `PendingRunId()` | the same | the same | good after a flush, picklable, `.run_id` |"
+    yield "| `PendingRunId()` | the same | the same | valid after a flush, picklable, `.run_id` |"
     pairs = (autologging.RunOperations, RunOperations, runqueue.RunOperations)
-    yield _compared("RunOperations", pairs[0], pairs[1], None, "of several: by their futures")
+    yield _compared("RunOperations", pairs[0], pairs[1], None, "combines several flushes by their futures")
     waits = [kind.await_completion for kind in pairs]
     yield _compared("RunOperations.await_completion", waits[0], waits[1], waits[2], "awaitable; `.done`, `.report`")
     yield ""
-    yield "What fails is an `MlflowException` with MLflow's words in `QueueingClient`, whose `__cause__` is the `FlushError`"
-    yield "that `runqueue.Client` raises. A run that either of ours creates carries the tag `runqueue.create_id`."
+    yield "`QueueingClient` raises an `MlflowException` with MLflow's words; its `__cause__` is the `FlushError` that"
+    yield "`runqueue.Client` raises. Runs that either of them creates carry the tag `runqueue.create_id`."
     yield ""
     yield "## The logging half of `MlflowClient`"
     yield ""
-    yield "The last column is what becomes of it under MLflow's own API (`runqueue.integrations.mlflow.enable()`,"
-    yield "`runqueue run`, `MLFLOW_TRACKING_URI=runqueue+http://...`); the fluent functions `mlflow.log_...` go the same way."
+    yield "The last column is for scripts that log by MLflow's own API (`runqueue.integrations.mlflow.enable()`,"
+    yield "`runqueue run`, `MLFLOW_TRACKING_URI=runqueue+http://...`), with the fluent functions `mlflow.log_...` too."
     yield ""
     yield "| in MLflow | `runqueue.Client` | queued store |"
     yield "| --- | --- | --- |"
     methods = public(MlflowClient)
     for name, method in methods.items():
         if LOGS.fullmatch(name):
-            client, store = LOGGING.get(name, (UNKNOWN, "straight through"))
+            client, store = LOGGING.get(name, (UNKNOWN, AT_ONCE))
             yield f"| {signature(name, method)} | {_checked(client)} | {store} |"
     yield ""
     others = sum(LOGS.fullmatch(name) is None for name in methods)
-    yield f"The other {others} public methods of `MlflowClient` read, or keep the registry, prompts, traces and the like:"
-    yield "`runqueue.Client` has none of them; under MLflow's own API they go straight through, reads after a flush of"
-    yield "what they concern."
+    yield f"The other {others} public methods of `MlflowClient` read, or keep the registry, prompts, traces and the like."
+    yield "`runqueue.Client` has none of them. Under MLflow's own API, MLflow carries them out; reads come after a flush of"
+    yield "the runs that they concern."
 
 
 def _compared(name: str, theirs: Any, ours: Any, client: Any, beyond: str) -> str:

@@ -70,7 +70,7 @@ def test_a_method_that_the_script_does_not_know_gets_a_line_that_says_so(
     monkeypatch.setattr(MlflowAutologgingQueueingClient, "sniff", lambda self: None, raising=False)
     monkeypatch.delattr(MlflowClient, "log_table")
     document = script["document"]()
-    assert f"| `log_smell(run_id, strength=0.5)` | {script['UNKNOWN']} | straight through |" in document
+    assert f"| `log_smell(run_id, strength=0.5)` | {script['UNKNOWN']} | {script['AT_ONCE']} |" in document
     assert f"| `sniff()` | not there | - | {script['UNKNOWN']} |" in document
     assert "log_table" not in document
 
