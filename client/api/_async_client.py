@@ -85,7 +85,7 @@ class AsyncClient(LogCalls):
         import anyio
 
         with anyio.move_on_after(JOIN_SECONDS, shield=True):
-            await wait_for(self._engine.stop_soon(), cancel=False)
+            await wait_for(self._engine.request_stop(), cancel=False)
         return self._engine.stop(failed=failed)
 
     async def _shielded(self, future: Future[int]) -> int:

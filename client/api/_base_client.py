@@ -184,7 +184,7 @@ def _engine_of(waits: bool, **settings: Any) -> Engine | Exception:
         config = Config(**settings)
         uri = resolve_tracking_uri(config.tracking_uri)
         check_uri(uri)
-        return Engine(config, uri, waits=waits)
+        return Engine(config, uri, may_wait=waits)
     except Exception as error:  # raised by the caller
         error.__cause__ = error.__context__ = None
         return error.with_traceback(None)

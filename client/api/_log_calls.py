@@ -114,15 +114,15 @@ class LogCalls(BaseClient, RunCalls, ArtifactCalls):
         ended = time_ns() // 1_000_000 if end_time is None else convert.millis(end_time, "end_time")
         lane, over = self._lane(run_id), name not in ("RUNNING", "SCHEDULED")
         lane.ended = over
-        if over and self._engine.entered:
-            self._engine.entered.discard(run_id)
+        if over and self._engine.entry_point_runs:
+            self._engine.entry_point_runs.discard(run_id)
         lane.append(record_of(STATUS, (), name, ended))
         if lane.released:  # between these lines: the record went to the run's next lane
             self._lane(run_id).ended = over
 
     def _enter_run(self, run_id: str) -> None:
         """This process was started for the run: SIGTERM ends it, as nobody else would."""
-        self._engine.entered.add(run_id)
+        self._engine.entry_point_runs.add(run_id)
 
     def _end_run(self, run_id: RunId, status: str, *, raised: bool) -> None:
         """The end of a run's block; never an exception, as one may be on its way already."""

@@ -1,4 +1,4 @@
-"""From a batch to the call that stores it. The one place where lanes and MLflow's end points meet."""
+"""Turns each batch of a lane into the call that stores it. The one place where lanes and MLflow's end points meet."""
 
 from __future__ import annotations
 
@@ -7,32 +7,39 @@ from typing import TYPE_CHECKING, Protocol
 
 from runqueue._run_id import PendingRunId
 from runqueue.artifacts._source import Source
-from runqueue.queueing import Accumulator, Batch, Lane, Record
+from runqueue.queueing import Accumulator, Batch, Bounds, Lane, Limits, Record
 from runqueue.queueing.batches._batch import ARTIFACT, DATASET, STATUS
+from runqueue.settings._config import Config
 from runqueue.stores._protocol import GET_RUN, LOG_BATCH, LOG_INPUTS, UPDATE_RUN, Store
 from runqueue.wire._bodies import log_batch_body, log_inputs_body, status_body
+from runqueue.wire._limits import ENVELOPE_BYTES, MAX_CREATE_TAG_BYTES, MAX_CREATE_TAGS
 
 if TYPE_CHECKING:
     from runqueue.engine._creation import Creation
 
 
 class ArtifactStore(Protocol):
-    """Where artifacts go."""
+    """Stores artifacts."""
 
     async def put(self, run_id: str, path: str, source: Source) -> None:
-        """Store one, or raise a StoreError."""
+        """
+        Store one artifact.
+
+        Raises:
+            StoreError: It was not stored.
+        """
         ...
 
 
 class Delivery:
     """
-    Stores batches; see `runqueue.queueing.delivery._dispatch.Deliver`.
+    Stores batches: the sender's `Deliver` and `Check`, see `runqueue.queueing.delivery._dispatch`.
 
     Args:
-        store: Where to.
-        creation: Creates the runs.
-        accumulator: Learns the real id of a run that was created.
-        artifacts: Where those go. None: there are none.
+        store: Where the runs are.
+        creation: Creates runs.
+        accumulator: Is given the real id of each run that was created.
+        artifacts: Where artifacts are stored. None: no batch holds any.
     """
 
     def __init__(
@@ -44,6 +51,15 @@ class Delivery:
         self._accumulator = accumulator
 
     async def __call__(self, lane: Lane, batch: Batch) -> Sequence[Record]:
+        """
+        Store one batch.
+
+        Returns:
+            Records of the batch that are to be sent by another one.
+
+        Raises:
+            StoreError: It was not stored.
+        """
         run = lane.run
         if batch.opens:
             assert isinstance(run, PendingRunId)
@@ -66,7 +82,12 @@ class Delivery:
         return ()
 
     async def check(self, lane: Lane, batch: Batch) -> None:
-        """See `runqueue.queueing.delivery._dispatch.Check`."""
+        """
+        Ask the store whether it answers for this run, and change nothing.
+
+        Raises:
+            StoreError: It does not.
+        """
         run = lane.run
         if batch.opens:
             assert isinstance(run, PendingRunId)
@@ -74,6 +95,18 @@ class Delivery:
         else:
             run_id = run.run_id if isinstance(run, PendingRunId) else run
             await self._store.call(GET_RUN, query={"run_id": str(run_id)})
+
+
+def bounds_of(config: Config, limits: Limits) -> Bounds:
+    """
+    The bounds of a client's batches.
+
+    Args:
+        config: The client's settings, whose limits replace those of the store.
+        limits: The store's own.
+    """
+    limits = limits if config.limits is None else config.limits.over(limits)
+    return Bounds.of(limits, envelope=ENVELOPE_BYTES, riders=MAX_CREATE_TAGS, rider_bytes=MAX_CREATE_TAG_BYTES)
 
 
 def _artifacts_in(batch: Batch) -> Iterator[tuple[str, Source]]:

@@ -1,9 +1,11 @@
 """
-What is behind a client: the lanes it fills, and, in a thread with a loop of its own, the sender and the store.
+What is behind a client: the lanes that its log calls fill, and a thread with an event loop in which they are sent.
 
-Rules of this file: it assembles. The user's threads and loops reach the thread by `LoopThread.submit` alone. httpx,
-anyio and mlflow are imported in the thread, not before.
+The two clients call `Engine` from their callers' threads; what it needs of the loop, it submits to its thread.
 """
+
+# Rules of this file: the callers' threads and loops reach the engine's thread by `LoopThread` alone. anyio, httpx and
+# mlflow are imported in the engine's thread, with `_assembly`, and not before.
 
 from __future__ import annotations
 
@@ -13,18 +15,15 @@ import threading
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import asynccontextmanager, suppress
-from functools import partial
-from time import sleep, time_ns
-from typing import TYPE_CHECKING, Any
-
-import attrs
+from time import time_ns
+from typing import TYPE_CHECKING, Final
 
 from runqueue._entities import FlushReport, OperationFailure, Statistics
-from runqueue.engine import _progress
-from runqueue.engine._reports import public_failures, public_report, warn_of_dropped, warn_of_failures
+from runqueue.engine._delivery import bounds_of
+from runqueue.engine._reports import public_failures, public_report, warn_of_dropped
 from runqueue.errors import FlushError
 from runqueue.http._upload import Meter
-from runqueue.queueing import Accumulator, Bounds, Failure, Lane, Ledger, Limits, QueueFullError, Report, StoreError
+from runqueue.queueing import Accumulator, Lane, Ledger, Report, StoreError
 from runqueue.queueing.batches._batch import METRIC, STATUS, record_of
 from runqueue.queueing.lanes._intake import Intake
 from runqueue.runtime import _exit, _fork, _notices
@@ -32,72 +31,67 @@ from runqueue.runtime._loop_thread import LoopThread
 from runqueue.settings._config import Config
 from runqueue.settings._redaction import redact_uri
 from runqueue.stores._protocol import Traffic
-from runqueue.stores._resolve import make_store
 from runqueue.wire._encoder import Encoder
-from runqueue.wire._limits import ENVELOPE_BYTES, MAX_CREATE_TAG_BYTES, MAX_CREATE_TAGS, MLFLOW_LIMITS
+from runqueue.wire._limits import MLFLOW_LIMITS
 
 if TYPE_CHECKING:
-    from anyio.abc import TaskGroup
+    from runqueue.engine._assembly import Assembly
 
-    from runqueue.engine._creation import Creation
-    from runqueue.queueing.delivery._flush import Flush
-    from runqueue.queueing.delivery._sender import Sender
-    from runqueue.queueing.delivery._stream import Stream
-
-JOIN_SECONDS = 5.0
-"""How long an end waits for the thread, which has nothing left to do by then but to close sockets."""
-
-GIVE_WAY = 60e-6
-"""Seconds that our thread stops for between two pieces of work: a training's thread that waits for the interpreter needs
-half of that to wake up; without a pause ours takes the lock again before."""
+JOIN_SECONDS: Final = 5.0
+"""How long the end of a client waits for the thread, which by then only closes its connections."""
+MAX_RESTART_DELAY: Final = 30.0
+"""Seconds between two attempts to start an engine whose store cannot be made, at most."""
 
 logger = logging.getLogger("runqueue")
 
 
 class Engine:
     """
+    Queues and sends what one client logs. Its thread starts with the first call that needs it.
+
     Args:
-        config: The client's.
+        config: The client's settings.
         uri: The tracking URI, resolved and checked.
-        waits: Whether a log call may wait for room.
+        may_wait: Whether a log call may wait for room in its caller's thread.
+
+    Raises:
+        ConfigError: An environment variable that the client will need later has a bad value.
     """
 
-    def __init__(self, config: Config, uri: str, *, waits: bool = True) -> None:
+    def __init__(self, config: Config, uri: str, *, may_wait: bool = True) -> None:
         self.config = config
         self.uri = uri
-        self.encoder = Encoder()  # see `_after_fork`
-        config.seconds_per_request()  # a bad variable is an error of the constructor, not of the first flush
+        self.encoder = Encoder()
+        config.seconds_per_request()  # both are called for their ConfigError: the constructor raises it, not a flush
         config.retry_settings()
-        self.bounds = _bounds(config, MLFLOW_LIMITS)
+        self.bounds = bounds_of(config, MLFLOW_LIMITS)
         self._stopped = False
-        self._waits = waits
-        bounded = self._intake if config.streams or config.pending_bound < math.inf else None
-        self._thread = LoopThread(self._assembled)
-        self.accumulator = Accumulator(self.encoder.encode, bounded)
-        self._begin_anew()
+        self._may_wait = may_wait
+        self._thread = LoopThread(self._run_assembly)
+        has_intake = config.streams or config.pending_bound < math.inf
+        self.accumulator = Accumulator(self.encoder.encode, self._make_intake if has_intake else None)
+        self._reset()
         if config.streams:
             _exit.flush_at_exit(self, signals=config.handle_signals)
         _fork.register(self)
-        self._sender: Sender
-        self._stream: Stream
-        self._creation: Creation
-        self._tasks: TaskGroup
+        self._assembly: Assembly
 
     def __repr__(self) -> str:
         return f"<Engine {redact_uri(self.uri)} {self._thread.state}>"
 
-    def _begin_anew(self) -> None:
-        self._ending = False
+    def _reset(self) -> None:
         self.traffic = Traffic()
         self.meter = Meter()
-        self._final = 0  # entries that the last flush has reported as left
-        self._written_off = False  # whether it was the last one, as nothing was heard of it
-        self._said_late = 0  # entries that came after the end, when that was said last
-        self._dropped_late = 0  # of those that were dropped, likewise
-        self._start_pause = 0.0
-        self.entered: set[str] = set()  # runs that this process is the entry point of
-        self._thread = LoopThread(self._assembled)
-        self.accumulator.reset()  # the same object: the log calls hold on to its lanes
+        self.entry_point_runs: set[str] = set()
+        """Ids of the runs that this process was started for, and not ended; see `Client.run_from_env`."""
+        self._final_flush_begun = False
+        self._gave_up_waiting = False
+        self._reported_unsent = 0  # entries that the final flush, or the end of the process, has reported as not sent
+        self._reported_late = 0  # entries in the last warning about entries that were logged after the final flush
+        self._reported_late_drops = 0  # of those, entries that were dropped, in all warnings
+        self._restart_delay = 0.0
+        self._thread = LoopThread(self._run_assembly)
+        self.accumulator.reset()  # not replaced: the log calls hold on to its lanes
 
     # -- calls from any thread ---------------------------------------------------------------------------------------
 
@@ -111,12 +105,14 @@ class Engine:
         final: bool = False,
     ) -> Future[FlushReport]:
         """
+        Begin a flush.
+
         Args:
             lane: Only this run.
-            timeout: Seconds.
-            warn: Log what was not stored: for a flush nobody may wait for.
-            begun: Gets done when the flush has begun: what is logged from then on belongs to the next one.
-            final: It is the last one: what it cannot send has failed for good.
+            timeout: Seconds after which the flush ends, and the rest stays queued.
+            warn: Whether to log what was not stored, for a caller that may not wait for the report.
+            begun: Is completed when the flush has begun: what is logged after that belongs to the next flush.
+            final: Whether it is the client's last flush: what it cannot send has failed for good.
         """
         if not self._thread.started and self.accumulator.idle():
             future: Future[FlushReport] = Future()
@@ -124,138 +120,21 @@ class Engine:
         else:
             future = self._thread.submit(self._flush, begun, lane, timeout, warn, final)
         if begun is not None:
-            future.add_done_callback(lambda _: _say_begun(begun))  # it may fail, or be cancelled, before it can begin
+            future.add_done_callback(lambda _: _complete(begun))  # a flush may fail or be cancelled before it begins
         return future
 
     def send_final_statuses(self) -> Future[int] | None:
         """
-        Of the runs whose block has ended by an exception, send the final status and nothing else, within `exit_timeout`.
+        Send the final status of the runs whose block has ended by an exception, and nothing else, within `exit_timeout`.
 
         Returns:
-            Entries that were given up for it. None: there is no such run.
+            Entries that were given up. None: there is no such run.
         """
         lanes = [lane for lane in self.accumulator.all() if lane.raised and lane.opened]
         return self._thread.submit(self._send_final_statuses, lanes) if lanes else None
 
-    def begin_final_flush(self, timeout: float) -> Future[FlushReport] | None:
-        """See `_exit.ExitTarget`."""
-        idle = self.accumulator.idle()
-        if self._stopped or (idle and not self._thread.started):
-            return None
-        if self._ending and (idle or self._written_off) and self.unsent() <= self._final:
-            return None
-        self._ending = True
-        return self._thread.submit(self._flush, None, None, timeout, True, True)
-
-    def watch_log_calls(self, callback: Callable[[], None]) -> None:
-        """See `_exit.ExitTarget`."""
-        self.accumulator.watch(callback)
-
-    def report_late_entries(self) -> None:
-        """See `_exit.ExitTarget`. By ever larger counts, as there may be a log call in a loop."""
-        self.report_late_drops()
-        late = self.unsent() - self._final
-        if late > 0 and late >= 2 * self._said_late:
-            self._said_late = late
-            text = "the interpreter ends: %d entries were logged too late for a client of %s, and were not sent"
-            _notices.warning(text, late, redact_uri(self.uri))
-
-    def report_late_drops(self) -> None:
-        """See `_exit.ExitTarget`."""
-        intake = self.accumulator.intake
-        if intake is not None and intake.untold >= max(1, self._dropped_late):
-            self._dropped_late += intake.untold
-            self._say_dropped()
-
-    def flush_logs(self) -> None:
-        """See `_exit.ExitTarget`."""
-        self._thread.flush_logs()
-
-    def is_own_thread(self) -> bool:
-        """Whether the caller is the engine's thread, or works for it."""
-        return self._thread.is_own_thread()
-
-    def queue_killed_status(self) -> None:
-        """See `_exit.ExitTarget`."""
-        lanes = [lane for lane in self.accumulator.all() if lane.made]
-        lanes += [self.accumulator.open(run, opened=True) for run in self.entered]
-        for lane in lanes:
-            if not lane.ended:
-                lane.ended = True
-                lane.push(record_of(STATUS, (), "KILLED", time_ns() // 1_000_000))
-
-    def unsent(self) -> int:
-        """Entries that are queued or in flight."""
-        counts = self.accumulator.counts()
-        return counts["pending"] + counts["in_flight"]
-
-    def give_up_waiting(self) -> int:
-        """See `_exit.ExitTarget`."""
-        self._written_off = True
-        self._final = self.unsent()
-        return self._final
-
-    @property
-    def exit_timeout(self) -> float:
-        return self.config.exit_timeout
-
-    def _after_fork(self) -> None:
-        """In a child: nothing queued, no thread, no connection. What its parent's thread held is let lie."""
-        self.encoder = Encoder()  # its caches may have been about to be changed
-        self.accumulator._encode = self.encoder.encode
-        self._begin_anew()
-        if self.config.streams and not self._stopped:
-            _exit.flush_at_exit(self, signals=False)  # who tells a worker to end wants it to end at once
-
-    def stop(self, *, failed: bool) -> int:
-        """
-        End the thread; requests under way are cut off.
-
-        Args:
-            failed: What is still queued counts as failed (and was reported), else as dropped.
-
-        Returns:
-            Entries that were still queued.
-        """
-        self._stopped = True
-        _exit.unregister(self)
-        self._thread.stop()
-        self._thread.join(JOIN_SECONDS)
-        lost = self.accumulator.abandon(failed=failed)
-        self._say_dropped()
-        return lost
-
-    def report_lost_entries(self, lost: int, report: FlushReport | None) -> None:
-        """Of what `stop` has found, warn of what the last flush has not reported."""
-        if report is None:
-            if lost:
-                logger.warning("the client was closed before its last flush ended: %d entries were not sent", lost)
-        elif lost > self._final:
-            logger.warning("%d entries came while the client was closed, and were not sent", lost - self._final)
-
-    def stop_soon(self) -> Future[None]:
-        """Ask the thread to end, and do not wait for it."""
-        return self._thread.stop()
-
-    def finalize(self) -> None:
-        """For a client that is forgotten, or still there at exit: say what it leaves behind."""
-        if self.config.streams and not self._stopped and self._thread.started:
-            self._thread.nudge(self._end_by_itself)  # its data is sent as it would have been
-            return
-        _exit.unregister(self)
-        lost = self.unsent()
-        if lost:
-            # After its end, what another thread was just logging can be left: its lane was looked up before.
-            how = "got data while it was closed" if self._stopped else "was never closed"
-            _notices.warning("a client of %s %s: %d entries were not sent", redact_uri(self.uri), how, lost)
-        self._say_dropped()
-        if not self._stopped:
-            self._final = lost
-            _exit.report_late_entries_of(self)
-        self._thread.stop()  # not joined: this may be a garbage collection
-
     def drain(self) -> Future[None]:
-        """Done when there is room for another entry."""
+        """Wait for room for another entry."""
         if self.accumulator.intake is None:
             done: Future[None] = Future()
             done.set_result(None)
@@ -263,7 +142,7 @@ class Engine:
         return self._thread.submit(self._drain)
 
     def statistics(self) -> Statistics:
-        """Exact when no call is under way."""
+        """Counts, exact when no call is under way."""
         return Statistics(
             **self.accumulator.counts(),
             cut=self.encoder.cut,
@@ -273,137 +152,213 @@ class Engine:
         )
 
     def failures(self) -> tuple[OperationFailure, ...]:
+        """All final failures."""
         return public_failures(self.accumulator.ledger.log)
 
-    def _intake(self, ledger: Ledger) -> Intake:
+    def unsent(self) -> int:
+        """Entries that are queued or in flight."""
+        counts = self.accumulator.counts()
+        return counts["pending"] + counts["in_flight"]
+
+    # -- the end of the client ---------------------------------------------------------------------------------------
+
+    def request_stop(self) -> Future[None]:
+        """Ask the thread to end, without waiting for it; requests under way are cut off."""
+        return self._thread.stop()
+
+    def stop(self, *, failed: bool) -> int:
+        """
+        End the thread, and wait for it; requests under way are cut off.
+
+        Args:
+            failed: What is still queued counts as failed (a flush has reported it), else as dropped.
+
+        Returns:
+            Entries that were still queued.
+        """
+        self._stopped = True
+        _exit.unregister(self)
+        self._thread.stop()
+        self._thread.join(JOIN_SECONDS)
+        lost = self.accumulator.abandon(failed=failed)
+        self._report_dropped()
+        return lost
+
+    def report_lost_entries(self, lost: int, report: FlushReport | None) -> None:
+        """
+        Warn of entries that were lost, but for those that the final flush has reported.
+
+        Args:
+            lost: What `stop` has returned.
+            report: Of the final flush. None: it has not ended.
+        """
+        if report is None:
+            if lost:
+                logger.warning("the client was closed before its last flush ended: %d entries were not sent", lost)
+        elif lost > self._reported_unsent:
+            late = lost - self._reported_unsent
+            logger.warning("%d entries came while the client was closed, and were not sent", late)
+
+    def finalize(self) -> None:
+        """
+        End the engine of a client that was garbage-collected, or that does not stream and is still open at exit.
+
+        A client that streams sends what is queued; any other warns of it.
+        """
+        if self.config.streams and not self._stopped and self._thread.started:
+            self._thread.call_soon(self._start_final_flush)
+            return
+        _exit.unregister(self)
+        lost = self.unsent()
+        if lost:
+            # A log call that was running while the client was closed may have found its lane before that.
+            how = "got data while it was closed" if self._stopped else "was never closed"
+            _notices.warning("a client of %s %s: %d entries were not sent", redact_uri(self.uri), how, lost)
+        self._report_dropped()
+        if not self._stopped:
+            self._reported_unsent = lost
+            _exit.report_late_entries_of(self)
+        self._thread.stop()  # not joined: this may be a garbage collection
+
+    # -- the end of the process; see `_exit.ExitTarget` --------------------------------------------------------------
+
+    @property
+    def exit_timeout(self) -> float:
+        return self.config.exit_timeout
+
+    def is_own_thread(self) -> bool:
+        return self._thread.is_own_thread()
+
+    def begin_final_flush(self, timeout: float) -> Future[FlushReport] | None:
+        idle = self.accumulator.idle()
+        if self._stopped or (idle and not self._thread.started):
+            return None
+        if self._final_flush_begun and (idle or self._gave_up_waiting) and self.unsent() <= self._reported_unsent:
+            return None
+        self._final_flush_begun = True
+        return self._thread.submit(self._flush, None, None, timeout, True, True)
+
+    def give_up_waiting(self) -> int:
+        self._gave_up_waiting = True
+        self._reported_unsent = self.unsent()
+        return self._reported_unsent
+
+    def queue_killed_status(self) -> None:
+        lanes = [lane for lane in self.accumulator.all() if lane.made]
+        lanes += [self.accumulator.open(run, opened=True) for run in self.entry_point_runs]
+        for lane in lanes:
+            if not lane.ended:
+                lane.ended = True
+                lane.push(record_of(STATUS, (), "KILLED", time_ns() // 1_000_000))
+
+    def watch_log_calls(self, callback: Callable[[], None]) -> None:
+        self.accumulator.watch(callback)
+
+    def report_late_entries(self) -> None:
+        self.report_late_drops()
+        late = self.unsent() - self._reported_unsent
+        if late > 0 and late >= 2 * self._reported_late:  # each time twice as many: a loop may go on logging
+            self._reported_late = late
+            text = "the interpreter ends: %d entries were logged too late for a client of %s, and were not sent"
+            _notices.warning(text, late, redact_uri(self.uri))
+
+    def report_late_drops(self) -> None:
+        intake = self.accumulator.intake
+        if intake is not None and intake.untold >= max(1, self._reported_late_drops):
+            self._reported_late_drops += intake.untold
+            self._report_dropped()
+
+    def flush_logs(self) -> None:
+        self._thread.flush_logs()
+
+    # -- fork --------------------------------------------------------------------------------------------------------
+
+    def _after_fork(self) -> None:
+        """In a child: begin with no thread, no connection and an empty queue. The parent sends what it has queued."""
+        self.encoder = Encoder()  # another thread of the parent may have been changing its caches
+        self.accumulator._encode = self.encoder.encode
+        self._reset()
+        if self.config.streams and not self._stopped:
+            _exit.flush_at_exit(self, signals=False)  # a worker that is terminated is to end at once
+
+    # -- the intake: calls from log calls ----------------------------------------------------------------------------
+
+    def _make_intake(self, ledger: Ledger) -> Intake:
         config = self.config
         return Intake(
             ledger,
             max_pending=config.pending_bound,
-            on_full=config.on_full if self._waits or config.on_full != "block" else "raise",
+            on_full=config.on_full if self._may_wait or config.on_full != "block" else "raise",
             block_timeout=config.block_timeout,
             full=self.bounds.room(METRIC) if config.streams else math.inf,
-            ring=self._ring if config.streams else lambda: None,
+            ring=self._wake if config.streams else lambda: None,
             drains=lambda: config.streams and not self._stopped,
             exempt=self._thread.is_own_thread,
             lenient=config.only_warns,
             mark=-1 if config.streams else config.pending_bound,
         )
 
-    # -- in the thread -----------------------------------------------------------------------------------------------
+    def _wake(self) -> None:
+        """Let the stream look at the queue; starts the thread if there is none."""
+        _exit.flush_at_worker_exit()  # here, in the worker's own thread: later, the worker may have begun to end
+        self._thread.call_soon(self._wake_stream, self._retry_start)
+
+    def _retry_start(self, error: BaseException) -> None:
+        """Treat a store that cannot be made as an outage: warn of it once, and try again later."""
+        if self._restart_delay == 0:
+            text = "%s cannot be used yet (%d entries are queued): %s"
+            logger.warning(text, redact_uri(self.uri), self.unsent(), error)
+        self._restart_delay = min(MAX_RESTART_DELAY, 2 * self._restart_delay + 1)
+        timer = threading.Timer(self._restart_delay, self._wake)
+        timer.daemon = True
+        timer.start()
+
+    def _report_dropped(self) -> None:
+        if self.accumulator.intake is not None:
+            warn_of_dropped(self.accumulator.intake.told(), self.config.pending_bound)
+
+    # -- in the engine's thread --------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _assembled(self) -> AsyncGenerator[None, None]:
-        """What lives in the loop."""
+    async def _run_assembly(self) -> AsyncGenerator[None, None]:
         with _fork.importing():
-            import anyio
-
-            from runqueue.artifacts._store import UPLOADS, Artifacts
-            from runqueue.engine._creation import Creation
-            from runqueue.engine._delivery import Delivery
-            from runqueue.queueing.delivery._retry import RetryPolicy
-            from runqueue.queueing.delivery._sender import Sender
-            from runqueue.queueing.delivery._stream import Stream
-
-            store = make_store(self.config, self.uri, self.traffic)
-        self._start_pause = 0.0
-        artifacts = None
-        try:
-            artifacts = Artifacts(store, self.config, self.uri, self.traffic, self.meter)
-            self._creation = Creation(store, self.config.seconds_per_request(), artifacts.know)
-            delivery = Delivery(store, self._creation, self.accumulator, artifacts)
-            self._sender = Sender(
-                self.accumulator,
-                delivery,
-                check=delivery.check,
-                bounds=_bounds(self.config, store.limits),
-                max_workers=self.config.max_workers,
-                uploads=UPLOADS,
-                alive=lambda: self.meter.heartbeats,
-                retry=RetryPolicy(**attrs.asdict(self.config.retry_settings())),
-                on_outage=self._warn_of_outage,
-                streams=self.config.streams,
-                pause=partial(sleep, GIVE_WAY),
-                patience=self.config.stall_timeout(),
-            )
-            async with self._sender, anyio.create_task_group() as tasks:
-                if self.config.flush_interval is not None:
-                    self._stream = Stream(
-                        self.accumulator,
-                        self._sender,
-                        self.config.flush_interval,
-                        self._tell,
-                        claims=self.config.only_warns,
-                    )
-                    tasks.start_soon(self._stream.run)
-                    outage = self._sender.outage
-                    tasks.start_soon(self._creation.watch, lambda: outage.since is None)
-                self._tasks = tasks
-                yield
-                tasks.cancel_scope.cancel()
-        finally:
-            if artifacts is not None:
-                await artifacts.aclose()
-            await store.aclose()
+            from runqueue.engine._assembly import assembled
+        making = assembled(
+            self.config,
+            self.uri,
+            self.accumulator,
+            traffic=self.traffic,
+            meter=self.meter,
+            on_outage=self._warn_of_outage,
+        )
+        async with making as self._assembly:
+            self._restart_delay = 0.0
+            yield
 
     async def _flush(
         self, begun: Future[None] | None, lane: Lane | None, timeout: float | None, warn: bool, final: bool
     ) -> FlushReport:
-        import anyio
-
-        end = None if timeout is None else anyio.current_time() + timeout
-        flush = self._sender.begin(lane, last=final)
-        if begun is not None:
-            _say_begun(begun)
-        await self._completed(flush, timeout)
-        if self._creation.doubtful and self._sender.outage.since is None:
-            patience = self.config.seconds_per_request()
-            if end is not None:
-                patience = min(patience, max(0.0, end - anyio.current_time()))
-            with anyio.move_on_after(patience):
-                await self._creation.last_look()
-        report = flush.report()  # last, as it names each failure once
-        self._sender.tidy(flush)
+        on_begun = lambda: None if begun is None else _complete(begun)
+        report = await self._assembly.flush(lane, timeout, final=final, on_begun=on_begun)
         if final:
             self._make_final(report)
         public = public_report(report)
         if warn and public.failures:
-            text, cause = str(FlushError(public.failures, report.total)), self._sender.outage.error
+            text, cause = str(FlushError(public.failures, report.total)), self._assembly.outage_error
             logger.warning("%s%s", text, "" if cause is None or str(cause) in text else f"\n  The server: {cause}")
-        self._say_dropped()
+        self._report_dropped()
         return public
 
-    def _ring(self) -> None:
-        _exit.flush_at_worker_exit()  # here, in the thread of the work: later, the worker may have begun to end
-        self._thread.nudge(self._hear, self._not_started)
+    def _make_final(self, report: Report) -> None:
+        """What the final flush leaves queued has failed for good."""
+        left = [failure for failure in report.failures if not failure.final]
+        for failure in left:
+            failure.final = True
+            self.accumulator.ledger.log.add(failure)
+        self._reported_unsent = sum(failure.weight for failure in left)
 
-    def _not_started(self, error: BaseException) -> None:
-        """The store could not be made: an outage like any other, which is said once and tried again."""
-        if self._start_pause == 0:
-            text = "%s cannot be used yet (%d entries are queued): %s"
-            logger.warning(text, redact_uri(self.uri), self.unsent(), error)
-        self._start_pause = min(30.0, 2 * self._start_pause + 1)
-        again = threading.Timer(self._start_pause, self._ring)
-        again.daemon = True
-        again.start()
-
-    def _say_dropped(self) -> None:
-        if self.accumulator.intake is not None:
-            warn_of_dropped(self.accumulator.intake.told(), self.config.pending_bound)
-
-    async def _completed(self, flush: Flush, timeout: float | None) -> None:
-        if not (self.config.progress and flush.open):
-            await self._sender.completion(flush, timeout)
-            return
-        ledger = self.accumulator.ledger
-        begun = ledger.stored + ledger.failed
-        settled = lambda: min(flush.total, ledger.stored + ledger.failed - begun)
-        uploaded = _progress.uploaded(flush, self.meter)
-        async with _progress.Shown(self._tasks, flush.total, settled, uploaded):
-            await self._sender.completion(flush, timeout)
-
-    def _end_by_itself(self) -> None:
-        async def end() -> None:
+    def _start_final_flush(self) -> None:
+        async def flush_and_stop() -> None:
             try:
                 await self._flush(None, None, None, True, True)
             finally:
@@ -411,56 +366,24 @@ class Engine:
                 _exit.unregister(self)
                 self._thread.stop()
 
-        self._tasks.start_soon(end)
-
-    def _hear(self) -> None:
-        self._stream.hear()
-
-    async def _drain(self) -> None:
-        intake = self.accumulator.intake
-        if self.config.streams:
-            await self._stream.drain()
-        elif intake is not None and not intake.roomy:
-            raise QueueFullError("the queue is full, and without flush_interval= nothing drains it but flush()")
-
-    def _tell(self, news: list[Failure], dropped: dict[Any, int]) -> None:
-        warn_of_failures(news)
-        warn_of_dropped(dropped, self.config.pending_bound)
+        self._assembly.start(flush_and_stop)
 
     async def _send_final_statuses(self, lanes: list[Lane]) -> int:
-        import anyio
+        return await self._assembly.send_final_statuses(lanes)
 
-        given_up = sum(lane.keep_only(STATUS) for lane in lanes)
-        flushes = [self._sender.begin(lane) for lane in lanes]
-        with anyio.move_on_after(self.config.exit_timeout):
-            for flush in flushes:
-                await self._sender.completion(flush, None)
-        left = [each for flush in flushes for each in flush.report().failures if each.kind == STATUS]
-        if left:  # it counts as no entry
-            text = "the final status of %d runs was not stored, such as that of %s: %s"
-            logger.warning(text, len(left), left[0].run, self._sender.outage.error or left[0].error)
-        return given_up
+    async def _drain(self) -> None:
+        await self._assembly.drain()
 
-    def _make_final(self, report: Report) -> None:
-        """What the end of a client leaves queued has failed for good."""
-        left: list[Failure] = [failure for failure in report.failures if not failure.final]
-        for failure in left:
-            failure.final = True
-            self.accumulator.ledger.log.add(failure)
-        self._final = sum(failure.weight for failure in left)
+    def _wake_stream(self) -> None:
+        self._assembly.wake()
 
     def _warn_of_outage(self, error: StoreError) -> None:
-        """Early, as whoever waits for a training wants to mend the server before its end; once, as nobody reads more."""
-        if not self._ending:  # then one message says it all, with counts
+        """Warn while the training still runs, so that its user can mend the server; once an outage."""
+        if not self._final_flush_begun:  # the final flush logs one message with all counts
             text = "%s does not take data (%d entries are queued): %s"
             logger.warning(text, redact_uri(self.uri), self.unsent(), error)
 
 
-def _say_begun(begun: Future[None]) -> None:
-    with suppress(InvalidStateError):  # it is said by whoever comes first: the beginning, or an end without one
+def _complete(begun: Future[None]) -> None:
+    with suppress(InvalidStateError):  # the flush has begun, and now it has ended
         begun.set_result(None)
-
-
-def _bounds(config: Config, own: Limits) -> Bounds:
-    limits = own if config.limits is None else config.limits.over(own)
-    return Bounds.of(limits, envelope=ENVELOPE_BYTES, riders=MAX_CREATE_TAGS, rider_bytes=MAX_CREATE_TAG_BYTES)

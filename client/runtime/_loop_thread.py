@@ -126,7 +126,9 @@ class LoopThread:
             return False
         return True
 
-    def nudge(self, function: Callable[[], object], failed: Callable[[BaseException], object] = lambda _: None) -> None:
+    def call_soon(
+        self, function: Callable[[], object], failed: Callable[[BaseException], object] = lambda _: None
+    ) -> None:
         """
         Run a function in the loop, soon; much cheaper than `submit`. Nothing after `stop`.
 

@@ -80,7 +80,7 @@ def test_an_engine_that_cannot_start_keeps_what_is_queued(
             raise OSError("no more file descriptors")
         return make_store(*args)
 
-    monkeypatch.setattr("runqueue.engine._engine.make_store", fail)
+    monkeypatch.setattr("runqueue.engine._assembly.make_store", fail)
     with runqueue.Client(server.uri) as client:
         client.log_metric(RUN, "m", 1.0)
         for _ in range(2):
@@ -104,7 +104,7 @@ def test_starting_the_engine_does_not_stop_the_callers_loop(
         waited.append(others_ran.wait(5))
         return make_store(*args)
 
-    monkeypatch.setattr("runqueue.engine._engine.make_store", slow)
+    monkeypatch.setattr("runqueue.engine._assembly.make_store", slow)
 
     async def main() -> None:
         async with AsyncClient(server.uri) as client:

@@ -790,7 +790,7 @@ def test_a_store_that_cannot_be_made_is_said_and_made_later(
             raise RejectedError("the database is away")
         return make_store(*args)
 
-    monkeypatch.setattr("runqueue.engine._engine.make_store", make)
+    monkeypatch.setattr("runqueue.engine._assembly.make_store", make)
     with runqueue.Client(server.uri, flush_interval=SOON, block_timeout=0.1, max_pending=100) as client:
         log(client, 10)
         wait_until(lambda: bool(warnings(caplog)), 5, "nothing was said")
@@ -808,7 +808,7 @@ def test_a_flush_starts_an_engine_that_could_not_start(server: ScriptedServer, m
             raise RejectedError("the database is away")
         return make_store(*args)
 
-    monkeypatch.setattr("runqueue.engine._engine.make_store", make)
+    monkeypatch.setattr("runqueue.engine._assembly.make_store", make)
     with runqueue.Client(server.uri, flush_interval=SOON) as client:
         log(client, 10)
         until(lambda: len(calls) == 1 and "not started" in repr(client._engine))
