@@ -1,5 +1,5 @@
 """
-Stores: which one a tracking URI means, and MLflow's REST API over HTTP, on Databricks, and over MLflow's own stores.
+Stores: the one that a tracking URI means, and the calls of MLflow's REST API to servers, Databricks and MLflow's own.
 
-A store tries each call once and raises a `StoreError`. Retries, batching and order belong to `runqueue.queueing`.
+A store makes one attempt a call, and raises a `StoreError`. Retries, batching and order belong to `runqueue.queueing`.
 """

@@ -1,11 +1,14 @@
 """
 Databricks: MLflow's REST API, on a host and with credentials that `databricks-sdk` finds.
 
-Rules of this file: the SDK reads files, asks servers and runs programs, and some of its requests have no time-out. So
-it is called in worker threads, one call at a time, and nobody waits for one longer than for a request; what was not
-waited for is not asked again, but made anew. Its errors and their frames hold secrets: they end here. Whatever keeps us
-from the host leaves everything queued.
 """
+
+# Rules of this file:
+# - The SDK reads files, asks servers and runs programs, and some of its requests have no time-out. So it is called in
+#   worker threads, one call at a time. The wait for a call ends with the time-out of a request, and after that the SDK's
+#   object is replaced by a new one.
+# - The SDK's errors and their frames hold secrets. None of them leaves this file.
+# - If the host cannot be found or reached, everything stays queued.
 
 from __future__ import annotations
 
@@ -40,37 +43,38 @@ metrics, 100 params, 100 tags, 1,000 of all three. Its "Log Inputs" names no bou
 """
 
 _THREADS: Final = 8
-"""Calls of the SDK, all but one of them abandoned; a bound where the backend counts those (trio does)."""
-_UNCHANGING: Final = frozenset(("pat", "basic"))
-"""Kinds of credentials for which the SDK gives the same headers for ever, without blocking."""
-_KEPT: Final = 64
-"""Secrets that are redacted, the latest: tokens come and go."""
-_LONGEST: Final = 500
-"""Characters of the SDK's words that are shown."""
+"""Threads with calls of the SDK: one that is waited for, the others abandoned (trio counts those, too)."""
+_STATIC_KINDS: Final = frozenset(("pat", "basic"))
+"""Kinds of credentials for which the SDK always returns the same headers, without blocking."""
+_MAX_SECRETS: Final = 64
+"""The latest secrets, which are redacted in messages. Tokens are renewed, so their number has to be bounded."""
+_MAX_SHOWN: Final = 500
+"""Characters of the SDK's messages that are shown."""
 
-_OUTDATED: Final = re.compile(r"(?i)invalid (?:access )?token|token (?:is |has )?expir|ExpiredJwtException")
-"""What Databricks says of a token with 403, as JSON or as a page; of Entra's, it once did so with 400."""
-_SHUT_OUT: Final = re.compile(r"(?i)IP ACL|unauthorized access to org")
-"""A 403 that concerns the whole workspace, and no run of it."""
+_EXPIRED: Final = re.compile(r"(?i)invalid (?:access )?token|token (?:is |has )?expir|ExpiredJwtException")
+"""Databricks' texts about an expired token, in a 403 as JSON or HTML; for tokens of Entra it has also been a 400."""
+_WORKSPACE_CLOSED: Final = re.compile(r"(?i)IP ACL|unauthorized access to org")
+"""Texts of a 403 that is about the whole workspace, not about a run."""
 _REDIRECT: Final = re.compile(r"3\d\d: a redirect ")
 _SETTINGS: Final = re.compile(r"\.? (?:Config|Env): .*", re.DOTALL)
-"""What the SDK adds to its messages: all that it is configured with."""
+"""The end of the SDK's messages, which lists its whole configuration."""
 _TOKEN_LATER: Final = re.compile(r"unknown: |temporarily_unavailable|server_error")
-"""Of a token's end point: an answer without an OAuth error, or one that says "later" (RFC 6749, 4.1.2.1)."""
-_REFUSALS: Final = frozenset(("BadRequest", "Unauthenticated", "PermissionDenied", "NotFound"))
-"""Errors of the SDK's that waiting does not mend."""
+"""Answers of a token endpoint that are no OAuth error, or one that asks to retry (RFC 6749, 4.1.2.1)."""
+_PERMANENT: Final = frozenset(("BadRequest", "Unauthenticated", "PermissionDenied", "NotFound"))
+"""Errors of the SDK that a retry does not change."""
 
 
 class DatabricksCredentials:
     """
-    A host, and what a request to it authenticates itself with; looked for when first asked for, and again after a
-    refusal, so that a file or a variable that was changed meanwhile is taken over. `token=` of the constructor comes
-    before whatever the SDK would find; the host is the SDK's all the same.
+    The host of a workspace and the credentials for it, found by databricks-sdk; a `Signer`.
+
+    They are looked up at the first use, and again after a refusal, so that changed files and variables are picked up.
+    The argument `token=` of the client wins over the credentials, not over the host.
 
     Args:
-        uri: The tracking URI; for messages.
-        profile: The section of the SDK's file; None: by its variables, or its default one.
-        config: The client's.
+        uri: The tracking URI, for messages.
+        profile: The section of ~/.databrickscfg. None: the SDK's variables, or its default profile.
+        config: The client's settings.
     """
 
     def __init__(self, uri: str, profile: str | None, config: Config) -> None:
@@ -80,11 +84,11 @@ class DatabricksCredentials:
         self._has_token = config.token is not None
         self._given = Credentials("", config.token)
         self._sdk: Any = None
-        self._since = 0.0
+        self._renewed_at = 0.0
         self._host: str | None = None
-        self._headers: dict[str, str] | None = None  # where they do not change
+        self._headers: dict[str, str] | None = None  # set only for kinds of credentials that do not change
         self._secrets: tuple[str, ...] = (profile.partition("@")[0],) if profile and "@" in profile else ()
-        self._turn = anyio.Lock()
+        self._lock = anyio.Lock()
         self._threads = anyio.CapacityLimiter(_THREADS)
 
     def __repr__(self) -> str:
@@ -92,17 +96,17 @@ class DatabricksCredentials:
 
     @property
     def kind(self) -> str:
-        """In words, for a diagnosis; known once the host is."""
+        """The kind of credentials in words, for the doctor; known as soon as the host is."""
         return "token, of token=" if self._has_token else f"{getattr(self._sdk, 'auth_type', None)}, by databricks-sdk"
 
     async def host(self) -> str:
         """
-        The workspace's URI.
+        Return the workspace's URI.
 
         Raises:
-            StoreError: The SDK finds none, or no credentials for it.
+            StoreError: The SDK finds no host, or no credentials for it.
         """
-        async with self._turn:
+        async with self._lock:
             if self._sdk is None:
                 await self._renew()
             assert self._host is not None
@@ -112,59 +116,59 @@ class DatabricksCredentials:
         """See `Signer.sign`."""
         headers = self._headers
         if fresh or headers is None:
-            headers = await self._found(fresh=fresh)
+            headers = await self._look_up_headers(fresh=fresh)
         for name, value in headers.items():
             put(request.headers, name, value)
         if self._has_token:
             await self._given.sign(request, fresh=fresh)
 
     async def renew(self) -> None:
-        """As after a 401: for a refusal that its status does not tell."""
+        """Look up the credentials again, as after a 401: Databricks refuses expired tokens with other statuses, too."""
         await self.sign(Outgoing("", "", b"", {}), fresh=True)
 
     def redact(self, text: str) -> str:
         """See `Signer.redact`."""
         return self._given.redact(redact(text, self._secrets))
 
-    async def _found(self, *, fresh: bool) -> dict[str, str]:
-        asked = anyio.current_time()
-        async with self._turn:
-            # Of many requests that were refused at once, one looks again for all.
-            if self._sdk is None or (fresh and self._since < asked):
+    async def _look_up_headers(self, *, fresh: bool) -> dict[str, str]:
+        asked_at = anyio.current_time()
+        async with self._lock:
+            # If many requests are refused at once, one of them renews the credentials for all.
+            if self._sdk is None or (fresh and self._renewed_at < asked_at):
                 await self._renew()
-            return self._headers if self._headers is not None else await self._in_thread(self._ask, self._sdk)
+            return self._headers if self._headers is not None else await self._in_thread(self._authenticate, self._sdk)
 
     async def _renew(self) -> None:
         begin = anyio.current_time()
-        sdk = await self._in_thread(self._make)
+        sdk = await self._in_thread(self._make_sdk)
         host = sdk.host or ""
         parts = urlsplit(host)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise self._nowhere(f"databricks-sdk gives {redact_uri(host)!r}" if host else "")
+            raise self._no_host(f"databricks-sdk gives {redact_uri(host)!r}" if host else "")
         if self._host not in (None, host):
             raise AuthError(
                 f"{self._uri!r} leads to another host now, {redact_uri(host)}; nothing was sent there, as the"
                 " runs are not known to it"
             )
-        unchanging = self._has_token or sdk.auth_type in _UNCHANGING
-        headers = self._ask(sdk) if unchanging else None
-        self._sdk, self._host, self._headers, self._since = sdk, host, headers, begin
+        static = self._has_token or sdk.auth_type in _STATIC_KINDS
+        headers = self._authenticate(sdk) if static else None
+        self._sdk, self._host, self._headers, self._renewed_at = sdk, host, headers, begin
 
     async def _in_thread(self, work: Callable[..., T], *args: Any) -> T:
         try:
             return await in_thread(work, *args, limiter=self._threads)
         except anyio.get_cancelled_exc_class():
-            # The SDK may wait for ever, and holds a lock while it does. A new one does not wait for that lock.
+            # The SDK's object may hold a lock while it waits for ever. A new object has a lock of its own.
             self._sdk = self._headers = None
             raise
 
-    def _make(self) -> Any:
-        """In a worker thread: what the SDK finds, which takes it a request to the host at least."""
+    def _make_sdk(self) -> Any:
+        """Make the SDK's configuration, in a worker thread: it sends at least one request to the host."""
         settings: dict[str, Any] = {
-            # Of the request that looks for the host's OAuth server, without which most go on. Seconds, whole ones.
+            # For the request that looks for the host's OAuth server. Most kinds of credentials work without it.
             "http_timeout_seconds": self._timeout / 3,
             "retry_timeout_seconds": 1,
-            "disable_async_token_refresh": True,  # else in a thread that an interpreter at its end waits for
+            "disable_async_token_refresh": True,  # it uses a thread that the interpreter waits for at its end
         }
         if self._profile is not None:
             settings["profile"] = self._profile
@@ -174,24 +178,25 @@ class DatabricksCredentials:
         failure: StoreError
         try:
             core: Any = importlib.import_module("databricks.sdk.core")
-            config = core.Config.__new__(core.Config)  # one that fails has the secrets that its error may show
+            # Not `core.Config(...)`: if it fails, its error may show secrets, and only the object knows them.
+            config = core.Config.__new__(core.Config)
             config.__init__(**settings)
-            self._keep(_secrets(config))
+            self._remember(_secrets(config))
             return config
         except Exception as error:
             with suppress(Exception):
-                self._keep(_secrets(config))
-            failure = self._unfound(error, getattr(config, "_inner", {}).get("host"))
+                self._remember(_secrets(config))
+            failure = self._sdk_failed(error, getattr(config, "_inner", {}).get("host"))
         raise failure
 
-    def _ask(self, sdk: Any) -> dict[str, str]:
-        """The headers; in a worker thread where they may have to be asked for."""
+    def _authenticate(self, sdk: Any) -> dict[str, str]:
+        """Return the headers of a request. It may ask a server for a token, and then needs a worker thread."""
         failure: StoreError
         try:
             headers = {str(name): str(value) for name, value in sdk.authenticate().items()}
-            if getattr(sdk, "workspace_id", None):  # as mlflow does, for hosts of many workspaces
+            if getattr(sdk, "workspace_id", None):  # for hosts with many workspaces, as mlflow does
                 headers["x-databricks-org-id"] = str(sdk.workspace_id)
-            self._keep(
+            self._remember(
                 secret
                 for name, value in headers.items()
                 if re.search("(?i)authorization|token", name)
@@ -201,28 +206,28 @@ class DatabricksCredentials:
                 return headers
             failure = AuthError("databricks-sdk gives a token with a character that no header can hold (not shown)")
         except Exception as error:
-            failure = self._unfound(error, sdk.host)
+            failure = self._sdk_failed(error, sdk.host)
         raise failure
 
-    def _keep(self, secrets: Iterator[str]) -> None:
+    def _remember(self, secrets: Iterator[str]) -> None:
         found = dict.fromkeys(secret for secret in secrets if len(secret) >= MIN_SECRET_LENGTH)
-        self._secrets = (*found, *(each for each in self._secrets if each not in found))[:_KEPT]
+        self._secrets = (*found, *(each for each in self._secrets if each not in found))[:_MAX_SECRETS]
 
-    def _unfound(self, error: Exception, host: str | None) -> StoreError:
-        """What an error of the SDK's means; everything stays queued."""
+    def _sdk_failed(self, error: Exception, host: str | None) -> StoreError:
+        """Convert an error of the SDK; whichever it is, everything stays queued."""
         if isinstance(error, ImportError):
             text = f"{self._uri!r} needs databricks-sdk: pip install 'runqueue[databricks]' ({type(error).__name__})"
             return StoreError(text, scope=Scope.STORE)
-        text = self.redact(_words(error))[:_LONGEST]
+        text = self.redact(_message(error))[:_MAX_SHOWN]
         if not host:
-            return self._nowhere(text)
+            return self._no_host(text)
         if "Invalid URL 'None'" in text:
             text = "it does not say where its OAuth server is (/.well-known/databricks-config)"
-        if _passes(error):
+        if _is_temporary(error):
             return UnavailableError(f"no credentials to be had for {redact_uri(host)}: {text}")
         return AuthError(f"{self._uri!r} has no credentials for {redact_uri(host)}: {text}")
 
-    def _nowhere(self, text: str) -> StoreError:
+    def _no_host(self, text: str) -> StoreError:
         return StoreError(
             f"no host is known for {self._uri!r}: set DATABRICKS_HOST, or name a profile of the file ~/.databrickscfg"
             f" by databricks://<profile>{f' ({text})' if text else ''}",
@@ -231,7 +236,7 @@ class DatabricksCredentials:
 
 
 class _NoCredentials:
-    """For the SDK, in place of its credentials where `token=` is given."""
+    """Replaces the SDK's credentials if `token=` is given."""
 
     NAME: Final = "token-of-the-constructor"
 
@@ -247,30 +252,30 @@ def _secrets(config: Any) -> Iterator[str]:
     for attribute in type(config).attributes():
         if attribute.sensitive and settings.get(attribute.name):
             yield str(settings[attribute.name])
-    for name, secret in (("client_id", "client_secret"), ("username", "password")):  # as HTTP's basic scheme has them
+    for name, secret in (("client_id", "client_secret"), ("username", "password")):  # as they stand in a Basic header
         yield base64.b64encode(f"{settings.get(name)}:{settings.get(secret)}".encode()).decode()
 
 
-def _words(error: Exception) -> str:
-    """Of an error of the SDK's; not those of a parser, which quotes the file."""
+def _message(error: Exception) -> str:
+    """Return the message of an SDK error; only the class for others, such as a parser's, which quotes the file."""
     if isinstance(error, (ValueError, OSError, NotImplementedError)) or "DatabricksError" in _names(error):
         return " ".join(_SETTINGS.sub("", str(error)).split())
     return type(error).__name__
 
 
 def _names(error: BaseException) -> set[str]:
-    """Of its classes: the SDK is not imported for this."""
+    """Return the names of an error's classes. The SDK may not be imported, so the classes are not compared."""
     return {each.__name__ for each in type(error).__mro__}
 
 
-def _passes(error: BaseException | None) -> bool:
-    """Whether it tells of a server's state, and not of what it was asked."""
+def _is_temporary(error: BaseException | None) -> bool:
+    """Tell if the error is about the state of a server, and not about the request."""
     while error is not None:
         if "DatabricksError" in _names(error):
-            return not _names(error) & _REFUSALS
+            return not _names(error) & _PERMANENT
         if type(error).__module__.partition(".")[0] in ("requests", "urllib3") or isinstance(error, TimeoutError):
             return True
-        if error.__cause__ is None and isinstance(error, ValueError):  # of the token's end point: a page, or its error
+        if error.__cause__ is None and isinstance(error, ValueError):  # from the token endpoint: a page, or its error
             return isinstance(next(iter(error.args), None), bytes) or _TOKEN_LATER.match(str(error)) is not None
         error = error.__cause__
     return False
@@ -278,13 +283,13 @@ def _passes(error: BaseException | None) -> bool:
 
 class DatabricksStore:
     """
-    Looks for the host at its first call, and at every one until there is one.
+    The store of a Databricks workspace. Its calls look for the host until it is found.
 
     Args:
-        config: The client's.
+        config: The client's settings.
         uri: The tracking URI.
-        profile: That it names.
-        traffic: Counts the requests; those of the SDK are not among them.
+        profile: The profile that the URI names, if it names one.
+        traffic: Counts the requests, without those of the SDK.
     """
 
     def __init__(self, config: Config, uri: str, profile: str | None, traffic: Traffic) -> None:
@@ -309,32 +314,32 @@ class DatabricksStore:
     async def call(
         self, endpoint: Endpoint, body: bytes = b"", query: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
-        """See `Store.call`. A token that is refused is answered once, with what there is by then."""
+        """See `Store.call`. If the token was refused, the call is repeated once with fresh credentials."""
         failure: StoreError
         try:
             store = await self.opened()
             try:
                 return await store.call(endpoint, body, query)
             except StoreError as error:
-                if not _is_outdated(error):
+                if not _is_expired_token(error):
                     raise
             await self._in_time(self.credentials.renew)
             return await store.call(endpoint, body, query)
         except StoreError as error:
-            failure = _of_workspace(error)
+            failure = _widened(error)
         failure.__cause__ = failure.__context__ = None
         raise failure.with_traceback(None)
 
     async def opened(self) -> HttpStore:
         """
-        The store that the URI leads to.
+        Return the store of the workspace's host.
 
         Raises:
-            StoreError: No host is known, or nothing to authenticate with; everything stays queued.
+            StoreError: There is no host, or there are no credentials; everything stays queued.
         """
         if self._inner is None:
             host = await self._in_time(self.credentials.host)
-            if self._inner is None:  # else another call was faster
+            if self._inner is None:  # another call may have been faster
                 try:
                     self._inner = HttpStore(
                         self._config, host, self._traffic, signers=[self.credentials], limits=LIMITS
@@ -349,19 +354,19 @@ class DatabricksStore:
         raise UnavailableError(f"no host and credentials to be had from databricks-sdk within {self._timeout:g} s")
 
 
-def _is_outdated(error: StoreError) -> bool:
-    """Whether it is the token that was refused, where MLflow's API would have said 401."""
+def _is_expired_token(error: StoreError) -> bool:
+    """Tell if the token was refused by a status other than 401."""
     if isinstance(error, AuthError):
-        return error.scope is Scope.LANE and _OUTDATED.search(str(error)) is not None
-    # Not MLflow's JSON, which could quote what was logged.
+        return error.scope is Scope.LANE and _EXPIRED.search(str(error)) is not None
+    # Only in answers that are not MLflow's JSON, as that may quote what the user has logged.
     return isinstance(error, UnexpectedAnswerError) and error.code is None and "ExpiredJwtException" in str(error)
 
 
-def _of_workspace(error: StoreError) -> StoreError:
-    """What concerns every run leaves all of them queued."""
-    shut_out = isinstance(error, AuthError) and error.scope is Scope.LANE and _SHUT_OUT.search(str(error))
-    # Workspaces send whoever they do not let in to a page of theirs: to log in, or about a private link.
-    led_away = isinstance(error, UnexpectedAnswerError) and _REDIRECT.match(str(error))
-    if _is_outdated(error) or shut_out or led_away:
+def _widened(error: StoreError) -> StoreError:
+    """Turn a refusal that concerns the whole workspace into an AuthError, which leaves every run queued."""
+    closed = isinstance(error, AuthError) and error.scope is Scope.LANE and _WORKSPACE_CLOSED.search(str(error))
+    # Workspaces redirect strangers to a page, for example to log in, or about private links.
+    redirected = isinstance(error, UnexpectedAnswerError) and _REDIRECT.match(str(error))
+    if _is_expired_token(error) or closed or redirected:
         return AuthError(f"the workspace does not let us in ({error})", code=error.code)
     return error

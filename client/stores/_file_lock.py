@@ -1,8 +1,8 @@
 """
-A lock between the processes of one machine, for what must not be done by two of them at once.
-
-Rule of this file: it is a help, not a promise: where no such lock can be had, or not in time, the work is done without.
+A lock between the processes of one machine.
 """
+
+# Rule of this file: the lock is best effort. If it cannot be had, or not in time, the work is done without it.
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final
 
-PATIENCE: Final = 60.0
+TIMEOUT: Final = 60.0
 """Seconds to wait for another process."""
-PAUSE: Final = 0.05
+POLL_INTERVAL: Final = 0.05
 
 
 @contextmanager
 def locked(name: str) -> Generator[None, None, None]:
     """
-    Hold the lock of this name, in the thread that calls.
+    Hold a lock while the block runs. It blocks the calling thread until the lock is free, for TIMEOUT at most.
 
     Args:
-        name: Any text, the same in every process.
+        name: The lock's name, any text. Processes that use the same name exclude each other.
     """
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:24]
-    with ExitStack() as stack:  # closing the file gives the lock back
-        with suppress(OSError):  # no temporary folder of ours, or another user's file
+    with ExitStack() as stack:  # closing the file releases the lock
+        with suppress(OSError):  # there is no temporary folder, or the file is another user's
             file = stack.enter_context(Path(tempfile.gettempdir(), f"runqueue-{digest}.lock").open("a"))
-            deadline = time.monotonic() + PATIENCE
-            while not _taken(file) and time.monotonic() < deadline:
-                time.sleep(PAUSE)
+            deadline = time.monotonic() + TIMEOUT
+            while not _acquired(file) and time.monotonic() < deadline:
+                time.sleep(POLL_INTERVAL)
         yield
 
 
-def _taken(file: IO[str]) -> bool:
+def _acquired(file: IO[str]) -> bool:
     try:
         import fcntl
     except ImportError:  # Windows
-        return _taken_on_windows(file)
+        return _acquired_on_windows(file)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -49,7 +49,7 @@ def _taken(file: IO[str]) -> bool:
     return True
 
 
-def _taken_on_windows(file: IO[str]) -> bool:
+def _acquired_on_windows(file: IO[str]) -> bool:
     import importlib
 
     msvcrt = importlib.import_module("msvcrt")

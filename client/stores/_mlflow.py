@@ -1,17 +1,19 @@
 """
 MLflow's own stores (SQLite and other databases, files, plugins), behind the same calls as the REST API.
 
-Rules of this file: every call of MLflow's runs in a worker thread, and is never repeated before it has returned; what
-a server would answer is what is returned or raised, by the same table. MLflow is imported in the first of these
-threads: it takes seconds. Nobody tries twice: MLflow's own ways to are kept from it, or left to it alone.
+Where MLflow's file store differs from a database:
 
-What MLflow's file store does otherwise than a database, and what is made of it here:
-
-    one param in a batch conflicts    the ones before it are stored: an equal param, or tag, is harmless the second time
-    a metric point fails              the ones before it are appended: looked for before they are written once more
-    the same point, logged twice      is stored twice, as that store does
-    `a` and `a/b` of one kind         cannot both be: the second is rejected
+    one param in a batch conflicts    those before it are stored; repeating an equal param, or tag, is harmless
+    a metric point fails              those before it are stored; a retry looks them up before it writes them again
+    the same point, logged twice      it is stored twice
+    `a` and `a/b` of one kind         the second is rejected, as one file cannot be inside of another
 """
+
+# Rules of this file:
+# - MLflow is called in worker threads only, and imported in the first of them, as its import takes seconds.
+# - A call is never repeated before it has returned.
+# - Results and errors are those of a server: `error_of` judges MLflow's errors as it judges answers.
+# - There is one retry layer. A store of MLflow that retries by itself is not retried by the engine.
 
 from __future__ import annotations
 
@@ -34,16 +36,16 @@ from runqueue.runtime._fork import importing
 from runqueue.runtime._waiting import in_thread
 from runqueue.settings._redaction import SECRET_QUERY_ITEM, redact_uri
 from runqueue.stores._file_lock import locked
-from runqueue.stores._mlflow_calls import CALLS, Appended, load_mlflow, log_batch
+from runqueue.stores._mlflow_calls import CALLS, FileStoreLogger, load_mlflow, log_batch
 from runqueue.stores._protocol import GET_EXPERIMENT, GET_RUN, SEARCH_RUNS, Endpoint, Traffic
 from runqueue.wire._answer import REJECTS_AFTER, error_of
 from runqueue.wire._limits import MLFLOW_LIMITS
 
 THREADS: Final = 8
-"""Calls at once to a database that takes more than one writer."""
+"""Calls at once, to a database that takes more than one writer."""
 
 _DRIVERS: Final = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
-"""What to install for a module, where it has another name."""
+"""Packages whose name is not that of their module."""
 
 _REFUSED: Final = re.compile(
     r"authentication failed|no password supplied|no pg_hba\.conf entry|role \".*\" does not exist"
@@ -51,44 +53,47 @@ _REFUSED: Final = re.compile(
 )
 _NO_DATABASE: Final = re.compile(r"database \".*\" does not exist|Unknown database|file is not a database")
 _ROLLED_BACK: Final = frozenset(("40001", "40P01", "55P03", "1205", "1213"))
-"""SQLSTATEs and numbers (of MySQL and SQL Server) of a transaction that another one was in the way of."""
-_UNFIT_FOR_FILES: Final = frozenset((errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG))
-"""What a key that cannot be a file's name, beside those that are there, ends with."""
+"""Codes of a conflict with another transaction: SQLSTATEs, and numbers of MySQL and SQL Server."""
+_BAD_FILE_NAME: Final = frozenset((errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG))
+"""Errors of the file system when a key cannot be the name of a file beside the files that exist."""
 
 _READS: Final = frozenset((GET_EXPERIMENT, GET_RUN, SEARCH_RUNS))
 
-_turns: Final[dict[str, threading.Semaphore]] = {}
-if hasattr(os, "register_at_fork"):  # what a thread held has no holder in the child
-    os.register_at_fork(after_in_child=_turns.clear)
+_slots: Final[dict[str, threading.Semaphore]] = {}
+"""By tracking URI, for stores that take one call at a time."""
+if hasattr(os, "register_at_fork"):  # in a child, the thread that holds a slot does not exist
+    os.register_at_fork(after_in_child=_slots.clear)
 
 
-_PASSING: Final = frozenset(("OperationalError", "InterfaceError", "TimeoutError"))
-"""Errors of SQLAlchemy that tell of the database's state, and not of what it was asked."""
+_UNAVAILABLE: Final = frozenset(("OperationalError", "InterfaceError", "TimeoutError"))
+"""Errors of SQLAlchemy that are about the database's state, and not about the statement."""
 
 
 class MlflowStore:
     """
+    A store on one of MLflow's own. It is opened by its first call.
+
     Args:
-        uri: What `mlflow.set_tracking_uri` would take.
+        uri: The tracking URI.
         traffic: Counts the calls.
     """
 
     def __init__(self, uri: str, traffic: Traffic) -> None:
         self._uri = uri
         self._traffic = traffic
-        self._store: Any = None  # MLflow's own; as untyped as its entities
-        self._retries = False  # whether MLflow's store does so itself
+        self._store: Any = None  # MLflow's own store, which is untyped
+        self._retries = False  # whether that store retries by itself
         scheme = urlsplit(uri).scheme.lower().split("+")[0]
         self._on_server, self._on_sqlite = scheme in ("postgresql", "mysql", "mssql"), scheme == "sqlite"
-        self._appended = Appended() if scheme == "file" or "://" not in uri else None
-        # SQLite takes one writer at a time and makes the others fail in the end; MLflow's file store is not
-        # thread-safe. One call at a time is as fast for both, and cannot fail so.
-        single = self._on_sqlite or self._appended is not None
+        self._file_logger = FileStoreLogger() if scheme == "file" or "://" not in uri else None
+        # SQLite takes one writer at a time, and the others may fail after a while; MLflow's file store is not
+        # thread-safe. For both, one call at a time is as fast, and avoids these failures.
+        single = self._on_sqlite or self._file_logger is not None
         self._threads = anyio.CapacityLimiter(1 if single else THREADS)
-        # The same once more for the threads themselves: a call that nobody waits for any longer holds its turn; and
-        # for whoever else in this process has a client of the same store.
-        turns = threading.Semaphore(1 if single else THREADS)
-        self._turns = _turns.setdefault(uri, turns) if single else turns
+        # The threads need a limit of their own: a call whose caller was cancelled goes on running. Clients of this
+        # process that have the same URI share it.
+        slots = threading.Semaphore(1 if single else THREADS)
+        self._slots = _slots.setdefault(uri, slots) if single else slots
         self._opening = threading.Lock()
 
     @property
@@ -99,7 +104,7 @@ class MlflowStore:
         return f"<MlflowStore {redact_uri(self._uri)}>"
 
     async def aclose(self) -> None:
-        """Nothing to do: MLflow keeps one store a URI for the life of the process."""
+        """Do nothing: MLflow keeps its store of each URI for the life of the process."""
 
     async def call(
         self, endpoint: Endpoint, body: bytes = b"", query: Mapping[str, str] | None = None
@@ -107,24 +112,24 @@ class MlflowStore:
         """See `Store.call`."""
         self._traffic.count(body)
         data = orjson.loads(body) if body else dict(query or {})
-        # Cancelling ends the waiting. The engine never sends for this lane again before then.
+        # Cancellation ends the wait, not the call. The engine sends nothing for the same lane while it waits.
         return await in_thread(self._perform, endpoint, data, limiter=self._threads)
 
     def _perform(self, endpoint: Endpoint, data: dict[str, Any]) -> dict[str, Any]:
         call = CALLS[endpoint]
         failure: StoreError
-        with self._turns:
+        with self._slots:
             try:
                 store = self._opened()
             except Exception as error:
-                failure = self._unopened(error)
+                failure = self._opening_failed(error)
             else:
                 try:
-                    if call is log_batch and self._appended is not None:
-                        return self._appended.log_batch(store, data)
+                    if call is log_batch and self._file_logger is not None:
+                        return self._file_logger.log_batch(store, data)
                     return call(store, data)
                 except Exception as error:
-                    failure = self._describe(error)
+                    failure = self._call_failed(error)
                     if self._retries and failure.retriable and hasattr(error, "get_http_status_code"):
                         failure = _without_retries(failure, reads=endpoint in _READS)
         raise failure
@@ -132,24 +137,24 @@ class MlflowStore:
     def _opened(self) -> Any:
         if self._store is None:
             with self._opening:
-                with importing():  # all that the calls below need, too: a fork must not come in the middle of it
+                with importing():  # here, with all that the calls need: a fork must not happen during an import
                     load_mlflow()
-                # Private to MLflow, but the only way that asks its registry and keeps one store a URI.
+                # The registry is private to MLflow, but no public call returns its one store of a URI.
                 utils: Any = importlib.import_module("mlflow.tracking._tracking_service.utils")
-                # The first use of a database runs MLflow's migrations, which two processes cannot do at once.
+                # The first use of a database runs MLflow's migrations, which two processes must not do at once.
                 with locked(self._uri) if self._on_sqlite else nullcontext():
                     if self._on_server or self._on_sqlite:
-                        self._knock()
-                    # Of its class: in the registry's own place stands ours where MLflow's writes are queued, and what it
-                    # would give is what queues them.
+                        self._try_to_connect()
+                    # The class's method, not the instance's: `runqueue.integrations.mlflow` overrides the instance's to
+                    # return a store that queues, and queueing twice would never store anything.
                     registry: Any = utils._tracking_store_registry
                     store = type(registry).get_store(registry, self._uri)
                 self._retries = any(each.__name__ == "RestStore" for each in type(store).__mro__)
                 self._store = store
         return self._store
 
-    def _knock(self) -> None:
-        """Look once whether there is a database: MLflow's store would try for 100 s, in a thread nothing can stop."""
+    def _try_to_connect(self) -> None:
+        """Fail at once if the database is down: MLflow's store would retry for 100 s, in a thread that nothing can stop."""
         utils: Any = importlib.import_module("mlflow.store.db.utils")
         engine = utils.create_sqlalchemy_engine(self._uri)
         try:
@@ -159,76 +164,83 @@ class MlflowStore:
         finally:
             engine.dispose()
 
-    def _unopened(self, error: Exception) -> StoreError:
+    def _opening_failed(self, error: Exception) -> StoreError:
         """
-        Nothing can be stored, and nothing that is queued is at fault. Most of it passes: a database that is down, or
-        that another process is just migrating.
+        Convert an error of opening the store, which concerns all that is queued.
+
+        Most of them pass: the database is down, or another process is just migrating it.
         """
         text = f"the store cannot be opened: {type(error).__name__}: {self._redacted(error)}"
         if isinstance(error, ModuleNotFoundError) and error.name is not None:
             return StoreError(f"{text}: pip install '{_DRIVERS.get(error.name, error.name)}'", scope=Scope.STORE)
         if _REFUSED.search(str(error)):
             return AuthError(text)
-        refused = (
-            getattr(error, "get_http_status_code", lambda: 500)() < 500
-        )  # an MlflowException: a file store without its switch, say
+        # An MlflowException, for example because the file store is switched off.
+        refused = getattr(error, "get_http_status_code", lambda: 500)() < 500
         unknown = "ArgumentError" in _names(error) or _NO_DATABASE.search(str(error))
         if refused or unknown or isinstance(error, (ImportError, TypeError, ValueError)):
             return StoreError(text, scope=Scope.STORE)
         return UnavailableError(text)
 
-    def _describe(self, error: Exception) -> StoreError:
+    def _call_failed(self, error: Exception) -> StoreError:
+        """Convert an error of a call."""
         text = self._redacted(error)
         database = error if _names(error) or error.__cause__ is None else error.__cause__
         if _rolled_back(database):
             return UnavailableError(f"{type(database).__name__}: {text}", code=getattr(error, "error_code", None))
-        if "IntegrityError" in _names(database):  # PostgreSQL's text has another name for it; see `error_of`
+        if "IntegrityError" in _names(database):  # as `error_of` does, by the class: not all texts name it
             return UnavailableError(text, rejects_after=REJECTS_AFTER, scope=Scope.ENTRY, code="BAD_REQUEST")
-        if getattr(database, "connection_invalidated", False) or _PASSING & _names(database):
+        if getattr(database, "connection_invalidated", False) or _UNAVAILABLE & _names(database):
             return UnavailableError(f"{type(database).__name__}: {text}", ambiguous=True)
         if getattr(error, "get_http_status_code", None) is not None:  # an MlflowException
-            return self._described(error, text)
-        generic = StoreError(f"{type(error).__name__}: {text}")
-        return _of_the_system(error, text) if isinstance(error, OSError) else generic
+            return self._mlflow_error(error, text)
+        if isinstance(error, OSError):
+            return _file_error(error, text)
+        return StoreError(f"{type(error).__name__}: {text}")
 
-    def _described(self, error: Any, text: str) -> StoreError:
-        inner: Any = error.__context__ if self._appended is not None and error.get_http_status_code() == 500 else None
+    def _mlflow_error(self, error: Any, text: str) -> StoreError:
+        inner: Any = (
+            error.__context__ if self._file_logger is not None and error.get_http_status_code() == 500 else None
+        )
         if isinstance(inner, OSError):
-            return _of_the_system(inner, text)
-        if getattr(inner, "get_http_status_code", None) is not None:  # INTERNAL_ERROR hides what the store said
-            return self._described(inner, self._redacted(inner))
+            return _file_error(inner, text)
+        if getattr(inner, "get_http_status_code", None) is not None:  # MLflow hides the store's error by INTERNAL_ERROR
+            return self._mlflow_error(inner, self._redacted(inner))
         return error_of(error.get_http_status_code(), str(getattr(error, "error_code", "")), text)
 
     def _redacted(self, error: BaseException) -> str:
         text = str(error).replace(self._uri, redact_uri(self._uri))
         for secret in _secrets(self._uri):
-            whole = r"\b" if len(secret) < 6 and secret.isalnum() else ""  # else no message would be readable
-            text = re.sub(whole + re.escape(secret) + whole, "***", text)
+            # A short secret is replaced as a whole word only, else no message would be readable.
+            boundary = r"\b" if len(secret) < 6 and secret.isalnum() else ""
+            text = re.sub(boundary + re.escape(secret) + boundary, "***", text)
         return text
 
 
 def _names(error: BaseException) -> set[str]:
-    """Of its classes: SQLAlchemy's are not imported for this."""
+    """Return the names of an error's SQLAlchemy classes. SQLAlchemy may not be imported, so they are not compared."""
     return {each.__name__ for each in type(error).__mro__ if each.__module__.startswith("sqlalchemy")}
 
 
 def _rolled_back(error: BaseException) -> bool:
-    """Whether another transaction was in the way of this one: a dead-lock, a failure to serialise."""
-    origin = getattr(error, "orig", None)  # the driver's own
+    """Tell if the transaction failed because of another one: a deadlock, or a serialization failure."""
+    origin = getattr(error, "orig", None)  # the driver's error
     codes = [getattr(origin, name, None) for name in ("sqlstate", "pgcode")] + list(getattr(origin, "args", ())[:1])
     return any(str(code) in _ROLLED_BACK for code in codes)
 
 
-def _of_the_system(error: OSError, text: str) -> StoreError:
-    if error.errno in _UNFIT_FOR_FILES:
+def _file_error(error: OSError, text: str) -> StoreError:
+    if error.errno in _BAD_FILE_NAME:
         return RejectedError(f"this key cannot be kept in a file beside the others: {text}")
     return UnavailableError(f"{type(error).__name__}: {text}", ambiguous=True)
 
 
 def _without_retries(failure: StoreError, *, reads: bool) -> StoreError:
     """
-    Of a store that has tried again already, for as long as its own settings say. What may be a rejection is one at
-    once, if the store works; where it cannot even be read, the flush ends, with everything queued.
+    Adapt the failure of a store that has already retried, for as long as its own settings say.
+
+    If the code may mean a rejection, one more refusal is enough, provided that the store works. Otherwise the store is
+    out of reach: the flush ends, and everything stays queued.
     """
     if failure.rejects_after is not None and not reads:
         failure.rejects_after = 1
@@ -238,7 +250,7 @@ def _without_retries(failure: StoreError, *, reads: bool) -> StoreError:
 
 
 def _secrets(uri: str) -> Iterator[str]:
-    """What of the URI no message may show; the longest first, as one may hold another."""
+    """Yield the secrets in the URI, the longest first, as one may contain another."""
     try:
         parts = urlsplit(uri)
     except ValueError:

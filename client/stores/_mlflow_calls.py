@@ -1,9 +1,10 @@
 """
-What each call of the REST API is for MLflow's own stores, as plain functions of a store and the request's data.
-
-Rules of this file: all of it runs in worker threads, imports MLflow inside, and answers as the server would. What a
-store raises is described elsewhere, see `_mlflow`.
+The calls of MLflow's REST API, made to one of MLflow's own stores: functions of a store and the request's data.
 """
+
+# Rules of this file:
+# - Everything runs in worker threads, and imports MLflow inside of functions.
+# - Each function returns what MLflow's server would answer. What the store raises passes: `_mlflow` converts it.
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ from runqueue.stores._protocol import (
 
 
 def load_mlflow() -> None:
-    """Import what the calls, and the opening of a store, import: it takes seconds."""
+    """Import all of MLflow that opening a store and its calls need. The first time takes seconds."""
     importlib.import_module("mlflow.entities")
     importlib.import_module("mlflow.exceptions")
     importlib.import_module("mlflow.protos.databricks_pb2")
@@ -42,18 +43,19 @@ def load_mlflow() -> None:
 _Identity: TypeAlias = tuple[str, str, int, int]
 
 
-class Appended:
+class FileStoreLogger:
     """
-    Logs to MLflow's file store, which appends, so that no point is written a second time because its batch failed.
+    Logs batches to MLflow's file store, so that a retry writes no metric point twice.
 
-    Params and tags go first, as they may be repeated. Of metrics that failed on the way, each is looked for in its
-    file before it is written again.
+    That store appends points one by one. Params and tags are logged first, as repeating them is harmless. After a failure
+    the points of the batch are doubtful: each is looked up in its file before it is written again.
     """
 
     def __init__(self) -> None:
-        self._doubtful: dict[str, set[_Identity]] = {}
+        self._doubtful: dict[str, set[_Identity]] = {}  # by run id
 
     def log_batch(self, store: Any, data: dict[str, Any]) -> dict[str, Any]:
+        """Log the batch, except for points that an earlier attempt has written."""
         run_id = data["run_id"]
         metrics, params, tags = _entities(data)
         if params:
@@ -64,15 +66,15 @@ class Appended:
         asked = {_identity(point) for point in metrics}
         written: set[_Identity] = set()
         for key in {point[0] for point in asked & doubtful}:
-            with suppress(Exception):  # there is no such file: it is this very key that failed
+            with suppress(Exception):  # the key has no file: nothing of it was written
                 written.update(doubtful.intersection(map(_identity, store.get_metric_history(run_id, key))))
         missing = [point for point in metrics if _identity(point) not in written]
         try:
             if missing or not (metrics or params or tags):
                 store.log_batch(run_id, metrics=missing, params=[], tags=[])
         except Exception as error:
-            begun = getattr(error, "get_http_status_code", lambda: 500)() >= 500
-            self._doubtful[run_id] = doubtful | asked if begun else doubtful
+            may_have_written = getattr(error, "get_http_status_code", lambda: 500)() >= 500
+            self._doubtful[run_id] = doubtful | asked if may_have_written else doubtful
             raise
         if doubtful - asked:
             self._doubtful[run_id] = doubtful - asked
@@ -130,7 +132,7 @@ def _search_runs(store: Any, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _identity(point: Any) -> _Identity:
-    return point.key, repr(point.value), point.timestamp, point.step  # NaN by its name
+    return point.key, repr(point.value), point.timestamp, point.step  # repr: NaN does not equal itself
 
 
 def _entities(data: dict[str, Any]) -> tuple[list[Any], list[Any], list[Any]]:
@@ -165,7 +167,7 @@ def _get_experiment(store: Any, data: dict[str, Any]) -> dict[str, Any]:
 
     name = data["experiment_name"]
     experiment = store.get_experiment_by_name(name)
-    if experiment is None:  # what the server answers where the store has only None
+    if experiment is None:  # the server raises this, the store returns None
         raise MlflowException(f"Could not find experiment with name {name!r}", RESOURCE_DOES_NOT_EXIST)
     return {"experiment": _json(experiment.to_proto())}
 

@@ -1,9 +1,11 @@
 """
-What a store is: MLflow's REST API in bytes and dicts, whatever is behind it.
-
-Rules of this file: no implementation. A store tries once, checks the answer, and says by a StoreError what went wrong;
-retrying, batching and order are the engine's.
+The protocol of a store: the calls of MLflow's REST API, taking bytes and returning dicts.
 """
+
+# Rules of this file:
+# - No implementation.
+# - A store makes one attempt a call, checks the answer, and raises a StoreError for anything but success. Retries,
+#   batching and order are the engine's.
 
 from __future__ import annotations
 
@@ -15,14 +17,21 @@ import attrs
 from runqueue.queueing import Limits
 
 SMALL: Final = 1_000_000
-"""Bytes of an answer that is read, after decompression."""
+"""Answers are read up to this size, in bytes after decompression."""
 LARGE: Final = 64_000_000
-"""The same for answers that carry data."""
+"""The same limit for answers that carry data."""
 
 
 @attrs.frozen
 class Endpoint:
-    """One call of MLflow's REST API, below `api/2.0/mlflow/`."""
+    """
+    One call of MLflow's REST API.
+
+    Args:
+        path: The path below `api/2.0/mlflow/`.
+        method: The HTTP method.
+        cap: The size up to which the answer is read, in bytes.
+    """
 
     path: str
     method: str = "POST"
@@ -41,7 +50,7 @@ CREATE_EXPERIMENT: Final = Endpoint("experiments/create")
 
 
 class Traffic:
-    """Counts what a store sends: attempts, and bytes of their bodies."""
+    """Counts the requests of a store, retries included, and the bytes of their bodies."""
 
     __slots__ = ("bytes_sent", "requests")
 
@@ -55,32 +64,32 @@ class Traffic:
 
 
 class Store(Protocol):
-    """Where runs are kept."""
+    """Stores runs: a server, a Databricks workspace, or one of MLflow's own stores."""
 
     @property
     def limits(self) -> Limits:
-        """Its own bounds on a batch, every field set."""
+        """The store's own limits of a batch, with every field set."""
         ...
 
     async def call(
         self, endpoint: Endpoint, body: bytes = b"", query: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
         """
-        One attempt.
+        Make one attempt of a call.
 
         Args:
-            endpoint: What to call.
-            body: JSON, of a POST.
-            query: Of a GET.
+            endpoint: The call.
+            body: The JSON body of a POST.
+            query: The query of a GET.
 
         Returns:
-            The answer, checked to be MLflow's own "done".
+            MLflow's JSON, after a check that it says "done".
 
         Raises:
-            StoreError: What went wrong; the request may be repeated if `retriable`.
+            StoreError: The call failed. It may be repeated if the error is `retriable`.
         """
         ...
 
     async def aclose(self) -> None:
-        """Close connections; what is under way is cut off."""
+        """Close the connections. Requests in flight are cut off."""
         ...

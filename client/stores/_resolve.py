@@ -1,9 +1,11 @@
 """
-Which store a tracking URI means.
-
-Rule of this file: what cannot work is said at construction, by looking and not by trying; what a store needs is
-imported when it is made, in the engine's thread.
+Checks a tracking URI, and makes the store that it means.
 """
+
+# Rules of this file:
+# - `check_uri` runs at the client's construction, and finds what cannot work: it looks at settings and installed
+#   packages, and neither imports them nor connects.
+# - `make_store` runs in the engine's thread, and imports what the store needs.
 
 from __future__ import annotations
 
@@ -21,30 +23,30 @@ from runqueue.settings._tracking_uri import installed_mlflow
 from runqueue.stores._protocol import Store, Traffic
 
 DELEGATED: Final = frozenset(("", "file", "sqlite", "postgresql", "mysql", "mssql"))
-"""Schemes that MLflow's own stores take; `postgresql+psycopg` and the like count as what stands before the plus."""
+"""Schemes of MLflow's own stores, without the driver: `postgresql+psycopg` is `postgresql`."""
 DATABRICKS: Final = frozenset(("databricks", "databricks-uc"))
-"""Schemes of a workspace; each is a whole URI too."""
+"""Schemes of a Databricks workspace. Each of them alone is a URI, too."""
 _LIKE_A_SERVER: Final = re.compile(r"(?:.*@)?[A-Za-z0-9.-]+:\d+(?:/.*)?|https?:.*", re.DOTALL | re.IGNORECASE)
-"""What is a path by its form, and never by its writer's mind."""
+"""URIs that MLflow would take for a path, although the user certainly meant a server."""
 
 
 def check_uri(uri: str) -> None:
     """
-    Say at once whether there will be a store for this URI; neither httpx nor mlflow is imported for it.
+    Check that a store can be made for this URI, without importing httpx or mlflow.
 
     Raises:
-        ConfigError: Nothing here knows the scheme, or what it needs is not installed.
+        ConfigError: The URI is not valid, its scheme is unknown, a setting for it is bad, or a package is missing.
     """
     try:
         scheme = scheme_of(uri)
         parts = urlsplit(uri)
         host, _ = parts.hostname, None if scheme in DATABRICKS else parts.port
-    except ValueError:  # its words quote what may be a password's part
+    except ValueError:  # not chained: its message may quote a part of the password
         raise ConfigError(f"the tracking URI {redact_uri(uri)!r} is none: its host or port cannot be read") from None
     if scheme in ("http", "https"):
         if not host:
             raise ConfigError(f"the tracking URI {redact_uri(uri)!r} has no host")
-        if "@" in parts.path + parts.query + parts.fragment:  # else a part of the password would be where it leads
+        if "@" in parts.path + parts.query + parts.fragment:  # the host would be a part of an unquoted password
             raise ConfigError(
                 "the tracking URI (not shown) has an @ behind its host: in a user or password, write / as %2F, ? as %3F"
                 " and # as %23; in a path, @ as %40"
@@ -82,10 +84,10 @@ def check_uri(uri: str) -> None:
 
 def make_store(config: Config, uri: str, traffic: Traffic) -> Store:
     """
-    The store of a URI that `check_uri` let pass. In the engine's thread: it imports what the store needs.
+    Make the store of a URI that `check_uri` has accepted. It imports what the store needs, in the engine's thread.
 
     Raises:
-        ConfigError: Only now it shows that there can be none; without the frames it came through, which hold the URI.
+        ConfigError: The store cannot be made. The error has no traceback, as its frames would hold the URI.
     """
     try:
         return _made(config, uri, traffic)
@@ -116,7 +118,7 @@ def _check_databricks(uri: str) -> None:
         ConfigError: The URI names no profile, databricks-sdk is not installed, or a variable for TLS is bad.
     """
     shown, parts = redact_uri(uri), urlsplit(uri)
-    if ":" in parts.netloc:  # mlflow asks the notebook's `dbutils` for them, and calls that deprecated
+    if ":" in parts.netloc:  # MLflow reads such secrets by the notebook's `dbutils`, which it calls deprecated
         raise ConfigError(
             f"the tracking URI {shown!r} names a scope of secrets, which are not read here: name a profile by"
             " databricks://<profile>, or set DATABRICKS_HOST and give token=; in a notebook 'databricks' will do"
@@ -125,7 +127,7 @@ def _check_databricks(uri: str) -> None:
         raise ConfigError(f"the tracking URI {shown!r} names no profile; one is named by databricks://<profile>")
     try:
         found = importlib.util.find_spec("databricks.sdk")
-    except ModuleNotFoundError:  # nor anything else of Databricks'
+    except ModuleNotFoundError:  # the package `databricks` is not installed at all
         found = None
     if found is None:
         raise ConfigError(f"the tracking URI {shown!r} needs databricks-sdk: pip install 'runqueue[databricks]'")
@@ -133,16 +135,16 @@ def _check_databricks(uri: str) -> None:
 
 
 def _profile(uri: str) -> str | None:
-    """The profile that a Databricks URI names."""
+    """Return the profile that a Databricks URI names, if it names one."""
     return urlsplit(uri).netloc or None
 
 
 def scheme_of(uri: str) -> str:
     """
-    In small letters; "" is a path.
+    Return the scheme of a tracking URI in small letters; "" if the URI is a path.
 
     Raises:
-        ValueError: It is no URI.
+        ValueError: It is not a URI.
     """
     if uri in DATABRICKS:
         return uri
@@ -150,7 +152,11 @@ def scheme_of(uri: str) -> str:
 
 
 def _file_store_is_refused() -> bool:
-    """Whether the installed MLflow has the switch, and it is off. Read off its source: importing it takes seconds."""
+    """
+    Tell if the installed MLflow refuses its file store. Newer versions do, unless MLFLOW_ALLOW_FILE_STORE is true.
+
+    Its source is searched for the variable's name, because importing it takes seconds.
+    """
     if os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("true", "1"):
         return False
     folder = installed_mlflow()
@@ -159,6 +165,6 @@ def _file_store_is_refused() -> bool:
 
 
 def _plugin_schemes() -> set[str]:
-    from importlib.metadata import entry_points  # with what it imports, a tenth of `import runqueue`
+    from importlib.metadata import entry_points  # not at the top: it takes a tenth of the time of `import runqueue`
 
     return {point.name for point in entry_points(group="mlflow.tracking_store")}
