@@ -1,1 +1,1 @@
-"""Ways into runqueue from the libraries that people train with already; each needs its extra, and nothing else does."""
+"""Integrations with the libraries that people already train with. Each one needs its extra, and nothing else does."""

@@ -351,7 +351,13 @@ def test_a_service_with_a_run_for_each_request_keeps_nothing_of_them(
         queue = store_of(client)._queue
         lanes = queue.client._engine.accumulator
         wait_until(lambda: len(lanes.all()) <= 1, 20, "the lanes of ended runs are kept")
-        kept = (queue._last, queue._clean, queue._params, queue._failed, queue._fresh)
+        kept = (
+            queue._last_tokens,
+            queue._flushed_tokens,
+            queue._logged_params,
+            queue._failures,
+            queue._empty_runs,
+        )
         assert all(len(each) == 0 for each in kept), kept
 
 

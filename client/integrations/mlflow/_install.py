@@ -1,15 +1,16 @@
 """
-Puts `QueueingClient` under MLflow's autologging, and takes it away again.
-
-MLflow's integrations look the client's name up in their own module each time they make one. So the class is replaced
-in every module of mlflow's that holds it, and first of all where it is defined: there, modules that are imported later
-find ours. Rejected: a subclass, whose private methods a next MLflow may call; a patch of the original's methods, which
-leaves its thread pool; an import hook, which sees no module that is there already.
-
-Rules of this file: modules are looked at, never imported, but for the one that defines the class; what is in a module's
-place by somebody else's hand is left alone. The only state is who wants it installed: it is mlflow that is changed,
-and there is one in a process.
+Replaces the queueing client of MLflow's autologging by `QueueingClient`, and restores it.
 """
+
+# MLflow's integrations look the client's name up in their own module each time they make a client. So the class is
+# replaced in every module of mlflow that holds it. The module that defines the class comes first: modules that are
+# imported later take the class from there. Rejected: a subclass, because a later MLflow may call the base's private
+# methods; patching the methods of MLflow's class, because its thread pool would stay; an import hook, because it does
+# not see modules that are imported already.
+#
+# Rules of this file: modules are looked up in `sys.modules` and not imported, except for the one that defines the
+# class. Something else in the class's place (a test's mock) is left alone. The state is global because mlflow, which is
+# changed here, exists once in a process.
 
 from __future__ import annotations
 
@@ -25,45 +26,46 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class _Place:
-    """Who has asked for it and not taken it back, and what was there before."""
+class _Installations:
+    """The installations that are active, and the class that they have replaced."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.holders: set[Installation] = set()
+        self.active: set[Installation] = set()
         self.original: Any = None
 
-    def fill(self, holder: Installation) -> None:
+    def add(self, installation: Installation) -> None:
         from mlflow.utils.autologging_utils import client
 
         with self.lock:
-            if not self.holders:
+            if not self.active:
                 self.original = client.MlflowAutologgingQueueingClient
-            self.holders.add(holder)
-            _replace(self.original, QueueingClient)  # each time: a mock may have been in its place, and be gone
+            self.active.add(installation)
+            # Again for each installation: a mock that hid the original in some module may be gone by now.
+            _replace_in_mlflow(self.original, QueueingClient)
 
-    def leave(self, holder: Installation) -> None:
+    def remove(self, installation: Installation) -> None:
         with self.lock:
-            if self.holders == {holder}:
-                self.clear()
-            self.holders.discard(holder)
+            if self.active == {installation}:
+                self.remove_all()
+            self.active.discard(installation)
 
-    def clear(self) -> None:
+    def remove_all(self) -> None:
         with self.lock:
-            if self.holders:
-                self.holders.clear()
-                _replace(QueueingClient, self.original)
+            if self.active:
+                self.active.clear()
+                _replace_in_mlflow(QueueingClient, self.original)
 
     def _after_fork(self) -> None:
-        self.lock = threading.RLock()  # another thread may have held it
+        self.lock = threading.RLock()  # a thread of the parent may have held the old one
 
 
-_place = _Place()
-_fork.register(_place)
+_installations = _Installations()
+_fork.register(_installations)
 
 
 class Installation:
-    """What `install` returns: at the end of its block this installation is taken back, and no other."""
+    """The context manager that `install` returns. Leaving the block takes back this installation, and no other one."""
 
     def __enter__(self) -> Self:
         return self
@@ -71,10 +73,10 @@ class Installation:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        _place.leave(self)
+        _installations.remove(self)
 
     def __repr__(self) -> str:
-        return f"<Installation {'in place' if self in _place.holders else 'taken back'}>"
+        return f"<Installation {'in place' if self in _installations.active else 'taken back'}>"
 
 
 def install() -> Installation:
@@ -82,25 +84,25 @@ def install() -> Installation:
     Let `mlflow.sklearn`, `xgboost`, `lightgbm`, `paddle` and `pytorch.autolog()` log through `QueueingClient`.
 
     Returns:
-        A context manager, for a block: `with install(): ...`. Of several that overlap, in whatever threads, the last
-        to end restores. Without a block it stays until `uninstall()`.
+        A context manager: `with install(): ...`. Blocks may overlap, also in different threads: MLflow's client is
+        restored when the last of them ends. Without a block the installation stays until `uninstall()`.
 
     Guarantees:
-        It does not matter whether it comes before or after `autolog()`, or before or after mlflow's modules were
-        imported. A fit under way ends with the client that it began with.
+        `install()` may be called before or after `autolog()`, and before or after mlflow's modules are imported. A
+        fit that is under way ends with the client that it began with.
     """
     installation = Installation()
-    _place.fill(installation)
+    _installations.add(installation)
     return installation
 
 
 def uninstall() -> None:
-    """Put MLflow's own client back wherever ours is, modules that were imported since included; it ends all blocks."""
-    _place.clear()
+    """Restore MLflow's own client in all modules, also in those that were imported since. This ends all blocks."""
+    _installations.remove_all()
 
 
-def _replace(old: Any, new: Any) -> None:
-    """In the modules of mlflow that hold it by any name; the one that defines it is among them."""
+def _replace_in_mlflow(old: Any, new: Any) -> None:
+    """Replace a value in all modules of mlflow, whatever the name that it has there."""
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == "mlflow":
             names = getattr(module, "__dict__", {})

@@ -1,10 +1,12 @@
 """
-The client behind one queued store: what is on its way of each run, and what of it has failed.
-
-Rules of this file: no lock on the way of a log call. A run is *clean* when a flush that began after its last record has
-ended; both are kept as tokens, of which each is given out once, so that a token that another thread overwrites costs a
-flush at worst. A failure is kept until it was told, once, with counts: at the end of its run, or of everything.
+The client behind one queued store. It knows which runs have unsent data, and keeps the failures that the user has not
+seen yet.
 """
+
+# Rules of this file: a log call takes no lock. A run has unsent data until a flush has ended that began after its last
+# record. To tell, each log call stores a new token for its run, and each flush stores the token that it has found; a
+# token is given out once. Where two threads overwrite each other's token, one flush too many is sent. A failure is kept
+# until it is reported: once, with counts, at the end of its run or when the queue closes.
 
 from __future__ import annotations
 
@@ -24,12 +26,12 @@ from runqueue.settings import _environment
 _operations: Any = importlib.import_module("mlflow.utils.async_logging.run_operations")
 
 DEFAULT_INTERVAL: Final = 2.0
-"""Seconds between two looks at what is queued; a full batch goes at once, and whoever reads or ends a run flushes it."""
+"""Seconds between two flushes in the background. A full batch is sent at once; reading or ending a run flushes the run."""
 
 
 class Settings:
     """
-    What the environment says of every queued store.
+    The settings that all queued stores take from the environment.
 
     Raises:
         ConfigError: A variable holds a bad value.
@@ -43,6 +45,8 @@ class Settings:
 
 class Queue:
     """
+    The queue for one tracking URI.
+
     Args:
         uri: The plain tracking URI.
 
@@ -53,40 +57,40 @@ class Queue:
     def __init__(self, uri: str) -> None:
         settings = Settings()
         self.strict = settings.strict
-        # Not lenient: a flush names what has failed, and does not log it, so that it is told once, by run, with counts.
+        # "raise": a flush then raises its failures and logs no warning, so that each run is reported once, with counts.
         self.client = Client(uri, flush_interval=settings.interval, on_failure="raise")
         self._tokens = itertools.count(1)
-        self._expires: float | None = None  # when nobody waits for anything any more, as the interpreter ends
-        self._begin()
+        self._exit_deadline: float | None = None  # set when the interpreter ends; no flush waits longer
+        self._reset()
         _fork.register(self)
 
-    def _begin(self) -> None:
-        self._last: dict[str, int] = {}  # by run: the token of its last record
-        self._clean: dict[str, int] = {}  # by run: that of the last record that was flushed
-        self._failed: dict[str, list[OperationFailure]] = {}
-        self._params: dict[str, dict[str, str]] = {}
-        self._fresh: set[str] = set()  # runs that were created here, and of which nothing was logged yet
+    def _reset(self) -> None:
+        self._last_tokens: dict[str, int] = {}  # by run: the token of its last record
+        self._flushed_tokens: dict[str, int] = {}  # by run: the token of its last record that a flush has covered
+        self._failures: dict[str, list[OperationFailure]] = {}  # by run
+        self._logged_params: dict[str, dict[str, str]] = {}  # by run
+        self._empty_runs: set[str] = set()  # runs that this process has created, and logged nothing to yet
 
     def _after_fork(self) -> None:
-        """In a child: what its parent has logged is its parent's to send, and to tell of."""
-        self._begin()
+        """In a child: the parent sends what it has logged, and reports the failures of it."""
+        self._reset()
 
     def __repr__(self) -> str:
         return f"<Queue of {self.client!r}>"
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
-    def created(self, run_id: str) -> None:
-        """A run that this process has begun: SIGTERM ends it as KILLED."""
-        self._fresh.add(run_id)
-        self._mark(run_id)
+    def add_created_run(self, run_id: str) -> None:
+        """Note that this process has created the run: SIGTERM then ends it as KILLED."""
+        self._empty_runs.add(run_id)
+        self._mark_as_created(run_id)
 
-    def batch(self, run_id: str, metrics: Any, params: Any, tags: Any) -> None:
+    def log_batch(self, run_id: str, metrics: Any, params: Any, tags: Any) -> None:
         """
-        Queue what fits.
+        Queue entities that `_entities` has found fit for the queue.
 
         Raises:
-            RunqueueError: Not all of it was taken.
+            RunqueueError: Some of them were not queued.
         """
         client = self.client
         try:
@@ -94,112 +98,117 @@ class Queue:
                 client.set_tags(run_id, {tag.key: tag.value for tag in tags})
             if params:
                 client.log_params(run_id, {param.key: param.value for param in params})
-                self._params.setdefault(run_id, {}).update((param.key, param.value) for param in params)
-            for group in _entities.points(metrics):
+                self._logged_params.setdefault(run_id, {}).update((param.key, param.value) for param in params)
+            for call in _entities.metric_calls(metrics):
                 client.log_metrics(
-                    run_id, group.values, group.step, group.dataset, group.model_id, timestamp=group.timestamp
+                    run_id, call.values, call.step, call.dataset, call.model_id, timestamp=call.timestamp
                 )
         finally:
-            self._noted(run_id)
+            self._mark_unsent(run_id)
 
-    def inputs(self, run_id: str, datasets: Any) -> None:
-        """The same of dataset inputs."""
+    def log_inputs(self, run_id: str, datasets: Any) -> None:
+        """
+        Queue dataset inputs.
+
+        Raises:
+            RunqueueError: They were not queued.
+        """
         self.client.log_inputs(run_id, datasets)
-        self._noted(run_id)
+        self._mark_unsent(run_id)
 
-    def conflicts(self, run_id: str, params: Any) -> bool:
-        """Whether a param was logged with another value by this process: MLflow refuses that at the call."""
-        known = self._params.get(run_id)
+    def has_conflicting_param(self, run_id: str, params: Any) -> bool:
+        """Return whether this process has logged one of the params with another value, which MLflow refuses."""
+        known = self._logged_params.get(run_id)
         return known is not None and any(known.get(param.key, param.value) != param.value for param in params)
 
-    def _noted(self, run_id: str) -> None:
-        if run_id in self._fresh:  # a lane that nothing was logged to may have been released
-            self._mark(run_id)
-            self._fresh.discard(run_id)
-        self._last[run_id] = next(self._tokens)  # after the record: see the head of this file
+    def _mark_unsent(self, run_id: str) -> None:
+        """Must follow the queueing of the record: a flush in between would take the record for sent."""
+        if run_id in self._empty_runs:  # again: the lane of a run without records may have been released since
+            self._mark_as_created(run_id)
+            self._empty_runs.discard(run_id)
+        self._last_tokens[run_id] = next(self._tokens)
 
-    def _mark(self, run_id: str) -> None:
-        with suppress(RunqueueError):  # an id that no store of ours takes: nothing of it will be queued
+    def _mark_as_created(self, run_id: str) -> None:
+        with suppress(RunqueueError):  # the client refuses this id, so nothing will be queued for the run
             self.client._lane(run_id).made = True
 
     # -- flushing ----------------------------------------------------------------------------------------------------
 
     def flush(self, run_id: str | None = None, timeout: float | None = None) -> bool:
         """
-        Send what is queued of a run, or of all of them; nothing is done where nothing is.
+        Send what is queued for a run, or for all runs. Where nothing is queued, return at once.
 
         Args:
-            run_id: None: of all.
-            timeout: Seconds.
+            run_id: The run. None: all runs.
+            timeout: Seconds to wait at most. None: as long as a flush of the client waits.
 
         Returns:
-            Whether nothing of it is left in the queue: it is stored, or has failed for good.
+            Whether nothing is left in the queue: all is stored, or has failed for good.
         """
-        last = self._last.copy() if run_id is None else {run_id: self._last.get(run_id, 0)}
-        dirty = {run: token for run, token in last.items() if token != self._clean.get(run, 0)}
-        if not dirty:
+        last = self._last_tokens.copy() if run_id is None else {run_id: self._last_tokens.get(run_id, 0)}
+        unsent = {run: token for run, token in last.items() if token != self._flushed_tokens.get(run, 0)}
+        if not unsent:
             return True
-        if self._expires is not None:
-            most = max(0.0, self._expires - time.monotonic())
-            timeout = most if timeout is None else min(most, timeout)
+        if self._exit_deadline is not None:
+            remaining = max(0.0, self._exit_deadline - time.monotonic())
+            timeout = remaining if timeout is None else min(remaining, timeout)
         try:
             self.client.flush(run_id=run_id, timeout=timeout)
         except FlushError as error:
-            left = self._keep(error)
-        except (
-            ClosedError,
-            ConfigError,
-        ):  # by `disable()` in another thread, which flushes and tells; or it is no run id
+            still_queued = self._keep_final_failures(error)
+        except ClosedError:  # `disable()` in another thread, which flushes the client and reports its failures
+            return True
+        except ConfigError:  # not a run id, so nothing was queued for it
             return True
         else:
-            left = set[str]()
-        self._clean.update((run, token) for run, token in dirty.items() if run not in left)
-        return not left
+            still_queued = set[str]()
+        self._flushed_tokens.update((run, token) for run, token in unsent.items() if run not in still_queued)
+        return not still_queued
 
-    def _keep(self, error: FlushError) -> set[str]:
-        """Of what a flush could not store: keep what is final, and say whose is still queued."""
+    def _keep_final_failures(self, error: FlushError) -> set[str]:
+        """Keep the failures that are final for the report, and return the runs that still have queued data."""
         for failure in error.failures:
             if failure.final:
-                self._failed.setdefault(str(failure.run_id), []).append(failure)
+                self.failures_of(str(failure.run_id)).append(failure)
         return {str(failure.run_id) for failure in error.failures if not failure.final}
 
     def operations(self, run_id: str) -> Any:
-        """What MLflow's asynchronous calls return: its own `RunOperations`, to be waited for."""
-        return _operations.RunOperations([Stored(self, run_id)])
+        """Return MLflow's `RunOperations` for a call that is about to queue; waiting for it flushes the run."""
+        return _operations.RunOperations([RunFuture(self, run_id)])
 
-    def failed(self, run_id: str) -> list[OperationFailure]:
-        """The failures of a run that were not told yet; the list that later ones are added to."""
-        return self._failed.setdefault(run_id, [])
+    def failures_of(self, run_id: str) -> list[OperationFailure]:
+        """Return the run's failures that were not reported yet: the very list that later failures are added to."""
+        return self._failures.setdefault(run_id, [])
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def queue_status(self, run_id: str, status: str, end_time: int | None) -> None:
-        """For a run with data that cannot be sent yet: its final status comes after it."""
+        """Queue the final status behind the run's data, which the store does not take at the moment."""
         self.client.set_terminated(run_id, status, end_time)
-        self._last[run_id] = next(self._tokens)
+        self._last_tokens[run_id] = next(self._tokens)
 
-    def ended(self, run_id: str) -> None:
-        """Its final status is stored: keep nothing of it, but for what is to be told."""
-        for kept in (self._last, self._clean, self._params):
-            kept.pop(run_id, None)
-        self._fresh.discard(run_id)
+    def forget_run(self, run_id: str) -> None:
+        """Let go of all state of a run whose final status is stored, except for failures that are to be reported."""
+        for by_run in (self._last_tokens, self._flushed_tokens, self._logged_params):
+            by_run.pop(run_id, None)
+        self._empty_runs.discard(run_id)
         lane = self.client._lanes.get(run_id)
         if lane is not None:
             self.client._engine.accumulator.over(lane)
 
-    def tell(self, run_id: str, *, left: bool = False) -> None:
+    def report(self, run_id: str, *, still_queued: bool = False) -> None:
         """
-        Tell what of the run was not stored, once.
+        Report the run's entries that were not stored, each once.
 
         Args:
-            run_id: Of the run.
-            left: Some of it is still queued, which is told too.
+            run_id: The run.
+            still_queued: Whether data and final status of the run are still queued, which is reported too.
 
         Raises:
-            MlflowException: The same as an exception, with RUNQUEUE_STRICT=1.
+            MlflowException: The report, with RUNQUEUE_STRICT=1. Otherwise the report is a warning.
         """
-        texts = [summary(run_id, self._failed.pop(run_id, []))]
-        if left:
+        texts = [summary(run_id, self._failures.pop(run_id, []))]
+        if still_queued:
             counts = self.client.statistics()
             texts.append(
                 f"the store takes no data: run {run_id} and its final status are still queued ({counts.pending:,} entries"
@@ -212,47 +221,56 @@ class Queue:
             raise MlflowException(text)
         _notices.warning("%s", text)
 
-    def tell_all(self) -> None:
-        """Tell of every run, by warnings alone: nobody is there to catch an exception."""
-        for run_id in list(self._failed):
-            text = summary(run_id, self._failed.pop(run_id, []))
+    def report_all(self) -> None:
+        """Report the failures of all runs as warnings, also with RUNQUEUE_STRICT=1: no caller could catch an error."""
+        for run_id in list(self._failures):
+            text = summary(run_id, self._failures.pop(run_id, []))
             if text is not None:
                 _notices.warning("%s", text)
 
-    def expire(self) -> None:
-        """The interpreter ends: whoever waits from now on, does so for `exit_timeout` at most."""
-        self._expires = time.monotonic() + self.client._engine.exit_timeout
-        self.tell_all()
+    def begin_exit(self) -> None:
+        """Report all failures, since the interpreter ends; flushes wait for `exit_timeout` in all from now on."""
+        self._exit_deadline = time.monotonic() + self.client._engine.exit_timeout
+        self.report_all()
 
     def close(self) -> None:
-        """Flush, and end the client; what is not stored is told by warnings."""
+        """Flush and close the client; warn of what could not be stored."""
         try:
             self.client.close()
         except FlushError as error:
             for failure in error.failures:
-                self._failed.setdefault(str(failure.run_id), []).append(failure)
-        self.tell_all()
+                self.failures_of(str(failure.run_id)).append(failure)
+        self.report_all()
 
 
-class Stored:
-    """What a call has queued of a run, as one of the futures that MLflow's `RunOperations` waits for."""
+class RunFuture:
+    """
+    One of the futures that MLflow's `RunOperations` waits for: the data of a run up to a call.
+
+    Args:
+        queue: The queue that the call uses.
+        run_id: The run.
+    """
 
     def __init__(self, queue: Queue, run_id: str) -> None:
         self._queue = queue
         self._run_id = run_id
-        self._failed = queue.failed(run_id)
-        self._before = len(self._failed)
+        self._failures = queue.failures_of(run_id)
+        self._count_before = len(self._failures)
 
     def result(self, timeout: float | None = None) -> None:
         """
-        Wait until it is stored.
+        Flush the run.
+
+        Args:
+            timeout: Seconds to wait at most. None: as long as a flush of the client waits.
 
         Raises:
-            MlflowException: Something of the run was not stored since the call.
-            TimeoutError: It is still under way.
+            MlflowException: An entry of the run has failed since the call, or the store takes no data.
+            TimeoutError: Data of the run is still queued after `timeout`.
         """
         stored = self._queue.flush(self._run_id, timeout)
-        text = summary(self._run_id, self._failed[self._before :])
+        text = summary(self._run_id, self._failures[self._count_before :])
         if text is not None:
             raise MlflowException(text)
         if not stored and timeout is not None:
@@ -262,7 +280,7 @@ class Stored:
 
 
 def summary(run_id: str, failures: list[OperationFailure]) -> str | None:
-    """How much of a run was not stored, and why; None: all was."""
+    """Return the text on a run's failures: counts by cause. None if there is no failure."""
     if not failures:
         return None
     causes: dict[str, list[OperationFailure]] = {}

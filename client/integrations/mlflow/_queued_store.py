@@ -1,17 +1,18 @@
 """
-MLflow's tracking store with a queue before its writes.
+MLflow's tracking store with a queue in front of its writes.
 
-    log_metric, log_param, set_tag, log_batch, log_inputs, and what of them is asynchronous    queued
-    what takes a `run_id`: reads, `delete_run`, `delete_tag`, `log_outputs`, ...               first that run is flushed
-    searches of runs, reads of logged models, `delete_experiment`                              first all is flushed
-    `update_run_info`                                        the same; it tells what was not stored if the run ends by it
-    all else: `create_run`, experiments, traces, ...                                           straight through
-
-Rules of this file: an object in front of MLflow's own store, and of its class for whoever asks by `isinstance`. What
-stands here is what differs; anything else is the plain store's own attribute, of whatever version of MLflow, so that
-it works on the plain store within. What does not fit into the queue goes MLflow's own way, behind the run's data: the
-answer is MLflow's own then, at the call.
+    log_metric, log_param, set_tag, log_batch, log_inputs, and their asynchronous forms    queued
+    methods with a `run_id`: reads, `delete_run`, `delete_tag`, `log_outputs`, ...         flush that run first
+    searches of runs, reads of logged models, `delete_experiment`                          flush all runs first
+    `update_run_info`                                                                      the same; if it ends the run,
+                                                                                           it reports what has failed
+    everything else: `create_run`, experiments, traces, ...                                unchanged
 """
+
+# Rules of this file: the queued store is an object in front of MLflow's own store, and `isinstance` sees the class of
+# that store. Only the methods that differ are written here. Every other attribute is read from the plain store, whatever
+# MLflow's version, so a method of the plain store calls the plain store. What cannot be queued is flushed past: the
+# run's data is sent, then the plain store gets the call, and its answer is the caller's.
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ from runqueue.integrations.mlflow import _entities
 from runqueue.integrations.mlflow._queue import Queue
 from runqueue.settings._redaction import redact_uri
 
-_OF_ALL: Final = frozenset(
+_READ_ALL_RUNS: Final = frozenset(
     (
         "_search_runs",
         "delete_experiment",
@@ -38,16 +39,18 @@ _OF_ALL: Final = frozenset(
         "search_runs",
     )
 )
-"""What shows, or ends, data of runs that it does not name; a logged model shows metrics."""
-_OF_TRACES: Final = frozenset(("link_traces_to_run", "unlink_traces_from_run"))
-"""They name a run, and have nothing to do with its data."""
+"""Methods that show or delete data of runs that their arguments do not name. A logged model shows metrics of runs."""
+_CONCERN_TRACES: Final = frozenset(("link_traces_to_run", "unlink_traces_from_run"))
+"""Methods that take a run id, but do not touch the data of the run."""
 
 
 class QueuedStore:
     """
+    MLflow's store for one tracking URI, with queued writes. After `_detach` it is the plain store alone.
+
     Args:
         plain: MLflow's own store.
-        queue: For its writes. After `_detach`, all goes to the plain store.
+        queue: The queue for its writes.
         uri: The plain tracking URI.
     """
 
@@ -66,17 +69,17 @@ class QueuedStore:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._plain, name)
-        kind: Any = type(self._plain)
-        concern = _concern(kind, name)
-        if concern is None or self._queue is None:
+        store_class: Any = type(self._plain)
+        runs_of_call = _runs_to_flush(store_class, name)
+        if runs_of_call is None or self._queue is None:
             return found
 
         @functools.wraps(found)
-        def flushed(*args: Any, **kwargs: Any) -> Any:
-            self._flush(concern(args, kwargs))
+        def flush_and_call(*args: Any, **kwargs: Any) -> Any:
+            self._flush(runs_of_call(args, kwargs))
             return found(*args, **kwargs)
 
-        return flushed
+        return flush_and_call
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._plain, name, value)
@@ -95,13 +98,13 @@ class QueuedStore:
         raise TypeError("a tracking store is not pickled; mlflow.MlflowClient is, and finds its store anew")
 
     def _detach(self) -> Queue | None:
-        """From now on, all goes to the plain store."""
+        """Send all further calls to the plain store, and return the queue for the caller to close."""
         queue = self._queue
         vars(self)["_queue"] = None
         return queue
 
     def _replace(self, plain: Any) -> None:
-        """Another object of MLflow's for the same URI: its registry keeps a hundred of them, and no more."""
+        """Take another plain store for the same URI: MLflow's registry caches a hundred stores, and then makes new ones."""
         vars(self)["_plain"] = plain
 
     def _flush(self, run_ids: Sequence[str] | None) -> None:
@@ -112,83 +115,83 @@ class QueuedStore:
     # -- runs ----------------------------------------------------------------------------------------------------------
 
     def create_run(self, *args: Any, **kwargs: Any) -> Any:
-        """MLflow's own, with a real id."""
+        """Create the run at once, so that it has a real id."""
         run = self._plain.create_run(*args, **kwargs)
         if self._queue is not None:
-            self._queue.created(run.info.run_id)
+            self._queue.add_created_run(run.info.run_id)
         return run
 
     def update_run_info(self, run_id: str, run_status: int, end_time: int | None, run_name: str | None) -> Any:
         """
-        MLflow's own, behind the run's data.
+        Flush the run, then update it. Where the run ends but its data cannot be sent, queue the status behind the data.
 
         Raises:
-            MlflowException: What MLflow's own raises; with RUNQUEUE_STRICT=1, if the run ends by it, also for data that
-                was not stored.
+            MlflowException: The plain store refuses the update; or, with RUNQUEUE_STRICT=1, the run ends and some of its
+                data was not stored.
         """
         queue = self._queue
         if queue is None:
             return self._plain.update_run_info(run_id, run_status, end_time, run_name)
-        over = RunStatus.is_terminated(run_status)  # None, which keeps it, is no such status
+        ends = RunStatus.is_terminated(run_status)  # False for None, which keeps the run's status
         stored = queue.flush(run_id)
-        if over and not stored and run_name is None:
+        if ends and not stored and run_name is None:
             queue.queue_status(run_id, RunStatus.to_string(run_status), end_time)
-            queue.tell(run_id, left=True)
+            queue.report(run_id, still_queued=True)
             return None
         info = self._plain.update_run_info(run_id, run_status, end_time, run_name)
-        if over:
-            queue.ended(run_id)
-            queue.tell(run_id)
+        if ends:
+            queue.forget_run(run_id)
+            queue.report(run_id)
         return info
 
-    # -- what is queued ------------------------------------------------------------------------------------------------
+    # -- queued writes -------------------------------------------------------------------------------------------------
 
     def log_metric(self, run_id: str, metric: Any) -> None:
-        """Queued."""
-        if not self._queued(run_id, metrics=(metric,)):
+        """Queue a metric."""
+        if not self._try_to_queue(run_id, metrics=(metric,)):
             self._plain.log_metric(run_id, metric)
 
     def log_param(self, run_id: str, param: Any) -> None:
-        """Queued."""
-        if not self._queued(run_id, params=(param,)):
+        """Queue a param."""
+        if not self._try_to_queue(run_id, params=(param,)):
             self._plain.log_param(run_id, param)
 
     def set_tag(self, run_id: str, tag: Any) -> None:
-        """Queued."""
-        if not self._queued(run_id, tags=(tag,)):
+        """Queue a tag."""
+        if not self._try_to_queue(run_id, tags=(tag,)):
             self._plain.set_tag(run_id, tag)
 
     def log_batch(self, run_id: str, metrics: Sequence[Any], params: Sequence[Any], tags: Sequence[Any]) -> None:
-        """Queued."""
-        if not self._queued(run_id, metrics, params, tags):
+        """Queue metrics, params and tags."""
+        if not self._try_to_queue(run_id, metrics, params, tags):
             self._plain.log_batch(run_id=run_id, metrics=metrics, params=params, tags=tags)
 
     def log_metric_async(self, run_id: str, metric: Any) -> Any:
-        """Queued."""
+        """Queue a metric; return MLflow's `RunOperations`."""
         return self.log_batch_async(run_id, metrics=[metric], params=[], tags=[])
 
     def log_param_async(self, run_id: str, param: Any) -> Any:
-        """Queued."""
+        """Queue a param; return MLflow's `RunOperations`."""
         return self.log_batch_async(run_id, metrics=[], params=[param], tags=[])
 
     def set_tag_async(self, run_id: str, tag: Any) -> Any:
-        """Queued."""
+        """Queue a tag; return MLflow's `RunOperations`."""
         return self.log_batch_async(run_id, metrics=[], params=[], tags=[tag])
 
     def log_batch_async(self, run_id: str, metrics: Sequence[Any], params: Sequence[Any], tags: Sequence[Any]) -> Any:
-        """Queued."""
+        """Queue metrics, params and tags; return MLflow's `RunOperations`."""
         queue = self._queue
         operations = None if queue is None else queue.operations(run_id)
-        if operations is not None and self._queued(run_id, metrics, params, tags):
+        if operations is not None and self._try_to_queue(run_id, metrics, params, tags):
             return operations
         return self._plain.log_batch_async(run_id=run_id, metrics=metrics, params=params, tags=tags)
 
     def log_inputs(self, run_id: str, datasets: Any = None, models: Any = None) -> None:
-        """Datasets are queued, models go straight through."""
+        """Queue datasets. A call with models goes to the plain store."""
         queue = self._queue
-        if queue is not None and datasets and not models and _entities.datasets_fit(datasets):
+        if queue is not None and datasets and not models and _entities.can_queue_datasets(datasets):
             try:
-                queue.inputs(run_id, datasets)
+                queue.log_inputs(run_id, datasets)
             except RunqueueError:
                 pass
             else:
@@ -201,18 +204,22 @@ class QueuedStore:
         self._flush(None)
         self._plain.flush_async_logging()
 
-    def _queued(
+    def _try_to_queue(
         self, run_id: str, metrics: Sequence[Any] = (), params: Sequence[Any] = (), tags: Sequence[Any] = ()
     ) -> bool:
-        """Whether all of it was queued; if not, the run's data has been sent, so that MLflow's own call comes after."""
+        """Return whether all was queued. If not, flush the run: the caller then calls the plain store, behind its data."""
         queue = self._queue
         if queue is None:
             return False
-        fits = _entities.metrics_fit(metrics) and _entities.params_fit(params) and _entities.tags_fit(tags)
-        if fits and not queue.conflicts(run_id, params):
+        if (
+            _entities.can_queue_metrics(metrics)
+            and _entities.can_queue_params(params)
+            and _entities.can_queue_tags(tags)
+            and not queue.has_conflicting_param(run_id, params)
+        ):
             try:
-                queue.batch(run_id, metrics, params, tags)
-            except RunqueueError:  # closed meanwhile, full for a minute, or no run id: MLflow knows what to say
+                queue.log_batch(run_id, metrics, params, tags)
+            except RunqueueError:  # closed meanwhile, full for a minute, or not a run id: the plain store answers
                 pass
             else:
                 return True
@@ -220,27 +227,33 @@ class QueuedStore:
         return False
 
 
-Concern = Callable[[tuple[Any, ...], dict[str, Any]], "Sequence[str] | None"]
-"""From the arguments of a call, the runs whose data has to be stored first; None: all."""
+RunsOfCall = Callable[[tuple[Any, ...], dict[str, Any]], "Sequence[str] | None"]
+"""A function from a call's arguments to the runs that have to be flushed before the call. None: all runs."""
 
 
 @functools.lru_cache(maxsize=1_000)
-def _concern(plain: Any, name: str) -> Concern | None:
-    """Of a method of MLflow's store, by its signature: so it holds for methods that other versions have."""
-    function = inspect.getattr_static(plain, name, None)
-    if name in _OF_ALL:
+def _runs_to_flush(store_class: Any, name: str) -> RunsOfCall | None:
+    """
+    Find out which runs a method of MLflow's store concerns. None: no run.
+
+    The method's signature decides, so that methods of other versions of MLflow are covered too.
+    """
+    function = inspect.getattr_static(store_class, name, None)
+    if name in _READ_ALL_RUNS:
         return lambda _args, _kwargs: None
-    if not inspect.isfunction(function) or name in _OF_TRACES:
+    if not inspect.isfunction(function) or name in _CONCERN_TRACES:
         return None
-    names = list(inspect.signature(function).parameters)[1:]
-    for wanted, several in (("run_id", False), ("run_ids", True)):
-        if wanted in names:
-            return functools.partial(_named, wanted, names.index(wanted), several)
+    parameters = list(inspect.signature(function).parameters)[1:]
+    for parameter, is_list in (("run_id", False), ("run_ids", True)):
+        if parameter in parameters:
+            return functools.partial(_run_ids_of_call, parameter, parameters.index(parameter), is_list)
     return None
 
 
-def _named(name: str, place: int, several: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[str] | None:
-    value = kwargs.get(name, args[place] if len(args) > place else None)
+def _run_ids_of_call(
+    parameter: str, position: int, is_list: bool, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Sequence[str]:
+    value = kwargs.get(parameter, args[position] if len(args) > position else None)
     if value is None:
         return ()
-    return list(value) if several else [value]
+    return list(value) if is_list else [value]

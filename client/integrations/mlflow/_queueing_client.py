@@ -1,13 +1,12 @@
 """
-A substitute for the client that MLflow's autologging queues by: the same constructor, methods and errors, over
-`runqueue.Client`.
-
-Autologging makes one for each fit, flushes it, and drops it without a word. So nothing is started before the first
-flush; the engine ends with the last reference to the client; and a flush that nobody waits for is seen to its end:
-it keeps the client until then, and the end of the process waits for it, within `exit_timeout`.
-
-Rules of this file: names, order and defaults of all arguments are MLflow's; mlflow is imported only to raise its error.
+A replacement for the client of MLflow's autologging: the same constructor, methods and errors, on `runqueue.Client`.
 """
+
+# Autologging makes a client for each fit, flushes it, and drops the last reference to it without closing it. So the
+# engine starts at the first flush and ends when the client is collected. A flush that the caller does not wait for holds
+# the client until the flush has ended, and the end of the process waits for it, for `exit_timeout` at most.
+#
+# Rules of this file: names, order and defaults of all arguments are MLflow's. mlflow is imported only to raise its error.
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from runqueue import Client, PendingRunId, RunqueueError
 from runqueue.errors import ConfigError
-from runqueue.integrations.mlflow._run_operations import Outcome, RunOperations, UnderWay, failed
+from runqueue.integrations.mlflow._run_operations import BackgroundFlush, FlushFuture, RunOperations, mlflow_error
 from runqueue.runtime import _notices
 from runqueue.settings._tracking_uri import path_as_uri, resolve_tracking_uri
 from runqueue.wire._limits import MAX_KEY
@@ -34,37 +33,37 @@ class QueueingClient:
     """
     Queues what an autologging integration logs, and sends it at `flush()`.
 
-    Unlike `mlflow.utils.autologging_utils.client.MlflowAutologgingQueueingClient` it is thread-safe, an entry that the
-    server rejects costs only itself, a `PendingRunId` can be used after a flush, and `run_name` is sent. Runs that it
-    creates carry the tag `runqueue.create_id`.
+    Unlike `mlflow.utils.autologging_utils.client.MlflowAutologgingQueueingClient`, it is thread-safe, stores the valid
+    entries beside one that the server rejects, lets a `PendingRunId` be used after a flush, and sends `run_name`. Runs
+    that it creates carry the tag `runqueue.create_id`.
 
     Args:
-        tracking_uri: None: that of mlflow. `runqueue+http://host` and the like mean `http://host`.
+        tracking_uri: None: mlflow's tracking URI. A prefix `runqueue+` (`runqueue+http://host`) is dropped.
 
     Raises:
-        MlflowException: Nothing is known for the URI, or it needs something that is not installed.
+        MlflowException: There is no store for the URI, or the store needs something that is not installed.
     """
 
     def __init__(self, tracking_uri: str | PathLike[str] | None = None) -> None:
         self._uri = resolve_tracking_uri(path_as_uri(tracking_uri))
-        del tracking_uri  # what catches errors may show the locals of this frame
-        self._client = self._made()
-        self._flushes: set[UnderWay] = set()
+        del tracking_uri  # it may hold a password, and tracebacks may show the locals of this frame
+        self._client = self._make_client()
+        self._running_flushes: set[BackgroundFlush] = set()
 
-    def _made(self) -> Client:
+    def _make_client(self) -> Client:
         try:
-            return Client(self._uri, progress=False)  # its bar would stand in the middle of a fit
+            return Client(self._uri, progress=False)  # a progress bar would disturb the fit's own output
         except RunqueueError as error:
-            failure = _refused(error)
-        raise failure  # out here: without the frames of the error, which hold the URI
+            failure = _mlflow_error_of_call(error)
+        raise failure  # outside of `except`, where the error's frames, which hold the URI, would be chained
 
     def __repr__(self) -> str:
-        if "_client" not in vars(self):  # of one that could not be made, in a frame of its error
+        if "_client" not in vars(self):  # the constructor has raised, and a traceback shows this object
             return "<QueueingClient>"
         return repr(self._client).replace("<Client", "<QueueingClient", 1)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A pickled client has nothing queued: that stays here, and is sent from here, once."""
+        """Pickle the configuration alone: what is queued is sent by the original, once."""
         return (type(self), (self._client._engine.config.portable_settings(self._uri)["tracking_uri"],))
 
     def __enter__(self) -> Self:
@@ -74,19 +73,19 @@ class QueueingClient:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """
-        Flush, unless an exception is on its way: then nothing queued is sent, and it is never hidden.
+        Flush, unless the block has raised an exception: then nothing queued is sent, and the exception is kept.
 
         Raises:
-            MlflowException: What the flush could not store.
+            MlflowException: The flush could not store everything.
         """
-        client, self._client = self._client, self._made()  # MLflow's can be used again, too
+        client, self._client = self._client, self._make_client()  # as MLflow's client, this one can be used again
         deadline = None if exc is None else monotonic() + client._engine.exit_timeout
-        for flush in tuple(self._flushes):  # those that were begun are not given up, the exception notwithstanding
+        for flush in tuple(self._running_flushes):  # also after an exception: these have begun
             flush.wait(None if deadline is None else max(0.0, deadline - monotonic()))
         try:
             client.__exit__(exc_type, exc, traceback)
         except RunqueueError as error:
-            raise failed([error]) from error
+            raise mlflow_error([error]) from error
 
     def create_run(
         self,
@@ -99,12 +98,12 @@ class QueueingClient:
         Queue the creation of a run; see `runqueue.Client.create_run`.
 
         Raises:
-            MlflowException: A value is bad.
+            MlflowException: A value is invalid.
         """
         try:
-            return self._client.create_run(experiment_id, start_time, _cut(tags), run_name)
+            return self._client.create_run(experiment_id, start_time, _cut_keys(tags), run_name)
         except RunqueueError as error:
-            raise _refused(error) from error
+            raise _mlflow_error_of_call(error) from error
 
     def set_terminated(
         self, run_id: str | PendingRunId, status: str | None = None, end_time: int | None = None
@@ -113,36 +112,36 @@ class QueueingClient:
         Queue the end of a run; see `runqueue.Client.set_terminated`.
 
         Raises:
-            MlflowException: A value is bad.
+            MlflowException: A value is invalid.
         """
         try:
             self._client.set_terminated(run_id, status, end_time)
         except RunqueueError as error:
-            raise _refused(error) from error
+            raise _mlflow_error_of_call(error) from error
 
     def log_params(self, run_id: str | PendingRunId, params: dict[str, Any]) -> None:
         """
         Queue params; see `runqueue.Client.log_params`.
 
         Raises:
-            MlflowException: A value is bad.
+            MlflowException: A value is invalid.
         """
         try:
-            self._client.log_params(run_id, _cut(params))
+            self._client.log_params(run_id, _cut_keys(params))
         except RunqueueError as error:
-            raise _refused(error) from error
+            raise _mlflow_error_of_call(error) from error
 
     def log_inputs(self, run_id: str | PendingRunId, datasets: list[DatasetInput] | None) -> None:
         """
         Queue datasets that the run reads; see `runqueue.Client.log_inputs`.
 
         Raises:
-            MlflowException: A value is bad.
+            MlflowException: A value is invalid.
         """
         try:
             self._client.log_inputs(run_id, datasets)
         except RunqueueError as error:
-            raise _refused(error) from error
+            raise _mlflow_error_of_call(error) from error
 
     def log_metrics(
         self,
@@ -156,53 +155,54 @@ class QueueingClient:
         Queue metric points of one step and time; see `runqueue.Client.log_metrics`.
 
         Raises:
-            MlflowException: A value is bad.
+            MlflowException: A value is invalid.
         """
         try:
-            self._client.log_metrics(run_id, _cut(metrics), step, dataset, model_id)
+            self._client.log_metrics(run_id, _cut_keys(metrics), step, dataset, model_id)
         except RunqueueError as error:
-            raise _refused(error) from error
+            raise _mlflow_error_of_call(error) from error
 
     def set_tags(self, run_id: str | PendingRunId, tags: dict[str, Any]) -> None:
         """
         Queue tags; see `runqueue.Client.set_tags`.
 
         Raises:
-            MlflowException: A value is bad.
+            MlflowException: A value is invalid.
         """
         try:
-            self._client.set_tags(run_id, _cut(tags))
+            self._client.set_tags(run_id, _cut_keys(tags))
         except RunqueueError as error:
-            raise _refused(error) from error
+            raise _mlflow_error_of_call(error) from error
 
     def flush(self, synchronous: bool = True) -> RunOperations:
         """
         Send what is queued now.
 
         Args:
-            synchronous: Wait until it is stored, and raise what failed. False: return at once; what fails is logged
-                too, as nobody may wait for it.
+            synchronous: Wait until everything is stored, and raise failures. False: return at once; failures are
+                logged as well, since the caller may not wait for them.
 
         Returns:
-            The flush; it is over if `synchronous`.
+            The flush. With `synchronous` it has ended.
 
         Raises:
-            MlflowException: What was tried and not stored; its cause is the `runqueue.FlushError`, with each entry.
+            MlflowException: Something was not stored. Its cause is the `runqueue.FlushError`, which names each entry.
         """
         client = self._client
         try:
             flush = client.flush(synchronous)
         except RunqueueError as error:
-            raise failed([error]) from error
+            raise mlflow_error([error]) from error
         if not flush.done:
-            UnderWay(flush, client, self._flushes).watch()
-        return RunOperations([Outcome(flush)])
+            BackgroundFlush(flush, client, self._running_flushes).register()
+        return RunOperations([FlushFuture(flush)])
 
 
-def _cut(entries: Any) -> Any:
+def _cut_keys(entries: Any) -> Any:
     """
-    With long keys cut as MLflow's client cuts them: of those that are the same then, the last of a call stays.
-    `runqueue.Client` reports each of them, which would fail a fit that has always gone well.
+    Cut long keys as MLflow's client does: where two keys of a call are the same after it, the last value is kept.
+
+    `runqueue.Client` reports such keys as failures. A fit that MLflow's client lets pass would then fail.
     """
     if not isinstance(entries, Mapping) or not any(isinstance(key, str) and len(key) > MAX_KEY for key in entries):
         return entries
@@ -217,10 +217,10 @@ def _cut(entries: Any) -> Any:
     return short
 
 
-def _refused(error: RunqueueError) -> Exception:
-    """What a call or the constructor got wrong, in MLflow's form."""
+def _mlflow_error_of_call(error: RunqueueError) -> Exception:
+    """Return MLflow's exception for an error of a log call or of the constructor."""
     from mlflow.exceptions import MlflowException
     from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 
-    bad = isinstance(error, ConfigError)
-    return MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE if bad else INTERNAL_ERROR)
+    is_invalid = isinstance(error, ConfigError)
+    return MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE if is_invalid else INTERNAL_ERROR)

@@ -1,8 +1,8 @@
 """
-The flushes of `QueueingClient`: in the form of futures, composed of several, and seen to their end where nobody waits.
-
-Rules of this file: what fails is told in MLflow's words, by MLflow's error, whose cause is ours.
+The flushes of `QueueingClient`: as futures, as MLflow's `RunOperations`, and as what the end of the process waits for.
 """
+
+# Rules of this file: a failure is reported in MLflow's words, by an `MlflowException` whose cause is runqueue's error.
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ from runqueue.runtime import _exit
 
 class RunOperations:
     """
-    Flushes under way or over.
+    Flushes, ended or not, as MLflow's autologging waits for them.
 
     Args:
-        operation_futures: What has `result()`: those of flushes (`RunOperations._operation_futures`), and any others.
+        operation_futures: Futures, or other objects with a method `result()`: those of flushes, or foreign ones.
     """
 
     def __init__(self, operation_futures: Iterable[Any]) -> None:
-        self._operation_futures = list(operation_futures)  # the name that MLflow combines several by
+        self._operation_futures = list(operation_futures)  # MLflow reads it by this name to combine several
 
     def await_completion(self) -> None:
         """
-        Wait until all have ended.
+        Wait until all flushes have ended.
 
         Raises:
-            MlflowException: What any of them could not store; its cause is the first one's error.
+            MlflowException: A flush could not store everything. Its cause is the error of the first such flush.
         """
         errors: list[Exception] = []
         for future in self._operation_futures:
             try:
                 future.result()
-            except Exception as error:  # of a foreign future: anything
+            except Exception as error:  # a foreign future may raise anything
                 errors.append(error)
         if errors:
-            raise failed(errors) from errors[0]
+            raise mlflow_error(errors) from errors[0]
 
     def __repr__(self) -> str:
         return f"<RunOperations {self._operation_futures}>"
 
 
-class Outcome:
-    """A flush in the form of a future."""
+class FlushFuture:
+    """A flush with the methods of a future."""
 
     def __init__(self, flush: Flush) -> None:
         self._flush = flush
@@ -65,36 +65,42 @@ class Outcome:
         return repr(self._flush)
 
 
-class UnderWay:
+class BackgroundFlush:
     """
-    A flush that nobody may hold. Until it is over it stands among what the end of the process waits for (an
-    `_exit.ExitTarget`), and that keeps its client.
+    A flush that the caller may not wait for. Until it has ended, it is an `_exit.ExitTarget`, so that the end of the
+    process waits for it, and it holds the client, which would otherwise be garbage-collected with the flush unfinished.
+
+    Args:
+        flush: The flush.
+        client: The client that it flushes.
+        running: The flushes of the same `QueueingClient` that have not ended; this one adds and removes itself.
     """
 
-    def __init__(self, flush: Flush, client: Client, flushes: set[UnderWay]) -> None:
+    def __init__(self, flush: Flush, client: Client, running: set[BackgroundFlush]) -> None:
         self._flush: Flush | None = flush
         self._client: Client | None = client
         self._engine = client._engine
-        self._flushes = flushes
+        self._running = running
 
-    def watch(self) -> None:
+    def register(self) -> None:
+        """Let the end of the process wait for the flush."""
         flush = self._flush
         assert flush is not None
-        self._flushes.add(self)
+        self._running.add(self)
         _exit.flush_at_exit(self, signals=False)
         _exit.flush_at_worker_exit()
-        flush._future.add_done_callback(self._over)
+        flush._future.add_done_callback(self._unregister)
 
     def wait(self, timeout: float | None) -> None:
-        """Until it has ended: whoever holds it is told what it could not store."""
+        """Wait until the flush has ended. Its failures are raised to the holder of its `RunOperations`, and not here."""
         flush = self._flush
         if flush is not None:
             with suppress(RunqueueError, TimeoutError):
                 flush.await_completion(timeout)
 
-    def _over(self, _: Future[Any] | None = None) -> None:
-        self._flush = self._client = None  # the flush's future holds us
-        self._flushes.discard(self)
+    def _unregister(self, _: Future[Any] | None = None) -> None:
+        self._flush = self._client = None  # ends a reference cycle: the flush's future holds this callback
+        self._running.discard(self)
         _exit.unregister(self)
 
     @property
@@ -102,7 +108,7 @@ class UnderWay:
         return self._engine.exit_timeout
 
     def begin_final_flush(self, timeout: float) -> Future[Any] | None:
-        """It has begun: what was logged after it was not meant to be sent by it."""
+        """Return the flush that has begun already: entries that were logged after it are not sent."""
         flush = self._flush
         return None if flush is None else flush._future
 
@@ -113,43 +119,45 @@ class UnderWay:
         self._engine.flush_logs()
 
     def give_up_waiting(self) -> int:
-        """The time is over: it is said now how much is lost, and not again by the client that goes."""
+        """Count what is lost. The caller warns of it, so the client's own warning, at its collection, is turned off."""
         client = self._client
         if client is not None:
             client._finalizer.detach()
-        self._over()
+        self._unregister()
         return self._engine.give_up_waiting()
 
     def watch_log_calls(self, callback: object) -> None:
-        """What is logged after the end is the client's own to count."""
+        """Do nothing: the client itself counts what is logged after the end."""
 
     def report_late_entries(self) -> None:
-        """As above."""
+        """Do nothing: see `watch_log_calls`."""
 
     def report_late_drops(self) -> None:
-        """As above."""
+        """Do nothing: see `watch_log_calls`."""
 
     def queue_killed_status(self) -> None:
-        """It watches for no signals."""
+        """Do nothing: this target is registered without signals."""
 
 
-def failed(errors: list[Exception]) -> Exception:
-    """What flushes could not store, in MLflow's words."""
+def mlflow_error(errors: list[Exception]) -> Exception:
+    """Return the exception that MLflow's client raises for the failures of flushes."""
     from mlflow.exceptions import MlflowException
 
-    told = [MlflowException(_by_run(error)) if isinstance(error, FlushError) else error for error in errors]
-    return MlflowException(f"The following failures occurred while performing one or more logging operations: {told}")
+    failures = [MlflowException(_text_by_run(error)) if isinstance(error, FlushError) else error for error in errors]
+    return MlflowException(
+        f"The following failures occurred while performing one or more logging operations: {failures}"
+    )
 
 
-def _by_run(error: FlushError) -> str:
+def _text_by_run(error: FlushError) -> str:
     runs: dict[Any, list[str]] = {}
     for failure in error.failures:
         runs.setdefault(failure.run_id, []).append(f"{failure.summary()}: {failure.error}")
-    told = [
+    texts = [
         f"Failed to perform one or more operations on the run with ID {run_id}."
         f" Failed operations: [{', '.join(islice(failures, SHOWN))}{', ...' if len(failures) > SHOWN else ''}]"
         for run_id, failures in islice(runs.items(), SHOWN)
     ]
     if len(runs) > SHOWN:
-        told.append(f"... and {len(runs) - SHOWN:,} more runs; `failures` of the cause holds all")
-    return ". ".join(told)
+        texts.append(f"... and {len(runs) - SHOWN:,} more runs; `failures` of the cause holds all")
+    return ". ".join(texts)

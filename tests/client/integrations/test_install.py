@@ -1,4 +1,4 @@
-"""`install` and `uninstall`: wherever mlflow holds the name of its queueing client, ours stands there, and goes again."""
+"""`install` and `uninstall` replace MLflow's queueing client in all of mlflow's modules, and restore it."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ SOURCES = ("mlflow.utils.autologging_utils", "mlflow.utils.autologging_utils.cli
 PACKAGE = Path(inspect.getfile(mlflow)).parent
 
 
-def places() -> list[object]:
-    """What stands for the name in the modules of mlflow."""
+def installed_classes() -> list[object]:
+    """Return what mlflow's modules hold under the class's name."""
     return [
         vars(module)[NAME]
         for name, module in list(sys.modules.items())
@@ -39,56 +39,56 @@ def places() -> list[object]:
 
 @pytest.fixture(autouse=True)
 def _clean() -> Iterator[None]:
-    assert set(places()) == {ORIGINAL}
+    assert set(installed_classes()) == {ORIGINAL}
     yield
     uninstall()
-    assert set(places()) == {ORIGINAL}
+    assert set(installed_classes()) == {ORIGINAL}
 
 
-def test_it_is_put_under_every_module_that_holds_the_name_and_taken_back() -> None:
-    """The one that defines it, the one that passes it on, and those of the integrations."""
-    assert len(places()) >= 2
+def test_install_replaces_the_class_in_every_module_and_uninstall_restores_it() -> None:
+    """In the module that defines it, the one that re-exports it, and those of the integrations."""
+    assert len(installed_classes()) >= 2
     install()
-    assert set(places()) == {QueueingClient}
+    assert set(installed_classes()) == {QueueingClient}
     assert vars(autologging_utils)[NAME] is QueueingClient
     uninstall()
-    assert set(places()) == {ORIGINAL}
-    uninstall()  # once more: nothing
+    assert set(installed_classes()) == {ORIGINAL}
+    uninstall()  # a second call does nothing
 
 
 def test_one_uninstall_ends_any_number_of_installs() -> None:
-    """They do not add up."""
+    """Installations without a block are not counted."""
     install()
     install()
     uninstall()
-    assert set(places()) == {ORIGINAL}
+    assert set(installed_classes()) == {ORIGINAL}
 
 
-def test_a_block_takes_back_its_own_installation_alone() -> None:
-    """Also when it raises; nested, inside of one without a block, and entered twice."""
+def test_a_block_takes_back_its_own_installation_only() -> None:
+    """Also when the block raises, when blocks are nested, and inside of an installation without a block."""
     with install() as installation, install():
         assert "in place" in repr(installation)
-    assert set(places()) == {ORIGINAL}
+    assert set(installed_classes()) == {ORIGINAL}
     assert "taken back" in repr(installation)
     install()
     with pytest.raises(RuntimeError), install():
         raise RuntimeError
-    assert set(places()) == {QueueingClient}
+    assert set(installed_classes()) == {QueueingClient}
     with install():
         uninstall()
-        assert set(places()) == {ORIGINAL}
-    assert set(places()) == {ORIGINAL}
+        assert set(installed_classes()) == {ORIGINAL}
+    assert set(installed_classes()) == {ORIGINAL}
 
 
-def test_threads_install_at_once() -> None:
-    """Inside of each block ours is in place; after the last it is not."""
+def test_threads_may_install_at_once() -> None:
+    """`QueueingClient` is in place inside of each block, and MLflow's client after the last one."""
     together, wrong = threading.Barrier(4), list[object]()
 
     def work() -> None:
         together.wait()
         for _ in range(100):
             with install():
-                wrong.extend(each for each in places() if each is not QueueingClient)
+                wrong.extend(each for each in installed_classes() if each is not QueueingClient)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
@@ -98,8 +98,8 @@ def test_threads_install_at_once() -> None:
     assert wrong == []
 
 
-def test_what_somebody_else_has_put_there_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mock of one module stays, and so does what is not mlflow's."""
+def test_a_mock_in_place_of_the_class_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mock in one of mlflow's modules stays, and so does the class in a module that is not mlflow's."""
     mock, other = object(), ModuleType("mlflowish")
     other.name = ORIGINAL  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "mlflowish", other)
@@ -129,33 +129,36 @@ assert held == [], held
 """
 
 
-def test_modules_that_are_imported_later_find_ours_and_give_it_back() -> None:
-    """In an interpreter that has not seen mlflow; until it is asked for, the integration loads nothing."""
+def test_modules_that_are_imported_after_install_are_covered() -> None:
+    """In a new interpreter. Importing the integration loads neither mlflow nor runqueue's public names."""
     done = subprocess.run(
         [sys.executable, "-c", LATER], capture_output=True, text=True, check=False, timeout=120, env=clean_environment()
     )
     assert done.returncode == 0, done.stderr
 
 
-# -- integrations that cannot be run here ----------------------------------------------------------------------------
+# -- integrations whose library is not installed ----------------------------------------------------------------------
 
 
-def uses() -> dict[str, list[str]]:
+def unreached_uses_by_file() -> dict[str, list[str]]:
     """
-    By file of mlflow, what `install` would not reach: a use of the name that is not looked up in the module when a
-    function runs (a default, a base, a decorator, a value kept at import), or an import of it from elsewhere.
+    Return the uses of the class that `install` would not reach, by file of mlflow.
+
+    Such a use is evaluated at import (a default, a base class, a decorator, a constant), or is an import of the class
+    from an unknown module. `install` reaches a name that a function looks up when it runs.
     """
     found: dict[str, list[str]] = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         source = path.read_text("utf-8")
         if NAME in source and path != Path(inspect.getfile(defining)):
-            found[str(path.relative_to(PACKAGE))] = unreached(source)
+            found[str(path.relative_to(PACKAGE))] = unreached_uses(source)
     return found
 
 
-def unreached(source: str) -> list[str]:
+def unreached_uses(source: str) -> list[str]:
+    """Return the uses in one file's source that `install` would not reach."""
     tree = ast.parse(source)
-    late = {
+    inside_functions = {
         id(inner)
         for function in ast.walk(tree)
         if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
@@ -164,7 +167,7 @@ def unreached(source: str) -> list[str]:
     }
     found: list[str] = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and node.id == NAME and id(node) not in late:
+        if isinstance(node, ast.Name) and node.id == NAME and id(node) not in inside_functions:
             found.append(f"line {node.lineno}: used when the module is imported")
         if (
             isinstance(node, ast.ImportFrom)
@@ -175,9 +178,9 @@ def unreached(source: str) -> list[str]:
     return found
 
 
-def test_every_use_of_the_name_in_mlflow_is_reached() -> None:
-    """In all integrations of the installed mlflow, those included whose library is not installed here."""
-    found = uses()
+def test_install_reaches_every_use_of_the_class_in_mlflow() -> None:
+    """In all integrations of the installed mlflow, also in those whose library is not installed."""
+    found = unreached_uses_by_file()
     assert {name: faults for name, faults in found.items() if faults} == {}
     assert {name.split("/")[0] for name in found} >= INTEGRATIONS
 
@@ -192,20 +195,21 @@ def test_every_use_of_the_name_in_mlflow_is_reached() -> None:
         f"@{NAME}\ndef f(): ...",
     ],
 )
-def test_a_planted_use_that_would_not_be_reached_is_found(source: str) -> None:
-    """Each kind of it."""
-    assert len(unreached(source)) == 1
+def test_each_kind_of_unreached_use_is_found(source: str) -> None:
+    """The test above would miss nothing."""
+    assert len(unreached_uses(source)) == 1
 
 
 # -- signatures ------------------------------------------------------------------------------------------------------
 
 
 def arguments(function: Any) -> list[tuple[str, Any, Any]]:
+    """Return name, kind and default of each argument."""
     return [(each.name, each.kind, each.default) for each in inspect.signature(function).parameters.values()]
 
 
-def test_all_methods_take_what_mlflows_take() -> None:
-    """Names, order, kinds and defaults; and there is none that ours does not have."""
+def test_all_methods_have_the_signatures_of_mlflows() -> None:
+    """Names, order, kinds and defaults of the arguments; no method of MLflow's client is missing."""
     methods = [name for name, each in vars(ORIGINAL).items() if callable(each) and not name.startswith("_")]
     assert len(methods) >= 7
     for name in (*methods, "__init__", "__enter__", "__exit__"):
@@ -214,8 +218,8 @@ def test_all_methods_take_what_mlflows_take() -> None:
         assert arguments(getattr(RunOperations, name)) == arguments(getattr(defining.RunOperations, name)), name
 
 
-def test_the_integration_names_what_it_offers() -> None:
-    """And nothing else."""
+def test_the_integration_has_its_public_names_and_no_others() -> None:
+    """An unknown name raises AttributeError."""
     assert {"PendingRunId", "QueueingClient", "RunOperations", "install", "uninstall"} <= set(dir(integration))
     with pytest.raises(AttributeError, match="nosuch"):
         getattr(integration, "nosuch")  # noqa: B009

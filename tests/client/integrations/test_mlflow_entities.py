@@ -1,4 +1,4 @@
-"""Which of MLflow's entities go into the queue, and as which log calls."""
+"""Which of MLflow's entities can be queued, and which log calls queue them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from runqueue.settings._tracking_uri import resolve_tracking_uri
 from support.mlflow_server import clean_environment
 
 entities: Any = importlib.import_module("mlflow.entities")
-ours: Any = importlib.import_module("runqueue.integrations.mlflow._entities")
+module: Any = importlib.import_module("runqueue.integrations.mlflow._entities")
 
 
 def metric(key: Any = "m", value: Any = 1.0, timestamp: Any = 1, step: Any = 0, **more: Any) -> Any:
@@ -37,8 +37,9 @@ def metric(key: Any = "m", value: Any = 1.0, timestamp: Any = 1, step: Any = 0, 
         metric(model_id="m-1", dataset_name="d", dataset_digest="1"),
     ],
 )
-def test_a_metric_that_mlflow_takes_is_queued(given: Any) -> None:
-    assert ours.metrics_fit([given])
+def test_a_metric_that_mlflow_takes_can_be_queued(given: Any) -> None:
+    """Special values, negative steps, models and datasets included."""
+    assert module.can_queue_metrics([given])
 
 
 @pytest.mark.parametrize(
@@ -61,13 +62,13 @@ def test_a_metric_that_mlflow_takes_is_queued(given: Any) -> None:
         SimpleNamespace(key="m"),
     ],
 )
-def test_a_metric_that_is_odd_goes_mlflows_own_way(given: Any) -> None:
-    """Where MLflow says what is wrong with it, or does with it what it does."""
-    assert not ours.metrics_fit([metric(), given])
+def test_a_metric_that_mlflow_refuses_or_changes_cannot_be_queued(given: Any) -> None:
+    """MLflow's own store then answers for the whole batch, the good metric included."""
+    assert not module.can_queue_metrics([metric(), given])
 
 
 @pytest.mark.parametrize(
-    ("given", "fits"),
+    ("given", "expected"),
     [
         ([entities.Param("p", "v" * 6_000), entities.Param("q", "")], True),
         ([entities.Param("p", "v" * 6_001)], False),
@@ -77,13 +78,13 @@ def test_a_metric_that_is_odd_goes_mlflows_own_way(given: Any) -> None:
         ([entities.Param("p", "\ud800")], False),
     ],
 )
-def test_params_are_queued_that_are_stored_as_they_are(given: Any, fits: bool) -> None:
-    """What a server would cut goes to it as it is."""
-    assert ours.params_fit(given) is fits
+def test_params_can_be_queued_if_the_client_stores_them_unchanged(given: Any, expected: bool) -> None:
+    """A value above MLflow's limit cannot: a client would cut it."""
+    assert module.can_queue_params(given) is expected
 
 
 @pytest.mark.parametrize(
-    ("given", "fits"),
+    ("given", "expected"),
     [
         ([entities.RunTag("t", "v" * 8_000), entities.RunTag("t", "again")], True),
         ([entities.RunTag("t", "v" * 8_001)], False),
@@ -91,12 +92,13 @@ def test_params_are_queued_that_are_stored_as_they_are(given: Any, fits: bool) -
         ([entities.RunTag("t", None)], False),
     ],
 )
-def test_tags_are_queued_that_are_stored_as_they_are(given: Any, fits: bool) -> None:
-    assert ours.tags_fit(given) is fits
+def test_tags_can_be_queued_if_the_client_stores_them_unchanged(given: Any, expected: bool) -> None:
+    """A value above MLflow's limit cannot: a client would cut it."""
+    assert module.can_queue_tags(given) is expected
 
 
-def test_metrics_of_one_moment_go_in_one_call_and_no_point_is_lost_of_one_key() -> None:
-    """In their order."""
+def test_metrics_of_one_step_and_time_share_a_call_unless_a_key_repeats() -> None:
+    """The order of the metrics is kept, and every point of a repeated key."""
     given = [
         metric("a", 1.0),
         metric("b", 2.0),
@@ -106,7 +108,7 @@ def test_metrics_of_one_moment_go_in_one_call_and_no_point_is_lost_of_one_key() 
         metric("d", 6.0, step=1, dataset_name="n", dataset_digest="g"),
         metric("a", 7.0),
     ]
-    assert [(each.values, each.step, each.model_id, each.dataset) for each in ours.points(given)] == [
+    assert [(each.values, each.step, each.model_id, each.dataset) for each in module.metric_calls(given)] == [
         ({"a": 1.0, "b": 2.0}, 0, None, None),
         ({"a": 3.0}, 0, None, None),
         ({"c": 4.0}, 1, None, None),
@@ -114,7 +116,7 @@ def test_metrics_of_one_moment_go_in_one_call_and_no_point_is_lost_of_one_key() 
         ({"d": 6.0}, 1, None, ("n", "g")),
         ({"a": 7.0}, 0, None, None),
     ]
-    assert list(ours.points([])) == []
+    assert list(module.metric_calls([])) == []
 
 
 @pytest.mark.parametrize(
@@ -131,13 +133,13 @@ def test_metrics_of_one_moment_go_in_one_call_and_no_point_is_lost_of_one_key() 
     ],
 )
 def test_a_uri_with_the_prefix_means_the_plain_one(given: str, plain: str) -> None:
-    """For a client of ours too, which queues by itself."""
+    """Also for `runqueue.Client`, which queues anyway."""
     assert plain_uri(given) == plain
     assert resolve_tracking_uri(given) == plain
 
 
 def test_the_integration_is_imported_without_mlflow_and_without_the_client() -> None:
-    """And says of names what there is."""
+    """`dir` lists the public names; an unknown name raises AttributeError."""
     script = """
 import sys
 import runqueue.integrations.mlflow as integration
