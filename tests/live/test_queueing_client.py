@@ -370,7 +370,7 @@ def test_the_end_of_a_process_waits_for_a_flush_under_way(
 
 LEFT = """
 from runqueue.integrations.mlflow import QueueingClient, _run_operations
-_run_operations.UnderWay.exit_timeout = 0.5
+_run_operations.BackgroundFlush.exit_timeout = 0.5
 client = QueueingClient(URI)
 client.log_params("0" * 32, {"a": "b"})
 client.flush(synchronous=False)

@@ -222,30 +222,6 @@ def test_a_client_that_is_closed_inside_of_the_block_is_no_error(
     assert "final status FAILED" in caplog.text
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_coroutines_have_the_same(server: ScriptedServer, backend: str) -> None:
-    """`async with` on either loop; a cancellation makes the run KILLED."""
-    import anyio
-
-    server.fail("runs/create", created("r1"))
-    server.fail("runs/create", created("r2"))
-
-    async def main() -> None:
-        async with runqueue.AsyncClient(server.uri, flush_interval=60, max_workers=1) as client:
-            async with client.start_run(experiment_id="0") as run:
-                run.log_metric("m", 1.0)
-            await client.flush()
-            with anyio.CancelScope() as scope:
-                async with client.start_run(experiment_id="0"):
-                    scope.cancel()
-                    await anyio.lowlevel.checkpoint()
-            async with client.attach("other") as attached:
-                attached.log_metric("m", 1.0)
-
-    anyio.run(main, backend=backend)
-    assert statuses(server) == {"r1": "FINISHED", "r2": "KILLED"}
-
-
 def test_its_repr_names_the_run(client: runqueue.Client, server: ScriptedServer) -> None:
     """And that of a client says whether it streams."""
     assert repr(client.attach("r1")) == "<Run r1>"

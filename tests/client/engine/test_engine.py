@@ -7,12 +7,10 @@ import threading
 import tracemalloc
 from typing import Any
 
-import anyio
-import anyio.lowlevel
 import pytest
 
 import runqueue
-from runqueue import AsyncClient, FlushError
+from runqueue import FlushError
 from runqueue.queueing.batches._batch import METRIC
 from runqueue.stores._resolve import make_store
 from runqueue.wire._encoder import Encoder
@@ -90,33 +88,6 @@ def test_an_engine_that_cannot_start_keeps_what_is_queued(
         client.flush()
         assert client.statistics().stored == 1
     assert engine_threads() == []
-
-
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_starting_the_engine_does_not_stop_the_callers_loop(
-    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, backend: str
-) -> None:
-    """It imports httpx and maybe mlflow, which takes seconds; other tasks of the caller go on meanwhile."""
-    others_ran = threading.Event()
-    waited: list[bool] = []
-
-    def slow(*args: Any) -> Any:
-        waited.append(others_ran.wait(5))
-        return make_store(*args)
-
-    monkeypatch.setattr("runqueue.engine._assembly.make_store", slow)
-
-    async def main() -> None:
-        async with AsyncClient(server.uri) as client:
-            client.log_metric(RUN, "m", 1.0)
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(client.flush)
-                await anyio.lowlevel.checkpoint()
-                await anyio.lowlevel.checkpoint()
-                others_ran.set()
-
-    anyio.run(main, backend=backend)
-    assert waited == [True]
 
 
 def test_a_keyboard_interrupt_ends_the_waiting_and_loses_nothing(server: ScriptedServer, gate: threading.Event) -> None:

@@ -7,9 +7,7 @@ Rules of this file: nothing is slept for; what is waited for is a request, a thr
 from __future__ import annotations
 
 import itertools
-import logging
 import pickle
-import re
 import sys
 import threading
 import time
@@ -19,9 +17,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import anyio
-import anyio.lowlevel
-import anyio.to_thread
 import pytest
 
 import runqueue
@@ -32,6 +27,7 @@ from support.mlflow_server import wait_until
 from support.proxy import Fault, ScriptedServer
 from support.recorder import Request
 from support.threads import in_threads
+from support.warnings_logged import dropped_by_run, warnings_of
 from support.wire_log import assert_within_limits, entries, names
 
 RUN = "a" * 32
@@ -43,7 +39,6 @@ PATIENCE = 30.0
 BAD = Fault.answer(400, error("INVALID_PARAMETER_VALUE", "not that one"))
 NO_EXPERIMENT = Fault.answer(400, error("RESOURCE_DOES_NOT_EXIST", "no such experiment"))
 CREATED = Fault.answer(200, {"run": {"info": {"run_id": "r1"}}})
-BACKENDS = ["asyncio", "trio"]
 
 
 @pytest.fixture
@@ -79,20 +74,6 @@ def assert_books(client: Any) -> None:
     intake = client._engine.accumulator.intake
     if intake is not None and not client._closed:
         assert intake.pending == now.pending + now.in_flight
-
-
-def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    found = [record for record in caplog.records if record.name == "runqueue" and record.levelno >= logging.WARNING]
-    return [record.getMessage() for record in found]
-
-
-def dropped(caplog: pytest.LogCaptureFixture) -> Counter[str]:
-    """Entries that were said to be dropped, by run: in one word or in several, as the engine looks meanwhile or not."""
-    found: Counter[str] = Counter()
-    for text in warnings(caplog):
-        if match := re.match(r"(\d+) entries of run (.*) were dropped: ", text):
-            found[match[2]] += int(match[1])
-    return found
 
 
 # -- sending ---------------------------------------------------------------------------------------------------------
@@ -208,9 +189,9 @@ def test_a_full_queue_drops_with_counts_by_run(
         log(client, 30, run="other")
         assert client.statistics().dropped == 80
         assert_books(client)
-        until(lambda: bool(warnings(caplog)))
+        until(lambda: bool(warnings_of(caplog)))
         gate.set()
-    assert dropped(caplog) == {RUN: 50, "other": 30}
+    assert dropped_by_run(caplog) == {RUN: 50, "other": 30}
     assert (client.statistics().stored, client.statistics().dropped) == (100, 80)
 
 
@@ -240,14 +221,14 @@ def test_the_time_to_wait_is_spent_once_and_then_data_are_dropped(
         log(client, 30)
         run = client.create_run("0")
         log(client, 5, run=run)
-        until(lambda: bool(warnings(caplog)))
+        until(lambda: bool(warnings_of(caplog)))
         gate.set()
         client.flush()
         assert run.run_id == "r1"
         log(client, 1, start=30)
     assert steps(server) == [*range(10), 30]
     assert client.statistics().dropped == 25
-    said = dropped(caplog)
+    said = dropped_by_run(caplog)
     assert (said.pop(RUN), *said.values()) == (20, 5)
 
 
@@ -261,8 +242,8 @@ def test_of_many_runs_that_drop_the_first_are_named_and_the_others_counted(
             log(client, 2, run=f"{run:032x}")
         gate.set()
         client.flush()
-    *named, others = warnings(caplog)
-    assert dropped(caplog) == {f"{run:032x}": 2 for run in range(10)} and len(named) == 10
+    *named, others = warnings_of(caplog)
+    assert dropped_by_run(caplog) == {f"{run:032x}": 2 for run in range(10)} and len(named) == 10
     assert others == "80 entries of 40 other runs were dropped: max_pending=1"
 
 
@@ -293,7 +274,7 @@ def test_without_a_stream_a_flush_says_what_was_dropped(
     with runqueue.Client(server.uri, max_pending=10, on_full="drop") as client:
         log(client, 15)
         client.flush()
-        assert dropped(caplog) == {RUN: 5}
+        assert dropped_by_run(caplog) == {RUN: 5}
 
 
 def test_a_producer_far_faster_than_the_server_keeps_the_memory_within_the_bound(
@@ -317,115 +298,6 @@ def test_a_producer_far_faster_than_the_server_keeps_the_memory_within_the_bound
     at_rest = peak(most, streams=False)
     server.fail("", Fault.delayed(0.02), times=None)
     assert peak(3 * most, streams=True) <= 1.2 * at_rest + 1_000_000, "a request under way, and the server's side of it"
-
-
-# -- coroutines ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_coroutines_wait_for_room_by_drain_and_log_calls_never_do(
-    server: ScriptedServer, gate: threading.Event, backend: str
-) -> None:
-    """At the bound they raise at once, although `on_full` is "block"."""
-
-    async def main() -> None:
-        async with runqueue.AsyncClient(server.uri, flush_interval=SOON, max_pending=50) as client:
-            await client.drain()
-            began = time.monotonic()
-            with pytest.raises(QueueFullError, match="50 of at most 50"):
-                log(client, 51)
-            assert time.monotonic() - began < 5
-            drained = anyio.Event()
-
-            async def drain() -> None:
-                await client.drain()
-                drained.set()
-
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(drain)
-                with anyio.move_on_after(0.2):
-                    await drained.wait()
-                assert not drained.is_set()
-                gate.set()
-            for step in range(50, 500):
-                if pending(client) >= 50:
-                    await client.drain()
-                log(client, 1, start=step)
-            await client.flush()
-            assert client.statistics().stored == 500
-
-    anyio.run(main, backend=backend)
-    assert steps(server) == list(range(500))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_drain_sends_what_has_filled_the_queue_to_the_entry(server: ScriptedServer, backend: str) -> None:
-    """No call was refused, so nobody has complained; the interval is an hour."""
-
-    async def main() -> None:
-        async with runqueue.AsyncClient(server.uri, flush_interval=LATE, max_pending=50) as client:
-            log(client, 1)
-            await client.flush()
-            log(client, 50)
-            with anyio.fail_after(PATIENCE):
-                await client.drain()
-            assert client.statistics().stored == 51
-
-    anyio.run(main, backend=backend)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_coroutines_are_told_what_is_dropped(
-    server: ScriptedServer, gate: threading.Event, caplog: pytest.LogCaptureFixture, backend: str
-) -> None:
-    """With `on_full="drop"` nothing is raised."""
-
-    async def main() -> None:
-        async with runqueue.AsyncClient(server.uri, flush_interval=SOON, max_pending=50, on_full="drop") as client:
-            log(client, 60)
-            gate.set()
-
-    anyio.run(main, backend=backend)
-    assert dropped(caplog) == {RUN: 10}
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_drain_ends_when_room_is_made_by_giving_up_what_nobody_will_send(server: ScriptedServer, backend: str) -> None:
-    """No request ends for that."""
-    server.fail("runs/create", NO_EXPERIMENT, times=None)
-
-    async def main() -> None:
-        async with runqueue.AsyncClient(server.uri, flush_interval=SOON, max_pending=20) as client:
-            run = client.create_run("7")
-            await anyio.to_thread.run_sync(until, lambda: server.count() > 0 and not client.statistics().in_flight)
-            log(client, 20 - pending(client), run=run)
-            with anyio.fail_after(PATIENCE):
-                await client.drain()
-            log(client, 1)
-
-    anyio.run(main, backend=backend)
-    assert steps(server) == [0]
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_drain_is_told_when_the_client_is_closed(server: ScriptedServer, gate: threading.Event, backend: str) -> None:
-    """As every call is."""
-
-    async def main() -> None:
-        client = runqueue.AsyncClient(server.uri, flush_interval=SOON, max_pending=5)
-        log(client, 5)
-
-        async def drain() -> None:
-            with pytest.raises(ClosedError):
-                await client.drain()
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(drain)
-            await anyio.lowlevel.checkpoint()
-            await client.close(timeout=0.1)
-        gate.set()
-
-    anyio.run(main, backend=backend)
 
 
 # -- the end ---------------------------------------------------------------------------------------------------------
@@ -468,7 +340,7 @@ def test_a_producer_that_gets_room_while_the_client_closes_is_sent_or_said(
     now = client.statistics()
     assert_books(client)
     assert len(steps(server)) >= now.stored
-    assert now.accepted == now.stored or any("were not sent" in text for text in warnings(caplog))
+    assert now.accepted == now.stored or any("were not sent" in text for text in warnings_of(caplog))
 
 
 class MyError(BaseException):
@@ -504,7 +376,7 @@ def test_after_an_exception_in_the_block_a_dead_server_costs_no_more_than_the_ex
         raise ValueError("mine")
     assert time.monotonic() - began < 10
     assert client.statistics().failed == 25
-    assert any("25 of 25 entries were not stored" in text for text in warnings(caplog))
+    assert any("25 of 25 entries were not stored" in text for text in warnings_of(caplog))
 
 
 # -- failures --------------------------------------------------------------------------------------------------------
@@ -529,7 +401,7 @@ def test_failures_met_on_the_way_are_raised_by_the_next_flush(
         assert sum(failure.count for failure in caught.value.failures) == 3
         client.flush()
         assert client.failures == caught.value.failures
-    assert len(warnings(caplog)) == 1
+    assert len(warnings_of(caplog)) == 1
 
 
 def test_failures_met_on_the_way_are_raised_by_the_end_of_the_block(server: ScriptedServer) -> None:
@@ -556,7 +428,7 @@ def test_a_streaming_client_warns_by_default_with_counts_and_causes(
     until(lambda: client.statistics().failed == 2)
     caplog.clear()
     getattr(client, end)()
-    said = [text for text in warnings(caplog) if "were not stored" in text]
+    said = [text for text in warnings_of(caplog) if "were not stored" in text]
     assert len(said) == 1 and "2 of 2 entries were not stored" in said[0]
     assert sum(failure.count for failure in client.failures) == 2
     client.close()
@@ -569,7 +441,7 @@ def test_the_warning_of_a_flush_names_every_cause(server: ScriptedServer, caplog
         client.log_metric(RUN, "bad", 1.0)
         client.log_metrics("other", {"text": "no number"})
         client.flush()
-        (said,) = (text for text in warnings(caplog) if "were not stored" in text)
+        (said,) = (text for text in warnings_of(caplog) if "were not stored" in text)
         assert "not that one" in said and "text" in said and RUN in said and "other" in said
 
 
@@ -580,8 +452,8 @@ def test_each_cause_is_warned_of_once(server: ScriptedServer, caplog: pytest.Log
         for step in range(20):
             client.log_metric(RUN, f"bad{step}", 1.0)
             until(lambda wanted=step + 1: client.statistics().failed == wanted)  # type: ignore[misc]
-        until(lambda: bool(warnings(caplog)))
-        (said,) = warnings(caplog)
+        until(lambda: bool(warnings_of(caplog)))
+        (said,) = warnings_of(caplog)
         assert "not that one" in said and RUN in said
 
 
@@ -595,14 +467,14 @@ def test_a_server_that_comes_back_gets_everything_once_without_a_flush(
     server.stop_listening()
     with runqueue.Client(server.uri, flush_interval=SOON, retry_timeout=0.2) as client:
         log(client, 3_000)
-        until(lambda: bool(warnings(caplog)))
+        until(lambda: bool(warnings_of(caplog)))
         log(client, 3_000, start=3_000)
         server.listen_again()
         until(lambda: client.statistics().stored == 6_000)
         assert_books(client)
     assert steps(server) == list(range(6_000))
     assert server.count() <= 8
-    (said,) = warnings(caplog)
+    (said,) = warnings_of(caplog)
     assert "does not take data" in said
 
 
@@ -611,12 +483,12 @@ def test_a_401_that_stays_is_an_outage(server: ScriptedServer, caplog: pytest.Lo
     server.fail("", Fault.answer(401), times=None)
     with runqueue.Client(server.uri, flush_interval=SOON, token="wrong") as client:
         log(client, 10)
-        until(lambda: bool(warnings(caplog)))
+        until(lambda: bool(warnings_of(caplog)))
         log(client, 10, start=10)
         assert pending(client) == 20 and client.failures == ()
         server.mend()
         until(lambda: client.statistics().stored == 20)
-    (said,) = warnings(caplog)
+    (said,) = warnings_of(caplog)
     assert "401" in said and "wrong" not in said
 
 
@@ -644,7 +516,7 @@ def test_a_refused_run_is_said_at_once_and_asked_for_again_by_a_flush_alone(
         child = client.create_run("7", parent_run_id=run)
         log(client, 10, run=run)
         log(client, 10, run=child)
-        until(lambda: bool(warnings(caplog)))
+        until(lambda: bool(warnings_of(caplog)))
         for step in range(5):
             log(client, 1, run="other", start=step)
             until(lambda wanted=step + 1: client.statistics().stored == wanted)  # type: ignore[misc]
@@ -660,7 +532,7 @@ def test_a_refused_run_is_said_at_once_and_asked_for_again_by_a_flush_alone(
         client.flush()
         assert (run.run_id, child.run_id) == ("r1", "r2")
         assert steps(server, "r1") == steps(server, "r2") == list(range(10))
-    assert len(warnings(caplog)) == 1 and "no such experiment" in warnings(caplog)[0]
+    assert len(warnings_of(caplog)) == 1 and "no such experiment" in warnings_of(caplog)[0]
 
 
 def test_at_the_bound_the_data_of_refused_runs_are_given_up_first(
@@ -670,13 +542,13 @@ def test_at_the_bound_the_data_of_refused_runs_are_given_up_first(
     server.fail("runs/create", NO_EXPERIMENT, times=None)
     with runqueue.Client(server.uri, flush_interval=SOON, max_pending=50) as client:
         run = client.create_run("7")
-        until(lambda: bool(warnings(caplog)))
+        until(lambda: bool(warnings_of(caplog)))
         log(client, 40, run=run)
         log(client, 200)
         client.flush(run_id=RUN)
         assert client.statistics().dropped == 40
     assert steps(server) == list(range(200))
-    assert sum(dropped(caplog).values()) == 40
+    assert sum(dropped_by_run(caplog).values()) == 40
 
 
 # -- runs that have ended --------------------------------------------------------------------------------------------
@@ -793,7 +665,7 @@ def test_a_store_that_cannot_be_made_is_said_and_made_later(
     monkeypatch.setattr("runqueue.engine._assembly.make_store", make)
     with runqueue.Client(server.uri, flush_interval=SOON, block_timeout=0.1, max_pending=100) as client:
         log(client, 10)
-        wait_until(lambda: bool(warnings(caplog)), 5, "nothing was said")
+        wait_until(lambda: bool(warnings_of(caplog)), 5, "nothing was said")
         log(client, 10, start=10)
         wait_until(lambda: client.statistics().stored == 20, 10, "nothing was stored")
 

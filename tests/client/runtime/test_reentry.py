@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import logging
 import signal
@@ -265,47 +264,6 @@ def test_what_is_collected_may_log(server: ScriptedServer) -> None:
     client.close()
     assert sorted(steps(server)) == list(range(300))
     assert len(steps(server, "collected")) == 300
-
-
-# -- coroutines ------------------------------------------------------------------------------------------------------
-
-
-def test_a_cancelled_flush_leaves_the_rest_for_the_next(server: ScriptedServer) -> None:
-    """Nothing is lost, nothing sent twice."""
-    server.fail("", Fault.hold(), times=1)
-
-    async def main() -> None:
-        async with runqueue.AsyncClient(server.uri) as client:
-            for step in range(2_500):
-                client.log_metric(RUN, "m", 1.0, step)
-            flush = asyncio.create_task(client.flush())
-            await asyncio.to_thread(wait_until, lambda: server.count() == 1, PATIENCE, "no request")
-            flush.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await flush
-            server.let_go()
-            await client.flush()
-            assert client.statistics().stored == 2_500
-
-    asyncio.run(main())
-    assert steps(server) == list(range(2_500))
-
-
-@pytest.mark.parametrize("flush_interval", [None, 0.01])
-def test_one_client_serves_two_loops_one_after_the_other(server: ScriptedServer, flush_interval: float | None) -> None:
-    """Made before the first; the thread with its connections is the same."""
-    client = runqueue.AsyncClient(server.uri, flush_interval=flush_interval)
-
-    async def use(first: int) -> None:
-        for step in range(first, first + 5):
-            client.log_metric(RUN, "m", 1.0, step)
-        await client.flush()
-
-    asyncio.run(use(0))
-    client.log_metric(RUN, "m", 1.0, 5)
-    asyncio.run(use(6))
-    asyncio.run(client.close())
-    assert steps(server) == list(range(11))
 
 
 def test_any_number_of_threads_may_flush_at_once(server: ScriptedServer) -> None:
