@@ -1,5 +1,5 @@
 """
-Artifacts: what is uploaded, and where to.
+Artifacts: the sources that calls name, and their uploads to servers and to MLflow's repositories.
 
-This room reads files and uploads them. When an upload takes place, and what a failed one means, is decided elsewhere.
+This room reads and sends files. The engine decides when, and what a failure means.
 """

@@ -1,12 +1,13 @@
 """
-From what a call is given to the bytes of an artifact: text, dicts, figures, images.
+Encodes the values of log calls as the bytes of artifacts: text, dicts, figures, images.
 
-The bytes are those that MLflow's calls of the same names write, made in the same way: figures and images save themselves
-into a file of the artifact's name, from whose ending they tell the format.
-
-Rules of this file: no libraries are imported but those that the value given comes from, and what writes YAML. What is wrong
-with a value is raised at once, as by MLflow: nothing could be queued of it.
+The bytes are those that MLflow's calls of the same names write. Figures and images save themselves to a temporary file of
+the artifact's name, because they take the format from its ending.
 """
+
+# Rules of this file:
+# - No library is imported, except the one that the value comes from, and PyYAML.
+# - A bad value raises at once, as in MLflow.
 
 from __future__ import annotations
 
@@ -24,16 +25,20 @@ from typing import Any, Final
 
 from runqueue.errors import CallTypeError, ConfigError
 
-COMPRESSED: Final = 256
-"""Pixels of the longer side of the small copy of an image; source: `mlflow.tracking.multimedia.COMPRESSED_IMAGE_SIZE`."""
+SMALL_SIZE: Final = 256
+"""
+The longer side of an image's small copy, in pixels; source: `mlflow.tracking.multimedia.COMPRESSED_IMAGE_SIZE`.
+"""
 LOGGED_IMAGES: Final = "mlflow.loggedImages"
-"""The tag by which MLflow's page finds a run with images; source: `mlflow.utils.mlflow_tags.MLFLOW_LOGGED_IMAGES`."""
+"""The tag that tells MLflow's UI that a run has images; source: `mlflow.utils.mlflow_tags.MLFLOW_LOGGED_IMAGES`."""
 _IMAGE_KEY: Final = re.compile(r"[a-zA-Z0-9_\-./ ]+")
-_DRAWN_BY_PLOTLY: Final = (".png", ".jpeg", ".webp", ".svg", ".pdf")
+_PLOTLY_FORMATS: Final = (".png", ".jpeg", ".webp", ".svg", ".pdf")
 
 
 def encode_text(text: Any) -> bytes:
     """
+    Encode text as UTF-8, with the line breaks of the operating system.
+
     Raises:
         CallTypeError: It is no text.
     """
@@ -43,7 +48,12 @@ def encode_text(text: Any) -> bytes:
 
 
 def encode_dict(dictionary: Any, artifact_file: str) -> bytes:
-    """YAML by the endings .yml and .yaml, else JSON, in which what JSON does not know becomes its `str()`."""
+    """
+    Encode a dict as YAML if the file ends in .yml or .yaml, else as JSON. JSON takes other types as their `str()`.
+
+    Raises:
+        ConfigError: PyYAML is missing.
+    """
     if os.path.splitext(artifact_file)[1] in (".yml", ".yaml"):
         try:
             yaml: Any = importlib.import_module("yaml")
@@ -57,8 +67,15 @@ def encode_dict(dictionary: Any, artifact_file: str) -> bytes:
 
 def encode_figure(figure: Any, artifact_file: str, save_kwargs: Mapping[str, Any] | None) -> bytes:
     """
+    Encode a figure in the format that the file's ending names.
+
+    Args:
+        figure: A figure of matplotlib or plotly.
+        artifact_file: The path of the artifact.
+        save_kwargs: More arguments for the method that saves the figure.
+
     Raises:
-        CallTypeError: It is neither a figure of matplotlib nor one of plotly.
+        CallTypeError: It is another object, or plotly does not write that format.
     """
     keywords = dict(save_kwargs or {})
     if _is_a(figure, "matplotlib", "Figure"):
@@ -68,16 +85,19 @@ def encode_figure(figure: Any, artifact_file: str, save_kwargs: Mapping[str, Any
         if ending == ".html":
             keywords = {"include_plotlyjs": "cdn", "auto_open": False} | keywords
             return _saved(artifact_file, lambda path: figure.write_html(path, **keywords))
-        if ending in _DRAWN_BY_PLOTLY:
+        if ending in _PLOTLY_FORMATS:
             return _saved(artifact_file, lambda path: figure.write_image(path, **keywords))
-        raise CallTypeError(f"plotly writes no file that ends in {ending!r}: .html, {', '.join(_DRAWN_BY_PLOTLY)}")
+        raise CallTypeError(f"plotly writes no file that ends in {ending!r}: .html, {', '.join(_PLOTLY_FORMATS)}")
     raise CallTypeError(f"log_figure takes a figure of matplotlib or plotly, not {type(figure).__name__}")
 
 
 def encode_image(image: Any, artifact_file: str) -> bytes:
     """
+    Encode an image in the format that the file's ending names.
+
     Raises:
         CallTypeError: It is no image.
+        ConfigError: See `_from_array`.
     """
     picture = _picture(image)
     return _saved(artifact_file, picture.save)
@@ -85,11 +105,20 @@ def encode_image(image: Any, artifact_file: str) -> bytes:
 
 def encode_image_series(image: Any, key: Any, step: int, timestamp: int | None) -> dict[str, bytes]:
     """
-    An image of a series, and its small copy, by their paths.
+    Encode one image of a series, and a small copy that MLflow's UI shows first.
+
+    Args:
+        image: The image.
+        key: The name of the series.
+        step: The step.
+        timestamp: Milliseconds since the epoch. None: now.
+
+    Returns:
+        The bytes by their paths among the run's artifacts.
 
     Raises:
         CallTypeError: It is no image, or the key is no text.
-        ConfigError: The key has a character that MLflow does not allow there.
+        ConfigError: The key has a character that MLflow does not allow.
     """
     if not isinstance(key, str):
         raise CallTypeError(f"key takes text, not {type(key).__name__}")
@@ -99,24 +128,24 @@ def encode_image_series(image: Any, key: Any, step: int, timestamp: int | None) 
     name = f"images/{key.replace('/', '~')}+step+{step}+timestamp+{stamp}+{uuid.uuid4()}"
     picture = _picture(image)
     width, height = picture.size
-    scale = (COMPRESSED, int(height * (COMPRESSED / width)))
+    scale = (SMALL_SIZE, int(height * (SMALL_SIZE / width)))
     if width <= height:
-        scale = (int(width * (COMPRESSED / height)), COMPRESSED)
+        scale = (int(width * (SMALL_SIZE / height)), SMALL_SIZE)
     small = picture.resize(scale)
     made = {f"{name}.png": picture.save, f"{name}+compressed.webp": small.save}
     return {path: _saved(path, save) for path, save in made.items()}
 
 
 def _is_a(value: Any, library: str, name: str) -> bool:
-    """By the names of its classes: whoever has such an object has imported its library, and we need not."""
+    """Tell if a value is of a class of a library, by the names of its classes: the library need not be imported."""
     return any(each.__name__ == name and each.__module__.partition(".")[0] == library for each in type(value).__mro__)
 
 
 def _saved(artifact_file: str, save: Callable[[str], Any]) -> bytes:
-    import tempfile  # with what it imports, as much as all the rest of a client
+    import tempfile  # not at the top: it imports as much as all the rest of a client
 
-    with tempfile.TemporaryDirectory(prefix="runqueue-") as made:
-        path = os.path.join(made, posixpath.basename(artifact_file))
+    with tempfile.TemporaryDirectory(prefix="runqueue-") as folder:
+        path = os.path.join(folder, posixpath.basename(artifact_file))
         save(path)
         return Path(path).read_bytes()
 
@@ -125,7 +154,7 @@ def _saved(artifact_file: str, save: Callable[[str], Any]) -> bytes:
 
 
 def _picture(image: Any) -> Any:
-    """As Pillow has it: an array of numpy's, an image of Pillow's, or MLflow's wrapper of one."""
+    """Convert an array of numpy, an image of Pillow or an `mlflow.Image` to an image of Pillow."""
     if _is_a(image, "numpy", "ndarray"):
         return _from_array(image)
     if _is_a(image, "mlflow", "Image"):
@@ -137,11 +166,11 @@ def _picture(image: Any) -> Any:
 
 def _from_array(array: Any) -> Any:
     """
-    As `mlflow.tracking.multimedia.convert_to_pil_image` does it.
+    Convert an array to an image, as `mlflow.tracking.multimedia.convert_to_pil_image` does.
 
     Raises:
-        CallTypeError: It holds no numbers.
-        ConfigError: It has not the shape of an image, or whole numbers that are no bytes.
+        CallTypeError: The array holds no numbers.
+        ConfigError: The shape is not that of an image, integers are not between 0 and 255, or Pillow is missing.
     """
     try:
         pillow: Any = importlib.import_module("PIL.Image")

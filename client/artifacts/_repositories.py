@@ -1,10 +1,12 @@
 """
-Artifacts that MLflow's own repositories store: object stores, folders, and whatever an installed plugin knows.
-
-Rules of this file: every call of MLflow's runs in a worker thread, and is never repeated before it has returned. MLflow is
-imported in the first of these threads. What a repository raises is said in words without its secrets; what passes by
-itself is told from what does not by the error's kind, as each library has its own.
+Uploads artifacts by MLflow's own repositories: to object stores, folders, and places that an installed plugin knows.
 """
+
+# Rules of this file:
+# - MLflow is called in worker threads only, and imported in the first of them. A call is never repeated before it has
+#   returned.
+# - The messages of errors lose their secrets here. Which errors are retriable is decided by their classes' names, as each
+#   library has classes of its own.
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from urllib.parse import urlsplit
 
 import anyio
 
-from runqueue.artifacts._source import Source, as_file, rejected, size_of
+from runqueue.artifacts._reading import as_file, rejected
+from runqueue.artifacts._source import Source, size_of
 from runqueue.errors import UnavailableError
 from runqueue.http._body import kept_alive
 from runqueue.http._upload import Meter
@@ -30,17 +33,17 @@ from runqueue.runtime._waiting import in_thread
 from runqueue.settings._redaction import redact_uri
 from runqueue.wire._answer import RETRIABLE, error_of
 
-PATIENCE: Final = 300.0
-"""Seconds, beside those that its size takes, for which an upload that shows nothing of itself passes for one that goes on."""
-SLOWEST: Final = 1_000_000
-"""Bytes a second, as well."""
-_KEPT: Final = 64
-"""Repositories that are kept, the latest: each run has its own."""
-_LASTING: Final = frozenset(
+STALL_TIMEOUT: Final = 300.0
+"""Seconds, besides those for its size, for which an upload counts as alive although a repository shows no progress."""
+MIN_BYTES_PER_SECOND: Final = 1_000_000
+"""The speed by which a file's size extends that time."""
+_MAX_REPOSITORIES: Final = 64
+"""The latest repositories are kept for reuse. Each run has its own."""
+_PERMANENT: Final = frozenset(
     (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP)
 )
-"""Errors of the system's that waiting does not mend."""
-_PASSING: Final = frozenset(
+"""Errors of the operating system that a retry does not change."""
+_TEMPORARY: Final = frozenset(
     (
         "ConnectionError",  # requests', and Python's own
         "Timeout",
@@ -57,72 +60,71 @@ _PASSING: Final = frozenset(
 
 class Repositories:
     """
+    MLflow's repositories by the artifact URIs of runs.
+
     Args:
-        tracking_uri: Of the client; some repositories ask that server for credentials.
-        at_once: Calls.
-        meter: Told what is sent.
+        tracking_uri: The client's; some repositories ask that server for credentials.
+        max_uploads: Uploads at once.
+        meter: Counts the bytes sent.
     """
 
-    def __init__(self, tracking_uri: str, at_once: int, meter: Meter) -> None:
+    def __init__(self, tracking_uri: str, max_uploads: int, meter: Meter) -> None:
         self._tracking_uri = tracking_uri
-        self._threads = anyio.CapacityLimiter(at_once)
+        self._threads = anyio.CapacityLimiter(max_uploads)
         self._meter = meter
-        self._made: OrderedDict[str, Any] = OrderedDict()
+        self._repositories: OrderedDict[str, Any] = OrderedDict()
 
     async def put(self, root: str, path: str, source: Source) -> None:
         """
-        Store one artifact.
+        Upload one artifact.
 
         Args:
-            root: URI of the run's artifacts.
-            path: Below it.
-            source: What is stored.
+            root: The artifact URI of the run.
+            path: The artifact's path below it.
+            source: The artifact.
 
         Raises:
-            StoreError: It was not stored.
+            StoreError: The artifact was not stored.
         """
         if importlib.util.find_spec("mlflow") is None:
             kind = f"in {urlsplit(root).scheme}:" if "://" in root else "in a folder"
             raise rejected(
                 f"the artifacts of this run are kept {kind}, which takes MLflow: pip install 'runqueue[mlflow]'"
             )
-        work = partial(in_thread, self._perform, root, path, source, limiter=self._threads)
-        await kept_alive(work, self._meter, PATIENCE + size_of(source) / SLOWEST)
+        work = partial(in_thread, self._upload, root, path, source, limiter=self._threads)
+        await kept_alive(work, self._meter, STALL_TIMEOUT + size_of(source) / MIN_BYTES_PER_SECOND)
         self._meter.add(size_of(source))
 
-    def _perform(self, root: str, path: str, source: Source) -> None:
+    def _upload(self, root: str, path: str, source: Source) -> None:
         folder, name = posixpath.split(path)
         with as_file(source, name) as local:
-            failure = self._failed(root, str(local), folder)
-            if failure is not None:
-                raise failure
+            failure: StoreError
+            try:
+                self._repository(root).log_artifact(str(local), folder or None)
+                return
+            except Exception as error:  # noqa: BLE001  a plugin may raise anything, and only this artifact fails
+                failure = _store_error(error, root)
+            raise failure  # outside of the handler: its context would hold the original error, with its secrets
 
-    def _failed(self, root: str, local: str, folder: str) -> StoreError | None:
-        try:
-            self._of(root).log_artifact(local, folder or None)
-        except Exception as error:  # noqa: BLE001  whatever a plugin raises concerns this artifact alone
-            return _described(error, root)
-        return None
-
-    def _of(self, root: str) -> Any:
-        found = self._made.get(root)
+    def _repository(self, root: str) -> Any:
+        found = self._repositories.get(root)
         if found is None:
             with importing():
                 registry: Any = importlib.import_module("mlflow.store.artifact.artifact_repository_registry")
                 uris: Any = importlib.import_module("mlflow.utils.uri")
-            # Of a workspace that a profile names; what is no dbfs: stays.
+            # It adds the profile of the tracking URI to dbfs: URIs, and leaves others as they are.
             uri = uris.add_databricks_profile_info_to_artifact_uri(root, self._tracking_uri)
             get = registry.get_artifact_repository
-            known = "tracking_uri" in inspect.signature(get).parameters
-            found = get(uri, tracking_uri=self._tracking_uri) if known else get(uri)
-        self._made[root] = found
-        self._made.move_to_end(root)
-        while len(self._made) > _KEPT:
-            self._made.popitem(last=False)
+            takes_tracking_uri = "tracking_uri" in inspect.signature(get).parameters  # newer versions of MLflow
+            found = get(uri, tracking_uri=self._tracking_uri) if takes_tracking_uri else get(uri)
+        self._repositories[root] = found
+        self._repositories.move_to_end(root)
+        while len(self._repositories) > _MAX_REPOSITORIES:
+            self._repositories.popitem(last=False)
         return found
 
 
-def _described(error: Exception, root: str) -> StoreError:
+def _store_error(error: Exception, root: str) -> StoreError:
     text = f"{type(error).__name__}: {_redacted(str(error), root)}"
     chain = list(_chain(error))
     for each in chain:
@@ -131,10 +133,10 @@ def _described(error: Exception, root: str) -> StoreError:
             return UnavailableError(text)
         if isinstance(each, ImportError) and each.name:
             return rejected(f"the artifact repository needs a library: pip install {each.name} ({text})")
-        if _PASSING & {kind.__name__ for kind in type(each).__mro__}:
+        if _TEMPORARY & {kind.__name__ for kind in type(each).__mro__}:
             return UnavailableError(text)
         if isinstance(each, OSError) and type(each).__module__ == "builtins" and each.errno is not None:
-            return rejected(text) if each.errno in _LASTING else UnavailableError(text)
+            return rejected(text) if each.errno in _PERMANENT else UnavailableError(text)
     code, status_of = getattr(error, "error_code", None), getattr(error, "get_http_status_code", lambda: None)
     if isinstance(code, str) and status_of() == 400:  # an MlflowException
         return error_of(400, code, _redacted(str(error), root))
@@ -150,7 +152,7 @@ def _chain(error: BaseException | None) -> Any:
 
 
 def _status(error: Any) -> int | None:
-    """Of HTTP, as requests', botocore's, google's and azure's errors keep it."""
+    """Return the HTTP status that an error of requests, botocore, google or azure holds, if it holds one."""
     response = getattr(error, "response", None)
     found = getattr(response, "status_code", None)
     if found is None and isinstance(response, dict):

@@ -1,15 +1,14 @@
 """
-Artifacts that a server takes by MLflow's REST API: PUT `mlflow-artifacts/artifacts/<path>`, or in parts.
-
-A server answers an empty 200 to what it has stored, and so does whatever stands in its place and knows nothing; so the
-first one is believed only when the server lists the file. What the artifact's URI says is where it goes, as with MLflow;
-but if that is not the tracking server, it is not told who we are.
-
-A large file goes in parts as with MLflow: the server gives an address for each of them, most often of an object store, that
-holds its own permission. Nothing of ours goes there but the part.
-
-Rules of this file: one attempt a call; what is wrong with the file is said by `_source`, with the server by `_answer`.
+Uploads artifacts to a server by MLflow's REST API: PUT `mlflow-artifacts/artifacts/<path>`, large files in parts.
 """
+
+# Rules of this file:
+# - One attempt a call.
+# - MLflow's server answers a PUT by an empty 200, and so does many a proxy that stores nothing. So the first such answer is
+#   checked: the server has to list the file.
+# - The artifact URI decides where the upload goes, as in MLflow. If that is not the tracking server, no credentials go.
+# - A file in parts: the server returns one URL a part, most often of an object store, which holds its own permission.
+#   Nothing but the part goes there.
 
 from __future__ import annotations
 
@@ -26,7 +25,8 @@ from urllib.parse import quote, unquote, urlencode, urlsplit, urlunsplit
 import anyio
 import orjson
 
-from runqueue.artifacts._source import InMemory, OpenFile, Source, open_source, rejected
+from runqueue.artifacts._reading import OpenFile, open_source, rejected
+from runqueue.artifacts._source import InMemory, Source
 from runqueue.errors import UnavailableError, UnexpectedAnswerError
 from runqueue.http._body import Body, Streamed, kept_alive
 from runqueue.http._transports import PORTS
@@ -38,17 +38,20 @@ from runqueue.stores._rest import HttpStore
 from runqueue.wire._answer import RETRIABLE
 
 SERVICE: Final = "/api/2.0/mlflow-artifacts/artifacts"
-"""Below the root of a server."""
-LARGE: Final = 500 * 1024**2
-"""Bytes from which a file goes in parts, where the server takes those; source: MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE."""
-PART: Final = 10 * 1024**2
-"""Bytes of a part; source: MLFLOW_MULTIPART_UPLOAD_CHUNK_SIZE."""
-PARTS: Final = 4
-"""Parts of one file that are sent at once."""
-_ABORT: Final = 10.0
-"""Seconds in which a server may let go of the parts that were sent in vain."""
-_NO_PARTS: Final = "Multipart upload is not supported"
-"""What MLflow says of an object store that takes none; source: `_UnsupportedMultipartUploadException.MESSAGE`."""
+"""The path below the root of a server."""
+MULTIPART_MIN_BYTES: Final = 500 * 1024**2
+"""
+Files of at least this size are sent in parts, if the server takes parts; source: the default of
+MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE.
+"""
+PART_BYTES: Final = 10 * 1024**2
+"""Bytes of a part; source: the default of MLFLOW_MULTIPART_UPLOAD_CHUNK_SIZE."""
+MAX_PARTS_AT_ONCE: Final = 4
+"""Parts of one file that are in flight at once."""
+_ABORT_TIMEOUT: Final = 10.0
+"""Seconds for telling the server that an upload has failed, so that it deletes the parts."""
+_NO_MULTIPART: Final = "Multipart upload is not supported"
+"""MLflow's text for an object store that takes no parts; source: `_UnsupportedMultipartUploadException.MESSAGE`."""
 _NOT_SERVED: Final = re.compile(r"--(?:no-)?serve-artifacts")
 
 logger = logging.getLogger("runqueue")
@@ -56,14 +59,14 @@ logger = logging.getLogger("runqueue")
 
 def served_at(artifact_uri: str, tracking_uri: str) -> str:
     """
-    Where a server takes the artifacts of this URI, as `MlflowArtifactsRepository.resolve_uri` has it.
+    Return the URL at which a server takes artifacts, as `MlflowArtifactsRepository.resolve_uri` does.
 
     Args:
-        artifact_uri: `mlflow-artifacts:`, or http(s).
-        tracking_uri: http(s), without user info.
+        artifact_uri: A run's artifact URI: `mlflow-artifacts:`, or http(s).
+        tracking_uri: The tracking URI without user info.
 
     Raises:
-        RejectedError: There is no such place.
+        RejectedError: The URI is not valid, or relative to a tracking URI that is no server.
     """
     place, tracking = urlsplit(artifact_uri), urlsplit(tracking_uri)
     if place.scheme in ("http", "https"):
@@ -86,48 +89,50 @@ def served_at(artifact_uri: str, tracking_uri: str) -> str:
 
 
 def origin(url: str) -> tuple[str, str | None, int | None]:
-    """Scheme, host and port."""
+    """Return scheme, host and port of a URL."""
     parts = urlsplit(url)
     return parts.scheme, parts.hostname, parts.port or PORTS.get(parts.scheme)
 
 
 def _requoted(path: str) -> str:
-    """What is no URL's character is written as one; what looks written so already stays, as in what a server gives."""
+    """Percent-encode a path for a URL, but leave existing escapes: a server's artifact URI may be encoded already."""
     return quote(path, safe="/%:@!$&'()*+,;=~")
 
 
 class ArtifactServer:
     """
+    Uploads artifacts to one server.
+
     Args:
-        store: Of the server, with connections of their own.
-        meter: Told what is sent.
+        store: The server's store, with connections of its own.
+        meter: Counts the bytes sent.
     """
 
     def __init__(self, store: HttpStore, meter: Meter) -> None:
         self._store = store
         self._meter = meter
-        self._believed = False
+        self._has_stored = False  # whether an empty 200 was checked, and was true
         self._takes_parts: bool | None = None
-        self._elsewhere: dict[tuple[str, str | None, int | None], HttpStore] = {}
+        self._part_stores: dict[tuple[str, str | None, int | None], HttpStore] = {}
 
     def __repr__(self) -> str:
         return f"<ArtifactServer {self._store.root}>"
 
     async def aclose(self) -> None:
-        for store in (self._store, *self._elsewhere.values()):
+        for store in (self._store, *self._part_stores.values()):
             await store.aclose()
 
     async def put(self, root: str, path: str, source: Source) -> None:
         """
-        Store one artifact.
+        Upload one artifact.
 
         Args:
-            root: Of the run's artifacts, see `served_at`.
-            path: Below it.
-            source: What is stored.
+            root: The URL of the run's artifacts, see `served_at`.
+            path: The artifact's path below it.
+            source: The artifact.
 
         Raises:
-            StoreError: It was not stored.
+            StoreError: The artifact was not stored.
         """
         body = source.content if isinstance(source, InMemory) else await in_thread(open_source, source)
         if isinstance(body, bytes) and len(body) <= CHUNK:
@@ -136,7 +141,7 @@ class ArtifactServer:
             return
         try:
             if isinstance(body, bytes) or not await self._put_in_parts(root, path, body):
-                # Each step has a deadline, which ends it: it is never stuck.
+                # Without a bound: each piece has a deadline of its own, so the upload cannot hang.
                 await kept_alive(partial(self._stream, root, path, body), self._meter, math.inf)
         finally:
             if isinstance(body, OpenFile):
@@ -156,17 +161,17 @@ class ArtifactServer:
         try:
             answer = await self._store.exchange("PUT", self._url(root, path), body, headers={"Content-Type": kind})
             if answer.status == 200 and not answer.body:
-                if not self._believed and SERVICE in root:  # else there is no knowing where it would be listed
-                    await self._look(root, path, len(body))
+                if not self._has_stored and SERVICE in root:  # without SERVICE, the URL of its listing is unknown
+                    await self._check_listed(root, path, len(body))
             else:
                 self._store.judge(answer)
         except UnavailableError as error:
             if _NOT_SERVED.search(str(error)):
                 raise rejected(f"the server takes no artifacts: {error}") from None
             raise
-        self._believed = True
+        self._has_stored = True
 
-    async def _look(self, root: str, path: str, size: int) -> None:
+    async def _check_listed(self, root: str, path: str, size: int) -> None:
         """
         Raises:
             UnexpectedAnswerError: The server does not list the file.
@@ -190,30 +195,30 @@ class ArtifactServer:
     # -- in parts ------------------------------------------------------------------------------------------------------
 
     async def _put_in_parts(self, root: str, path: str, file: OpenFile) -> bool:
-        """False: the server does not take it so."""
-        if file.size < (environment.count("MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE") or LARGE):
+        """Upload a file in parts. Return False, and upload nothing, if it is small or the server takes no parts."""
+        if file.size < (environment.count("MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE") or MULTIPART_MIN_BYTES):
             return False
         if SERVICE not in root or not await self._may_take_parts(root):
             return False
-        failure = await self._in_parts(root, path, file)
-        if failure is not None and _NO_PARTS in str(failure):
+        failure = await self._send_in_parts(root, path, file)
+        if failure is not None and _NO_MULTIPART in str(failure):
             self._takes_parts = False
             return False
         if failure is not None:
             raise failure
         return True
 
-    async def _in_parts(self, root: str, path: str, file: OpenFile) -> StoreError | None:
-        """What went wrong, without the frames it came with: those hold addresses with their permissions."""
-        part = environment.count("MLFLOW_MULTIPART_UPLOAD_CHUNK_SIZE") or PART
+    async def _send_in_parts(self, root: str, path: str, file: OpenFile) -> StoreError | None:
+        """Return the failure, if there is one, without its frames: they hold URLs with permissions."""
+        part = environment.count("MLFLOW_MULTIPART_UPLOAD_CHUNK_SIZE") or PART_BYTES
         count = -(-file.size // part)
         folder, name = posixpath.split(path)
         try:
-            made = await self._of_parts("create", root, folder, {"path": name, "num_parts": count})
-            upload = {"path": name, "upload_id": made.get("upload_id")}
+            created = await self._call_multipart("create", root, folder, {"path": name, "num_parts": count})
+            upload = {"path": name, "upload_id": created.get("upload_id")}
             try:
-                parts = await self._send_parts(made.get("credentials"), file, part, count)
-                await self._of_parts("complete", root, folder, {**upload, "parts": parts})
+                parts = await self._send_parts(created.get("credentials"), file, part, count)
+                await self._call_multipart("complete", root, folder, {**upload, "parts": parts})
             except BaseException:
                 await self._abort(root, folder, upload)
                 raise
@@ -223,30 +228,30 @@ class ArtifactServer:
         return None
 
     async def _abort(self, root: str, folder: str, upload: Mapping[str, Any]) -> None:
-        with anyio.CancelScope(shield=True), anyio.move_on_after(_ABORT):
+        with anyio.CancelScope(shield=True), anyio.move_on_after(_ABORT_TIMEOUT):
             try:
-                await self._of_parts("abort", root, folder, upload)
+                await self._call_multipart("abort", root, folder, upload)
             except StoreError as error:  # the object store keeps the parts for a while: that costs, and harms nothing
-                logger.info("the parts of an upload in vain were not let go: %s", error)
+                logger.info("the parts of a failed upload were not deleted: %s", error)
 
     async def _may_take_parts(self, root: str) -> bool:
-        asked = environment.switch("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD")
-        if asked is not None:
-            return asked and self._takes_parts is not False
+        wanted = environment.switch("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD")
+        if wanted is not None:
+            return wanted and self._takes_parts is not False
         if self._takes_parts is None:
             try:
-                said = await self._store.judged("GET", root.partition(SERVICE)[0] + "/api/3.0/mlflow/server-info")
+                info = await self._store.judged("GET", root.partition(SERVICE)[0] + "/api/3.0/mlflow/server-info")
             except StoreError as error:
                 if error.retriable:
                     raise
-                said = {}  # a server that knows no such question
-            self._takes_parts = said.get("multipart_uploads_enabled") is True
+                info = {}  # an older server, without this call
+            self._takes_parts = info.get("multipart_uploads_enabled") is True
         return self._takes_parts
 
-    async def _of_parts(self, what: str, root: str, folder: str, data: Mapping[str, Any]) -> dict[str, Any]:
+    async def _call_multipart(self, step: str, root: str, folder: str, data: Mapping[str, Any]) -> dict[str, Any]:
         base, _, inside = root.partition(SERVICE)
-        url = posixpath.join(f"{base}/api/2.0/mlflow-artifacts/mpu/{what}{inside}", quote(folder, safe="/~"))
-        return await self._store.judged("POST", url.rstrip("/"), orjson.dumps(data), empty=what != "create")
+        url = posixpath.join(f"{base}/api/2.0/mlflow-artifacts/mpu/{step}{inside}", quote(folder, safe="/~"))
+        return await self._store.judged("POST", url.rstrip("/"), orjson.dumps(data), empty=step != "create")
 
     async def _send_parts(self, credentials: Any, file: OpenFile, size: int, count: int) -> list[dict[str, Any]]:
         if not isinstance(credentials, list) or len(credentials) != count:
@@ -269,7 +274,7 @@ class ArtifactServer:
 
         try:
             async with anyio.create_task_group() as tasks:
-                for _ in range(min(PARTS, count)):
+                for _ in range(min(MAX_PARTS_AT_ONCE, count)):
                     tasks.start_soon(send)
             if failures:
                 raise failures[0]
@@ -287,14 +292,14 @@ class ArtifactServer:
             raise UnexpectedAnswerError("the server gave an address for a part of a file that is none") from None
         if urlsplit(url).scheme not in ("http", "https"):
             raise UnexpectedAnswerError("the server gave an address for a part of a file that is not http(s)")
-        store = self._elsewhere.get(origin(url))
+        store = self._part_stores.get(origin(url))
         if store is None:
-            store = self._elsewhere[origin(url)] = self._store.elsewhere(url, PARTS)
+            store = self._part_stores[origin(url)] = self._store.elsewhere(url, MAX_PARTS_AT_ONCE)
         answer = await store.exchange("PUT", url, stream, headers={"Content-Type": None, **headers})
         if answer.status in (200, 201):
             return {"part_number": number, "etag": answer.headers.get("etag", ""), "url": url}
         where = f"{urlsplit(url).hostname} answered {answer.status} to a part of the file"
-        # Of 401 and 403 the permission has run out, most likely: the next attempt gets another one.
+        # 401 and 403: the permission in the URL has most likely expired, and the next attempt gets a new one.
         if answer.status in RETRIABLE or answer.status in (401, 403):
             raise UnavailableError(where)
         raise RejectedError(where, scope=Scope.BATCH)

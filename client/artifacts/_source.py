@@ -1,61 +1,54 @@
 """
-What is uploaded as an artifact, under which path, and how its bytes are read.
+The sources of artifacts, by their paths among the run's artifacts, as a log call names them.
 
-    InMemory    bytes that were made at the call: what they were made of may change after it
-    LocalFile    a file that is read when it is uploaded; what it holds then is what is stored
-
-A path among a run's artifacts is checked at the call, by MLflow's own rules (`mlflow.utils.validation.path_not_unique`):
-relative, in its shortest spelling, and nowhere outside. What is wrong with a *file* is found when it is listed or read,
-and fails it alone: it is gone, is no regular file, changes while it is read, or a symbolic link has led out of the folder
-that was to be logged.
-
-Rules of this file: no loop, no socket. A file is opened once an attempt, without following a last link that was not looked
-at, and never waited for: a pipe would keep us for ever.
+    InMemory     bytes that the call has made, because what they were made of may change after it
+    LocalFile    a file, which is read when it is uploaded; what it holds then is stored
 """
+
+# Rules of this file:
+# - It runs in the caller's thread: files are listed, and not opened.
+# - A path among the run's artifacts is checked here, by MLflow's rules (`mlflow.utils.validation.path_not_unique`): it is
+#   relative, in its shortest form, and stays inside. A bad one raises.
+# - A local file that cannot be listed becomes an InvalidValue, and fails alone.
 
 from __future__ import annotations
 
 import os
 import posixpath
-import stat
-import threading
-from collections.abc import Generator
-from contextlib import contextmanager
-from pathlib import Path, PurePath
-from typing import Any, Final, TypeAlias
+from pathlib import PurePath
+from typing import Any, TypeAlias
 
 import attrs
 
-from runqueue.errors import CallTypeError, ConfigError, RejectedError
-from runqueue.http._upload import CHUNK
-from runqueue.queueing import Scope
+from runqueue.errors import CallTypeError, ConfigError
 from runqueue.wire._records import InvalidValue
 
 
 @attrs.define(eq=False)
 class InMemory:
-    """Bytes in memory."""
+    """The bytes of an artifact."""
 
     content: bytes = attrs.field(repr=False)
 
     @property
     def size(self) -> int:
+        """Bytes."""
         return len(self.content)
 
     def release(self) -> None:
-        """It has failed for good, and its record may be kept for a report."""
+        """Free the memory of an artifact that has failed for good: a report may keep its record."""
         self.content = b""
 
 
 @attrs.frozen(eq=False)
 class LocalFile:
     """
-    A file.
+    A file to upload.
 
     Args:
-        path: Absolute.
-        base: The folder that it must not lead out of, without links. None: it was named itself, and may be a link.
-        size: Bytes, when it was listed; only for showing how far an upload is.
+        path: The absolute path.
+        base: The resolved folder that the file must be in. None: the user named the file itself, which may be a link.
+        size: Bytes at the time of the call, for showing an upload's progress.
     """
 
     path: str
@@ -71,11 +64,11 @@ Source: TypeAlias = InMemory | LocalFile | InvalidValue
 
 def artifact_folder(artifact_path: Any) -> str:
     """
-    The folder among a run's artifacts that a call names; "" is their root.
+    Check a call's `artifact_path`, and return it; "" is the root of the run's artifacts.
 
     Raises:
         CallTypeError: It is no text.
-        ConfigError: It leads elsewhere, or is not in its shortest spelling.
+        ConfigError: It leads outside, or is not in its shortest form.
     """
     if artifact_path is None:
         return ""
@@ -84,11 +77,11 @@ def artifact_folder(artifact_path: Any) -> str:
 
 def artifact_file_path(artifact_file: Any) -> str:
     """
-    The path among a run's artifacts of a file that a call names; like MLflow, of `a/../b.txt` it makes `b.txt`.
+    Check a call's `artifact_file`, and return it in its shortest form: like MLflow, `b.txt` for `a/../b.txt`.
 
     Raises:
         CallTypeError: It is no text.
-        ConfigError: It leads elsewhere, or names no file.
+        ConfigError: It leads outside, or names no file.
     """
     given = _text(artifact_file, "artifact_file")
     path = posixpath.normpath(given) if given else ""
@@ -117,16 +110,19 @@ def _checked(path: str, name: str) -> str:
     return path
 
 
-# -- what a call names -----------------------------------------------------------------------------------------------
+# -- sources ---------------------------------------------------------------------------------------------------------
 
 
 def file_or_folder(local_path: Any, target: str) -> dict[str, Source]:
     """
-    A file, or like MLflow a folder, which goes under its own name.
+    Return the sources of a file, or, like MLflow, of a folder, which is stored under its own name.
 
     Args:
-        local_path: Of the file.
+        local_path: The file or folder.
         target: The folder among the run's artifacts.
+
+    Returns:
+        The sources by their paths among the run's artifacts.
     """
     path = _local(local_path, "local_path")
     name = posixpath.join(target, os.path.basename(path))
@@ -135,41 +131,44 @@ def file_or_folder(local_path: Any, target: str) -> dict[str, Source]:
     try:
         size = os.stat(path).st_size
     except OSError as error:
-        return {name: InvalidValue(path, _unreadable(path, error))}
+        return {name: InvalidValue(path, unreadable_text(path, error))}
     return {name: LocalFile(path, None, size)}
 
 
 def files_in(local_dir: Any, target: str) -> dict[str, Source]:
     """
-    All files of a folder and of those in it, as they are now. Links to folders are not followed, as MLflow does it.
+    Return the sources of all files in a folder and its subfolders. Like MLflow, it does not follow links to folders.
 
     Args:
         local_dir: The folder.
         target: The folder among the run's artifacts.
+
+    Returns:
+        The sources by their paths among the run's artifacts.
     """
     top = _local(local_dir, "local_dir")
     found: dict[str, Source] = {}
 
-    def name_of(path: str) -> str:
+    def path_in_run(path: str) -> str:
         return posixpath.join(target, PurePath(os.path.relpath(path, top)).as_posix())
 
     def unreadable(error: OSError) -> None:
         path = str(error.filename or top)
-        name = (target or os.path.basename(top)) if path == top else name_of(path)
-        found[name] = InvalidValue(path, _unreadable(path, error))
+        name = (target or os.path.basename(top)) if path == top else path_in_run(path)
+        found[name] = InvalidValue(path, unreadable_text(path, error))
 
     base = os.path.realpath(top)
     for root, folders, names in os.walk(top, onerror=unreadable):
         for name in folders:
             path = os.path.join(root, name)
-            if os.path.islink(path) and not _inside(os.path.realpath(path), base):
-                found[name_of(path)] = InvalidValue(path, _led_out(path, base))
+            if os.path.islink(path) and not is_inside(os.path.realpath(path), base):
+                found[path_in_run(path)] = InvalidValue(path, leads_out_text(path, base))
         for name in names:
             path = os.path.join(root, name)
             try:
-                found[name_of(path)] = LocalFile(path, base, os.stat(path).st_size)
+                found[path_in_run(path)] = LocalFile(path, base, os.stat(path).st_size)
             except OSError as error:
-                found[name_of(path)] = InvalidValue(path, _unreadable(path, error))
+                found[path_in_run(path)] = InvalidValue(path, unreadable_text(path, error))
     return found
 
 
@@ -180,163 +179,24 @@ def _local(path: Any, name: str) -> str:
         raise CallTypeError(f"{name} takes a path, not {type(path).__name__}") from None
     if not given or "\0" in given:
         raise ConfigError(f"{name}={given[:300]!r} is no path")
-    return os.path.abspath(given)  # now: the working folder may be another when it is read
+    return os.path.abspath(given)  # now, as the working folder may change before the upload
 
 
-def _inside(path: str, base: str) -> bool:
+def is_inside(path: str, base: str) -> bool:
+    """Tell if a resolved path is a folder or below it."""
     return path == base or path.startswith(base.rstrip(os.sep) + os.sep)
 
 
-def _unreadable(path: str, error: OSError) -> str:
+def unreadable_text(path: str, error: OSError) -> str:
+    """Return the message for a file that cannot be read."""
     return f"{path} cannot be read: {error.strerror or error}"
 
 
-def _led_out(path: str, base: str) -> str:
+def leads_out_text(path: str, base: str) -> str:
+    """Return the message for a file that a link leads out of its folder."""
     return f"{path} is refused: a symbolic link leads out of {base}"
 
 
-# -- reading ---------------------------------------------------------------------------------------------------------
-
-
-def rejected(reason: str) -> RejectedError:
-    """This artifact fails, and nothing else: it says nothing of the store either."""
-    return RejectedError(reason, scope=Scope.BATCH)
-
-
-class OpenFile:
-    """
-    A file while it is uploaded; from any thread. Blocks.
-
-    Raises:
-        RejectedError: It cannot be read, or is no regular file, or is not where it seems to be.
-    """
-
-    def __init__(self, file: LocalFile) -> None:
-        self.path = file.path
-        self._lock = threading.Lock()
-        self._left = False
-        self._number: int | None = None
-        try:
-            self._number = os.open(_real(file), _FLAGS)
-            self._seen = os.fstat(self._number)
-        except OSError as error:
-            self.close()
-            raise rejected(_unreadable(file.path, error)) from None
-        if not stat.S_ISREG(self._seen.st_mode):
-            self.close()
-            raise rejected(f"{file.path} is no regular file")
-
-    @property
-    def size(self) -> int:
-        """Bytes, when it was opened."""
-        return self._seen.st_size
-
-    def read(self, offset: int, count: int) -> bytes:
-        """
-        So many bytes. With the last of them it is made sure that all of it is still what it was.
-
-        Raises:
-            RejectedError: It has changed, or cannot be read.
-        """
-        data = bytearray()
-        try:
-            with self._lock:
-                if self._number is None:
-                    raise rejected(f"{self.path} was closed")
-                os.lseek(self._number, offset, os.SEEK_SET)
-                while len(data) < count and (more := os.read(self._number, count - len(data))):
-                    data += more
-                now = os.fstat(self._number)
-        except OSError as error:
-            raise rejected(_unreadable(self.path, error)) from None
-        finally:
-            if self._left:  # whoever waited for us does so no longer
-                self.close()
-        self._compare(now, len(data) < count)
-        return bytes(data)
-
-    def _compare(self, now: os.stat_result, short: bool) -> None:
-        if short or now.st_size != self._seen.st_size:
-            text = f"{self.path} changed while it was uploaded: from {self._seen.st_size:,} to {now.st_size:,} bytes"
-            raise rejected(text)
-        if now.st_mtime_ns != self._seen.st_mtime_ns:
-            raise rejected(f"{self.path} changed while it was uploaded")
-
-    def close(self) -> None:
-        """At once, or as soon as a read that is under way has ended: its number must not be given to another file."""
-        self._left = True
-        if self._lock.acquire(blocking=False):
-            try:
-                number, self._number = self._number, None
-                if number is not None:
-                    os.close(number)
-            finally:
-                self._lock.release()
-
-
-_FLAGS: Final = (
-    os.O_RDONLY
-    | getattr(os, "O_NOFOLLOW", 0)
-    | getattr(os, "O_NONBLOCK", 0)
-    | getattr(os, "O_CLOEXEC", 0)
-    | getattr(os, "O_BINARY", 0)
-)
-
-
-def _real(file: LocalFile) -> str:
-    path = os.path.realpath(file.path)
-    if file.base is not None and not _inside(path, file.base):
-        raise rejected(_led_out(file.path, file.base))
-    return path
-
-
-def open_source(source: Source) -> bytes | OpenFile:
-    """
-    The bytes, where they are in memory or few; else the open file. Blocks.
-
-    Raises:
-        RejectedError: They cannot be had.
-    """
-    if isinstance(source, InvalidValue):
-        raise rejected(source.reason)
-    if isinstance(source, InMemory):
-        return source.content
-    opened = OpenFile(source)
-    if opened.size > CHUNK:
-        return opened
-    try:
-        return opened.read(0, opened.size)
-    finally:
-        opened.close()
-
-
-@contextmanager
-def as_file(source: Source, name: str) -> Generator[Path, None, None]:
-    """
-    A file of this name with these bytes, for whoever takes nothing else. Blocks.
-
-    Raises:
-        RejectedError: They cannot be had; or the file has changed by the end of the block.
-    """
-    if isinstance(source, LocalFile):
-        opened = OpenFile(source)
-        try:
-            path = _real(source)
-            yield Path(path if os.path.basename(path) == name else source.path)
-            opened.read(max(0, opened.size - 1), min(1, opened.size))
-        finally:
-            opened.close()
-        return
-    content = open_source(source)
-    assert isinstance(content, bytes)
-    import tempfile  # with what it imports, as much as all the rest of a client
-
-    with tempfile.TemporaryDirectory(prefix="runqueue-") as made:
-        path = os.path.join(made, name)
-        Path(path).write_bytes(content)
-        yield Path(path)
-
-
 def size_of(source: Source) -> int:
-    """Bytes, as far as they were known at the call."""
+    """Return a source's bytes, as they were known at the call."""
     return 0 if isinstance(source, InvalidValue) else source.size

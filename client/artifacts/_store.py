@@ -1,11 +1,11 @@
 """
-Where a run's artifacts go: its artifact URI alone says so.
+Uploads the artifacts of runs, each to the place that the run's artifact URI names.
 
-    mlflow-artifacts:, http(s):    a server takes them, see `_server`
-    anything else, or a path       MLflow's own repositories, see `_repositories`
-
-Rules of this file: it decides, and hands on. The URI is known from the answer that has created the run, or asked for once.
+    mlflow-artifacts:, http(s):    to a server, see `_server`
+    anything else, or a path       by MLflow's own repositories, see `_repositories`
 """
+
+# Rule of this file: it only dispatches. A run's artifact URI comes from the answer to its create-run, or from one runs/get.
 
 from __future__ import annotations
 
@@ -29,20 +29,22 @@ if TYPE_CHECKING:
 
 UPLOADS: Final = 4
 """Artifacts of one client that are uploaded at once."""
-_KNOWN: Final = 1_000
-"""Runs whose URI is kept, the latest; of others it is asked for again."""
+_MAX_ROOTS: Final = 1_000
+"""The artifact URIs of the latest runs are kept; for older runs it is looked up again."""
 
 _Origin: TypeAlias = tuple[str, "str | None", "int | None"]
 
 
 class Artifacts:
     """
+    The uploads of one client.
+
     Args:
-        store: Where the runs are.
-        config: The client's.
+        store: The store of the runs.
+        config: The client's settings.
         uri: The tracking URI.
         traffic: Counts the requests.
-        meter: Told what is sent.
+        meter: Counts the bytes sent.
     """
 
     def __init__(self, store: Store, config: Config, uri: str, traffic: Traffic, meter: Meter) -> None:
@@ -54,7 +56,7 @@ class Artifacts:
         self._roots: OrderedDict[str, str] = OrderedDict()
         self._servers: dict[_Origin, ArtifactServer] = {}
         self._repositories = Repositories(uri, UPLOADS, meter)
-        self._asking = anyio.Lock()
+        self._looking_up = anyio.Lock()
 
     def __repr__(self) -> str:
         return f"<Artifacts runs={len(self._roots)} servers={len(self._servers)}>"
@@ -63,28 +65,34 @@ class Artifacts:
         for server in self._servers.values():
             await server.aclose()
 
-    def know(self, run_id: str, run: Any) -> None:
-        """What the answer of a store says of a run."""
+    def remember_root(self, run_id: str, run: Any) -> None:
+        """
+        Keep the artifact URI of a run, if a store's answer holds it.
+
+        Args:
+            run_id: The run.
+            run: The field `run` of the answer.
+        """
         try:
             root = run["info"]["artifact_uri"]
         except (KeyError, TypeError):
             return
         if isinstance(root, str) and root:
             self._roots[run_id] = root
-            while len(self._roots) > _KNOWN:
+            while len(self._roots) > _MAX_ROOTS:
                 self._roots.popitem(last=False)
 
     async def put(self, run_id: str, path: str, source: Source) -> None:
         """
-        Store one artifact.
+        Upload one artifact.
 
         Args:
-            run_id: Of a run that exists.
-            path: Among its artifacts.
-            source: What is stored.
+            run_id: A run that exists.
+            path: The artifact's path among the run's artifacts.
+            source: The artifact.
 
         Raises:
-            StoreError: It was not stored.
+            StoreError: The artifact was not stored.
         """
         root = await self._root(run_id)
         try:
@@ -98,7 +106,7 @@ class Artifacts:
             raise
 
     async def _put_to_server(self, root: str, path: str, source: Source) -> None:
-        with _fork.importing():  # not sooner: a client of a database has no use for HTTP
+        with _fork.importing():  # not at the top: a client of a database needs no HTTP
             from runqueue.artifacts._server import ArtifactServer, origin, served_at
             from runqueue.stores._rest import HttpStore
 
@@ -117,10 +125,10 @@ class Artifacts:
         root = self._roots.get(run_id)
         if root is not None:
             return root
-        async with self._asking:  # several artifacts of one run come at once
+        async with self._looking_up:  # several artifacts of one run start at once, and one looks up for all
             if run_id not in self._roots:
                 answer = await self._store.call(GET_RUN, query={"run_id": run_id})
-                self.know(run_id, answer.get("run"))
+                self.remember_root(run_id, answer.get("run"))
             if run_id not in self._roots:
                 raise UnexpectedAnswerError("the answer to runs/get holds no artifact URI")
             return self._roots[run_id]

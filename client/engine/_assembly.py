@@ -68,7 +68,7 @@ class Assembly:
         self._config = config
         self._accumulator = accumulator
         self._meter = meter
-        self._creation = Creation(store, config.seconds_per_request(), artifacts.know)
+        self._creation = Creation(store, config.seconds_per_request(), artifacts.remember_root)
         delivery = Delivery(store, self._creation, accumulator, artifacts)
         self._sender = Sender(
             accumulator,

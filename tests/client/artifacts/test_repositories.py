@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import pytest
 
 import runqueue
-from runqueue.artifacts._repositories import _described
+from runqueue.artifacts._repositories import _store_error
 from support.proxy import Fault, ScriptedServer
 
 NewClient: TypeAlias = Callable[..., runqueue.Client]
@@ -131,9 +131,9 @@ def test_answers_of_object_stores_are_told_apart() -> None:
 
     outer = RuntimeError("failed to upload")
     outer.__cause__ = BotoError()
-    assert _described(outer, ROOT).retriable
-    assert _described(HTTPClientError("no connection"), ROOT).retriable
-    assert not _described(AzureError("forbidden"), ROOT).retriable
+    assert _store_error(outer, ROOT).retriable
+    assert _store_error(HTTPClientError("no connection"), ROOT).retriable
+    assert not _store_error(AzureError("forbidden"), ROOT).retriable
 
 
 def test_each_file_counts_one_entry_at_the_bound(toy: type[Toy], new_client: NewClient, tmp_path: Path) -> None:

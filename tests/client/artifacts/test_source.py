@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 
 import runqueue
+from runqueue.artifacts import _reading as reading
 from runqueue.artifacts import _source as artifacts
 from runqueue.artifacts._server import served_at
 from runqueue.errors import CallTypeError, ConfigError, RejectedError
@@ -156,14 +157,14 @@ def test_a_link_that_leaves_the_folder_is_refused_and_one_that_stays_is_not(tmp_
     (top / "near").symlink_to(top / "sub")
     found = artifacts.files_in(top, "")
     assert set(found) == {"a.txt", "sub/b.txt", "sub/deep/c.txt", "out", "in", "far"}
-    assert artifacts.open_source(found["in"]) == b"a"
+    assert reading.open_source(found["in"]) == b"a"
     for name in ("out", "far"):
         with pytest.raises(RejectedError, match="a symbolic link leads out of"):
-            artifacts.open_source(found[name])
+            reading.open_source(found[name])
     (tmp_path / "top" / "sub" / "b.txt").unlink()
     (tmp_path / "top" / "sub" / "b.txt").symlink_to(tmp_path / "outside.txt")  # since it was listed
     with pytest.raises(RejectedError, match="a symbolic link leads out of"):
-        artifacts.open_source(found["sub/b.txt"])
+        reading.open_source(found["sub/b.txt"])
 
 
 def test_a_link_that_was_named_itself_is_followed(tmp_path: Path) -> None:
@@ -171,10 +172,10 @@ def test_a_link_that_was_named_itself_is_followed(tmp_path: Path) -> None:
     top = tree(tmp_path)
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "outside.txt")
-    assert artifacts.open_source(artifacts.file_or_folder(link, "")["link"]) == b"secret"
+    assert reading.open_source(artifacts.file_or_folder(link, "")["link"]) == b"secret"
     folder = tmp_path / "again"
     folder.symlink_to(top)
-    assert {name: artifacts.open_source(each) for name, each in artifacts.files_in(folder, "").items()} == {
+    assert {name: reading.open_source(each) for name, each in artifacts.files_in(folder, "").items()} == {
         "a.txt": b"a", "sub/b.txt": b"bb", "sub/deep/c.txt": b"ccc"
     }  # fmt: skip
 
@@ -201,7 +202,7 @@ def test_a_pipe_is_no_file_and_nobody_waits_for_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for source in artifacts.files_in(tmp_path, "").values():
         with pytest.raises(RejectedError, match="is no regular file"):
-            artifacts.open_source(source)
+            reading.open_source(source)
 
 
 @pytest.mark.parametrize("change", ["grows", "shrinks", "touched"])
@@ -209,8 +210,8 @@ def test_a_file_that_changes_while_it_is_read_fails(tmp_path: Path, change: str)
     """What would be stored is no state that it ever had."""
     path = tmp_path / "f"
     path.write_bytes(b"x" * 3 * CHUNK)
-    opened = artifacts.open_source(a_file(path))
-    assert isinstance(opened, artifacts.OpenFile)
+    opened = reading.open_source(a_file(path))
+    assert isinstance(opened, reading.OpenFile)
     assert len(opened.read(0, CHUNK)) == CHUNK
     if change == "touched":
         os.utime(path, ns=(1, 1))
@@ -225,8 +226,8 @@ def test_a_file_that_is_replaced_while_it_is_read_is_stored_as_it_was(tmp_path: 
     """Whoever writes a new one and renames it disturbs nobody."""
     path = tmp_path / "f"
     path.write_bytes(b"x" * 2 * CHUNK)
-    opened = artifacts.open_source(a_file(path))
-    assert isinstance(opened, artifacts.OpenFile)
+    opened = reading.open_source(a_file(path))
+    assert isinstance(opened, reading.OpenFile)
     (tmp_path / "new").write_bytes(b"y")
     os.replace(tmp_path / "new", path)
     assert opened.read(CHUNK, CHUNK) == b"x" * CHUNK
@@ -239,8 +240,8 @@ def test_a_file_is_read_when_it_is_uploaded_and_not_before(tmp_path: Path) -> No
     path.write_text("before")
     source = artifacts.file_or_folder(path, "")["f"]
     path.write_text("and after it")
-    assert artifacts.open_source(source) == b"and after it"
-    with artifacts.as_file(source, "f") as given:
+    assert reading.open_source(source) == b"and after it"
+    with reading.as_file(source, "f") as given:
         assert given == path
 
 
@@ -248,7 +249,7 @@ def test_a_file_that_changes_while_another_reads_it_fails(tmp_path: Path) -> Non
     """MLflow's repositories read by themselves."""
     path = tmp_path / "f"
     path.write_text("before")
-    with pytest.raises(RejectedError, match="changed while it was uploaded"), artifacts.as_file(a_file(path), "f"):
+    with pytest.raises(RejectedError, match="changed while it was uploaded"), reading.as_file(a_file(path), "f"):
         path.write_text("and after")
 
 
@@ -256,8 +257,8 @@ def test_a_file_closed_in_the_middle_of_a_read_is_closed_by_its_reader(tmp_path:
     """Its number must not become another file's while somebody reads by it."""
     path = tmp_path / "f"
     path.write_bytes(b"x" * 10)
-    opened = artifacts.OpenFile(a_file(path))
-    number = opened._number
+    opened = reading.OpenFile(a_file(path))
+    number = opened._descriptor
     assert number is not None
     closed = threading.Event()
 
@@ -276,6 +277,6 @@ def test_a_file_closed_in_the_middle_of_a_read_is_closed_by_its_reader(tmp_path:
 
 def test_bytes_of_memory_become_a_file_of_their_name(tmp_path: Path) -> None:
     """For whoever takes nothing else; it is gone afterwards."""
-    with artifacts.as_file(artifacts.InMemory(b"text"), "notes.txt") as path:
+    with reading.as_file(artifacts.InMemory(b"text"), "notes.txt") as path:
         assert (path.name, path.read_bytes()) == ("notes.txt", b"text")
     assert not path.exists()
