@@ -1,5 +1,5 @@
 """
 The command line: `runqueue doctor`, `runqueue run`.
 
-Only `_commands` needs the extra `cli`. Everything here may import every other room; no other room imports this one.
+Only `_commands` and `_output` need the extra `cli`. No other room imports this one.
 """

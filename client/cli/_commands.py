@@ -1,9 +1,10 @@
 """
-The commands, on click (extra `cli`).
-
-Rules of this file: stdout is for what was asked for, stderr for one line that says what is wrong; exit code 1 then.
-`run` says nothing by itself: all that is printed is the script's, and so is the exit code.
+The commands of the program, on click (extra `cli`).
 """
+
+# Rules of this file:
+# - stdout is for results. If something is wrong, stderr gets one line about it, and the exit code is 1.
+# - `run` prints nothing by itself: the output and the exit code are the script's.
 
 from __future__ import annotations
 
@@ -44,7 +45,7 @@ def doctor(tracking_uri: str | None) -> None:
     context_settings={
         "ignore_unknown_options": True,
         "allow_interspersed_args": False,
-        "help_option_names": ["--help"],  # else the h of a cluster of Python's own options would be taken for it
+        "help_option_names": ["--help"],  # not -h: it may be part of Python's own options
     },
     options_metavar="",
 )
@@ -64,11 +65,11 @@ def run(command: tuple[str, ...]) -> None:
     ):
         click.echo("runqueue run: MLflow would not find runqueue, as it is not installed by pip", err=True)
         raise SystemExit(1)
-    os.environ["RUNQUEUE_MLFLOW"] = "1"  # for the plugin, see `runqueue.integrations.mlflow._plugin`
-    # The interpreter itself, in our place, and not runpy inside of ours: so argv, `__main__`, tracebacks, signals, exit
-    # codes and the workers of multiprocessing are what they are without us.
+    os.environ["RUNQUEUE_MLFLOW"] = "1"  # read by the plugin, see `runqueue.integrations.mlflow._plugin`
+    # A new interpreter replaces this process. With runpy, argv, `__main__`, tracebacks, signals, exit codes and the
+    # workers of multiprocessing would differ from those of a plain `python script.py`.
     arguments = [sys.executable, *command]
-    if os.name == "nt":  # where exec starts another process, and ends this one at once
+    if os.name == "nt":  # there, exec starts another process and ends this one at once
         raise SystemExit(subprocess.run(arguments, check=False).returncode)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -77,7 +78,7 @@ def run(command: tuple[str, ...]) -> None:
 
 @contextmanager
 def _quiet() -> Generator[None, None, None]:
-    """Keeps what mlflow and its database logs and warns of away from the one line on stderr."""
+    """Silence logging and warnings: stderr is for one line, and mlflow and its database write more."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

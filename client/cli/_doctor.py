@@ -1,11 +1,13 @@
 """
-What a client would do with a tracking URI, tried out: where it leads, as whom, and whether the store there answers.
-
-Rules of this file: every value shown is free of secrets and of line breaks; the store is asked through the very class
-that a client sends by, and nothing is written to it, nor made where there is none yet (what a plugin's own store does
-when it is opened is the plugin's); whatever goes wrong ends as one line of a `Diagnosis`, never as an exception, and
-nothing is waited for longer than a client would wait for a request.
+The examination behind `runqueue doctor`: which store a client would use, with which credentials, and whether it works.
 """
+
+# Rules of this file:
+# - Values are shown without secrets and line breaks.
+# - The store is asked by the same classes that a client uses.
+# - Nothing is written, and nothing is created. (A plugin's store may do so when it is opened.)
+# - A failure becomes one line of the `Diagnosis`, not an exception.
+# - No wait lasts longer than a client's wait for a request.
 
 from __future__ import annotations
 
@@ -39,12 +41,12 @@ from runqueue.stores._resolve import DATABRICKS, check_uri, make_store, scheme_o
 
 T = TypeVar("T")
 
-PATIENCE: Final = 15.0
-"""Seconds for a request to a server, where no variable says otherwise: somebody is waiting at a terminal."""
+REQUEST_TIMEOUT: Final = 15.0
+"""Seconds for a request, unless a variable is set: less than a client's, as a user waits at a terminal."""
 ROUND_TRIPS: Final = 5
 
 _VERSION: Final = Endpoint("../../../version", "GET", 1_000)
-"""Beside the API, below the server's prefix; answered in plain text."""
+"""The server's version, as plain text. Its path is beside the API, below the server's prefix."""
 _LIKE_A_VERSION: Final = re.compile(r"\d+\.\d[0-9A-Za-z.+_-]{0,60}")
 _SEARCH: Final = orjson.dumps({"experiment_ids": ["0"], "filter": "", "max_results": 1})
 _NOT_YET: Final = "not yet: the first run will"
@@ -52,24 +54,27 @@ _NOT_YET: Final = "not yet: the first run will"
 
 @attrs.define(eq=False)
 class Diagnosis:
-    """What was found, in the order in which it was looked for."""
+    """The result of an examination."""
 
     rows: list[tuple[str, str]] = attrs.field(factory=list)
-    """Key and value."""
+    """Keys and values, in the order in which they were found."""
     fault: str | None = None
-    """One line that says what is wrong; None when all is well."""
+    """One line about what is wrong. None: all is well."""
 
 
 class _Fault(Exception):
-    """Ends an examination with its text."""
+    """Ends the examination; its text becomes `Diagnosis.fault`."""
 
 
 def examine(given: str | None) -> Diagnosis:
     """
-    Find out what a client with this tracking URI would meet; takes as long as the store does, and raises nothing.
+    Find out whether a client with this tracking URI would work. It blocks while it waits for the store.
 
     Args:
-        given: The tracking URI; None: as `Client()` resolves it.
+        given: The tracking URI. None: the one that `Client()` would use.
+
+    Returns:
+        The findings. Failures are among them, and not raised.
     """
     found = Diagnosis()
     uri = given or ""
@@ -79,9 +84,9 @@ def examine(given: str | None) -> Diagnosis:
         found.rows += [("tracking uri", redact_uri(uri)), ("resolved from", findings.source_of(given))]
         check_uri(uri)
         _Examination(found, config, uri).run()
-    except Exception as error:  # of mlflow's, of its plugins: the user is told in one line all the same
-        ours = isinstance(error, (_Fault, StoreError, ValueError, ImportError))
-        text = str(error) if ours else f"{type(error).__name__}: {error}"
+    except Exception as error:  # mlflow and its plugins may raise anything, and the user gets one line of it
+        speaks_for_itself = isinstance(error, (_Fault, StoreError, ValueError, ImportError))
+        text = str(error) if speaks_for_itself else f"{type(error).__name__}: {error}"
         found.fault = text or type(error).__name__
     redactor = Redactor(uri)
     found.rows = [(key, redactor.redact(value)) for key, value in found.rows]
@@ -91,10 +96,12 @@ def examine(given: str | None) -> Diagnosis:
 
 class _Examination:
     """
+    One examination.
+
     Args:
-        found: Filled.
-        config: Of the client that would be made.
-        uri: Resolved, and passed by `check_uri`.
+        found: Filled with the findings.
+        config: The settings of the client.
+        uri: The resolved tracking URI, accepted by `check_uri`.
     """
 
     def __init__(self, found: Diagnosis, config: Config, uri: str) -> None:
@@ -114,9 +121,14 @@ class _Examination:
         self._found.rows.append((key, value))
 
     def run(self) -> None:
-        """Fill in the diagnosis; what is wrong is raised."""
+        """
+        Fill in the findings.
+
+        Raises:
+            Exception: Something is wrong.
+        """
         self._row("store", findings.kind_of(self._scheme))
-        if not self._databricks:  # which says so when it is opened
+        if not self._databricks:  # its credentials are known when its store is open
             self._credentials = findings.credentials_of(self._config, self._uri)
             self._row("credentials", self._credentials)
         if self._http:
@@ -127,7 +139,7 @@ class _Examination:
         self._timeouts()
         path, folder = missing_file(self._scheme, self._uri), unused_folder(self._scheme, self._uri)
         if path is not None:
-            self._can_be_made(path)
+            self._check_creatable(path)
         elif folder is not None:
             self._not_yet(f"make MLflow's folders in {folder}")
         else:
@@ -142,17 +154,17 @@ class _Examination:
         tries = "" if retrying.retries is None else f", at most {retrying.retries} times"
         self._row("timeouts", f"{seconds:g} s a request, {retrying.timeout:g} s of retrying{tries}")
         if (self._http or self._databricks) and environment.text("MLFLOW_HTTP_REQUEST_TIMEOUT") is None:
-            self._config = attrs.evolve(self._config, request_timeout=PATIENCE)
+            self._config = attrs.evolve(self._config, request_timeout=REQUEST_TIMEOUT)
 
-    def _can_be_made(self, path: Path) -> None:
-        """Say so of a local store that the first run would make; only a client's use makes it."""
+    def _check_creatable(self, path: Path) -> None:
+        """Check that the first run of a client will be able to create this local store."""
         above = next(each for each in path.absolute().parents if each.exists())
         if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
             raise _Fault(f"{path} does not exist, and cannot be made in {above}")
         self._not_yet(f"make {path}")
 
-    def _not_yet(self, deed: str) -> None:
-        self._row("reachable", f"{_NOT_YET} {deed}")
+    def _not_yet(self, action: str) -> None:
+        self._row("reachable", f"{_NOT_YET} {action}")
         self._row("version", self._local_version())
 
     def _local_version(self) -> str:
@@ -161,11 +173,11 @@ class _Examination:
     async def _ask(self) -> None:
         store = make_store(self._config, self._uri, self._traffic)
         try:
-            await self._meet(store)
+            await self._examine(store)
         finally:
             await store.aclose()
 
-    async def _meet(self, store: Store) -> None:
+    async def _examine(self, store: Store) -> None:
         try:
             if self._databricks:
                 await self._open(store)
@@ -186,10 +198,10 @@ class _Examination:
 
     async def _open(self, store: Any) -> None:
         """
-        Have databricks-sdk find the host, and credentials for it.
+        Let databricks-sdk find the host and credentials for it.
 
         Raises:
-            StoreError: It finds none.
+            StoreError: It does not find them.
         """
         await store.opened()
         host = urlsplit(await store.credentials.host())
@@ -199,35 +211,35 @@ class _Examination:
         self._network(host.scheme)
 
     async def _missing(self) -> str | None:
-        """What the first run would do to a database before it is stored."""
+        """Return what MLflow will do to a database before it stores the first run, if there is something to do."""
         if not self._database:
             return None
         try:
             return await _in_time(self._config, in_thread(missing_in, self._uri))
         except UnavailableError:
             raise
-        except Exception:  # the store meets the same before it makes anything, and knows what it means
+        except Exception:  # the store's own attempt fails in the same way, and its error is understood
             return None
 
     async def _may_read(self, store: Store) -> bool:
         """
-        Whether the store lets us read the default experiment; False: it knows us, and has others who may.
+        Tell if the credentials permit reading the default experiment.
 
         Raises:
-            StoreError: It does not take the credentials, or it is none.
+            StoreError: The credentials are refused, or this is no MLflow store.
         """
         try:
             await _read(store, self._config)
         except AuthError as error:
             if error.scope is not Scope.LANE:
                 raise
-            # Known, but not let to see that experiment: searches are open to everybody who is known.
+            # A 403 may mean: authenticated, but without permission for this experiment. `runs/search` needs no permission.
             await _answered(self._config, store, SEARCH_RUNS, _SEARCH)
             return False
         return True
 
     def _fault_of(self, error: StoreError) -> _Fault:
-        """What a failure of the first call means."""
+        """Convert a failure of the first call, and add rows that it explains."""
         remote = self._http or self._databricks
         if remote and not self._traffic.requests and isinstance(error, (AuthError, UnavailableError)):
             self._row("authentication", "no credentials to be had")
@@ -264,7 +276,7 @@ class _Examination:
         return f"{http.transport} {findings.version_of(http.transport)}"
 
     async def _version(self, store: Any) -> str:
-        if self._databricks:  # has no /version
+        if self._databricks:  # it has no /version
             return f"Databricks, by databricks-sdk {findings.version_of('databricks-sdk')}"
         if not self._http:
             return self._local_version()
@@ -277,14 +289,14 @@ class _Examination:
         return f"mlflow {text.strip()}"
 
     async def _round_trip(self, store: Store) -> float:
-        """Milliseconds, over a connection that stands."""
+        """Return the median of round trips over an open connection, in milliseconds."""
         times: list[float] = []
         for _ in range(ROUND_TRIPS):
             begin = time.perf_counter()
             try:
                 await _read(store, self._config)
             except AuthError:
-                pass  # without permission, see above: a round trip all the same
+                pass  # without permission, see `_may_read`, but still a round trip
             except StoreError as error:
                 raise _Fault(f"{self._shown} answered at first, and then no longer: {error}") from None
             times.append(1_000 * (time.perf_counter() - begin))
@@ -292,7 +304,7 @@ class _Examination:
 
 
 async def _read(store: Store, config: Config) -> None:
-    """Look up the default experiment; that there is none is as good an answer."""
+    """Look up the default experiment. The answer that there is none is as good."""
     answer = await _answered(config, store, GET_EXPERIMENT, query={"experiment_name": "Default"})
     if answer is not None and not isinstance(answer.get("experiment"), dict):
         raise UnexpectedAnswerError("an answer without the experiment that was asked for")
@@ -301,7 +313,7 @@ async def _read(store: Store, config: Config) -> None:
 async def _answered(
     config: Config, store: Store, endpoint: Endpoint, body: bytes = b"", query: dict[str, str] | None = None
 ) -> dict[str, Any] | None:
-    """One call; None: what was asked for does not exist, as MLflow says it."""
+    """Make a call; return None if MLflow answers that the object does not exist."""
     try:
         return await _in_time(config, store.call(endpoint, body, query))
     except NotFoundError as error:
@@ -311,18 +323,19 @@ async def _answered(
 
 
 async def _in_time(config: Config, work: Awaitable[T]) -> T:
-    """MLflow's own stores would try for minutes to reach a database."""
+    """Bound the wait: MLflow's own stores would try for minutes to reach a database."""
     seconds = config.seconds_per_request()
-    with anyio.move_on_after(seconds + 1):  # a server's store has given up before, and says more
+    with anyio.move_on_after(seconds + 1):  # one second more: the time-out of HTTP comes first, and its error says more
         return await work
     raise UnavailableError(f"no answer within {seconds:g} s")
 
 
 def _run(work: Callable[[], Awaitable[None]]) -> None:
     """
-    Run it on a loop of its own, in a daemon thread: the worker threads that it starts are daemons too, and one in which
-    mlflow, databricks-sdk or a resolver of names still waits for somebody does not hold up the exit. (An `os._exit` in
-    place of this would leave out what others have to do at the end.)
+    Run an async function in a daemon thread with a loop of its own.
+
+    The worker threads that it starts are daemons, too. So the program can end while mlflow, databricks-sdk or a name
+    look-up still waits in one of them, and atexit handlers run, which `os._exit` would skip.
     """
     failures = list[Exception]()
 
@@ -335,7 +348,7 @@ def _run(work: Callable[[], Awaitable[None]]) -> None:
             anyio.run(main)
         except Exception as error:
             failures.append(error)
-        except BaseException as error:  # a plugin's sys.exit, say
+        except BaseException as error:  # for example a plugin's sys.exit
             failures.append(_Fault(f"{type(error).__name__}: {error}"))
 
     thread = threading.Thread(target=target, name="runqueue doctor", daemon=True)

@@ -1,10 +1,10 @@
 """
-What is known of a tracking URI before anybody is asked: where it comes from, what it means, and which settings of the
-environment count for it.
-
-Rules of this file: nothing is sent, made or changed; a setting is told by the name of where it stands. Values may be
-secrets, and are redacted by whoever shows them.
+Describes a tracking URI without asking its store: where it comes from, what it means, and which settings apply to it.
 """
+
+# Rules of this file:
+# - Nothing is sent, created or changed.
+# - A setting is described by its place, such as a variable's name. Texts may hold secrets: the caller redacts them.
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _USER_INFO: Final = "the URI's user info"
 
 
 def source_of(given: str | None) -> str:
-    """Which of the places that `resolve_tracking_uri` looks at has the URI."""
+    """Return the place where `resolve_tracking_uri` finds the URI."""
     if given is not None:
         return "the argument --tracking-uri"
     if getattr(sys.modules.get("mlflow"), "get_tracking_uri", None) is not None:
@@ -43,7 +43,7 @@ def source_of(given: str | None) -> str:
 
 
 def kind_of(scheme: str) -> str:
-    """What is behind the URI, in words."""
+    """Describe the store of a scheme."""
     if scheme in HTTP:
         return "MLflow's REST API"
     if scheme in DATABRICKS:
@@ -60,10 +60,10 @@ def kind_of(scheme: str) -> str:
 
 def credentials_of(config: Config, uri: str) -> str:
     """
-    Kind and source of what a store would authenticate itself with; those of a workspace are databricks-sdk's to find.
+    Return the kind and the place of the credentials that a store would use. Those of Databricks are not known here.
 
     Raises:
-        AuthError: MLflow's file cannot be read.
+        AuthError: MLflow's file of credentials cannot be read.
     """
     scheme = scheme_of(uri)
     if scheme in HTTP:
@@ -83,11 +83,11 @@ def _named(user: str | None, password: str | None, source: str) -> str:
     return f"{' and '.join(words) or 'an empty user'}, of {source}"
 
 
-# -- what else counts for a server -----------------------------------------------------------------------------------
+# -- other settings for a server --------------------------------------------------------------------------------------
 
 
 def tls_of(scheme: str) -> str:
-    """How the server is verified, and by which certificate we show ourselves."""
+    """Describe how the server's certificate is verified, and which client certificate is sent."""
     if scheme != "https":
         return "none, it is plain http"
     named, client = _tls.named_certificates(), environment.text(_tls.CLIENT_CERT)
@@ -104,10 +104,10 @@ def tls_of(scheme: str) -> str:
 
 
 def proxies_of(scheme: str) -> str:
-    """The variables that name a proxy for this scheme, and what they except."""
+    """Return the variables that set a proxy for this scheme, and NO_PROXY."""
     named = {name: value for name, value in sorted(os.environ.items()) if value}
     wanted = (f"{scheme}_PROXY".upper(), "ALL_PROXY")
-    # Of two spellings the small one counts.
+    # Lower-case variables win over upper-case ones, as in curl.
     named = {name: value for name, value in named.items() if name.islower() or name.lower() not in named}
     if not any(name.upper() in wanted for name in named):
         return NONE
@@ -121,7 +121,7 @@ def _address(proxy: str) -> str:
 
 
 def workspace_of(config: Config) -> str:
-    """Of MLflow's, which a header names."""
+    """Return the MLflow workspace, which a header of each request names, and its source."""
     if config.workspace is None:
         return NONE
     named = (environment.text(_plugins.WORKSPACE) or "").strip() == config.workspace
@@ -129,7 +129,7 @@ def workspace_of(config: Config) -> str:
 
 
 def header_plugins() -> str:
-    """Names of the plugins of mlflow's that add headers to requests."""
+    """Return the names of the installed mlflow plugins that add headers to requests."""
     names = ", ".join(_plugins.header_plugins())
     if names and importlib.util.find_spec("mlflow") is None:
         return f"{names} (not asked, as mlflow is not installed)"
@@ -137,7 +137,7 @@ def header_plugins() -> str:
 
 
 def version_of(*distributions: str) -> str:
-    """Of the first of them that is installed."""
+    """Return the version of the first of these distributions that is installed."""
     for name in distributions:
         try:
             return importlib.metadata.version(name)

@@ -1,9 +1,9 @@
 """
-What MLflow's own store would make, at a mere look, in a database or a folder.
-
-Rule of this file: nothing is made by looking here. MLflow's store makes its tables where they are missing, and the
-first experiment where there is none; of an older MLflow's tables it makes its own, without being asked.
+Finds out what MLflow's own store would create or migrate when it is opened: a file, folders, tables, an experiment.
 """
+
+# Rule of this file: it only reads. Opening MLflow's store is no way to look: it creates missing tables and the default
+# experiment, and migrates the tables of an older MLflow, without being asked.
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 DATABASES: Final = frozenset(("sqlite", "postgresql", "mysql", "mssql"))
-"""Schemes, without their drivers."""
+"""Schemes of databases, without the driver."""
 
 
 def missing_file(scheme: str, uri: str) -> Path | None:
-    """The file or folder of a local store, if it does not exist."""
+    """Return the file or folder of a local store if it does not exist yet, else None."""
     parts = urlsplit(uri)
     if scheme.partition("+")[0] == "sqlite":
         raw = parts.path.removeprefix("/")
@@ -33,31 +33,32 @@ def missing_file(scheme: str, uri: str) -> Path | None:
 
 
 def unused_folder(scheme: str, uri: str) -> Path | None:
-    """The folder of a store in files, if there is one that MLflow has not used yet."""
+    """Return the folder of a store in files if it exists, but MLflow has not used it yet; else None."""
     if scheme not in ("", "file"):
         return None
     path = Path(url2pathname(urlsplit(uri).path) if scheme else uri)
-    # MLflow makes it with the folder; source: `mlflow.store.tracking.file_store.FileStore.__init__`.
+    # MLflow creates .trash with its folder; source: `mlflow.store.tracking.file_store.FileStore.__init__`.
     return path if path.is_dir() and not (path / ".trash").exists() else None
 
 
 def missing_in(uri: str) -> str | None:
     """
-    What the first run would do to this database before it is stored; None: nothing. In a worker thread: it imports
-    mlflow, and waits for the database.
+    Return what MLflow will do to this database before it stores the first run; None if there is nothing to do.
+
+    It imports mlflow and waits for the database, so it is called in a worker thread.
 
     Raises:
-        Exception: The database cannot be asked; of SQLAlchemy's, of its driver's, of mlflow's.
+        Exception: The database cannot be read: an error of SQLAlchemy, the driver or mlflow.
     """
     utils: Any = importlib.import_module("mlflow.store.db.utils")
     sqlalchemy: Any = importlib.import_module("sqlalchemy")
     engine = utils.create_sqlalchemy_engine(uri)
     try:
         with engine.connect() as connection:
-            there = set(sqlalchemy.inspect(connection).get_table_names())
-            if "experiments" not in there:
+            tables = set(sqlalchemy.inspect(connection).get_table_names())
+            if "experiments" not in tables:
                 return "make MLflow's tables"
-            if not set(utils.Base.metadata.tables) <= there:
+            if not set(utils.Base.metadata.tables) <= tables:
                 return "bring MLflow's tables up to date, which are those of an older MLflow (a backup is advised)"
             experiments = sqlalchemy.select(sqlalchemy.func.count()).select_from(sqlalchemy.table("experiments"))
             return None if connection.execute(experiments).scalar() else "make MLflow's experiment 'Default'"

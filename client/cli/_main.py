@@ -1,8 +1,8 @@
 """
-The entry point `runqueue`.
-
-Rule of this file: it can be imported without the extra `cli`, to say that it is missing.
+The entry point of the program `runqueue`.
 """
+
+# Rule of this file: it can be imported without the extra `cli`, so that it can name what to install.
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Run a command, and end the process with its exit code.
 
     Args:
-        arguments: Without the program's name; None: those of the process.
+        arguments: The command line without the program's name. None: that of the process.
     """
     try:
         from runqueue.cli._commands import commands

@@ -1,8 +1,8 @@
 """
-What no line of a diagnosis shows.
-
-Rule of this file: a secret is redacted wherever it may have come from; what it is replaced by keeps the line readable.
+Takes the secrets of a tracking URI, the environment and MLflow's files out of the doctor's output.
 """
+
+# Rule of this file: every place that a client reads secrets from is searched here, too.
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ VARIABLES: Final = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 
 class Redactor:
     """
+    Redacts the doctor's lines.
+
     Args:
-        uri: The tracking URI; maybe none that can be read.
+        uri: The tracking URI, valid or not.
     """
 
     def __init__(self, uri: str) -> None:
@@ -34,7 +36,7 @@ class Redactor:
         return "<Redactor ***>"
 
     def redact(self, text: str) -> str:
-        """The text on one line, without anything that nobody may see."""
+        """Return the text as one line without secrets."""
         text = _line(text)
         if self._uri:
             text = text.replace(self._uri, redact_uri(self._uri))
@@ -53,10 +55,10 @@ def _secrets(uri: str) -> Iterator[str]:
         for found in SECRET_QUERY_ITEM.finditer(urlsplit(uri).query):
             yield found.group()[len(found.group(1)) :]
             yield from (value for _, value in parse_qsl(found.group()))
-    yield from _of_netrc(uri)
+    yield from _netrc_password(uri)
 
 
-def _of_netrc(uri: str) -> Iterator[str]:
+def _netrc_password(uri: str) -> Iterator[str]:
     path = find_netrc()
     if path is None:
         return

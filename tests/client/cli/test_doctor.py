@@ -255,7 +255,7 @@ def test_somebody_at_a_terminal_does_not_wait_as_long_as_a_client(
 ) -> None:
     """Nor for a workspace; a variable that says otherwise counts."""
     monkeypatch.setenv("DATABRICKS_TOKEN", PAT)
-    monkeypatch.setattr(_doctor, "PATIENCE", 0.75)
+    monkeypatch.setattr(_doctor, "REQUEST_TIMEOUT", 0.75)
     workspace.mend()
     workspace.fail(GET_EXPERIMENT, Fault.hold(), times=None)
     assert "no answer within 0.75 s" in doctor("databricks").err
