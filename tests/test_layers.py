@@ -63,21 +63,20 @@ ROOMS: Final[dict[str, Room]] = {
     "_entities": Room("", "attrs"),
     "errors": Room("_entities queueing"),
     "_run_id": Room("runtime"),
-    "settings": Room("errors queueing", "attrs", {"_tracking_uri": "mlflow"}),
+    "settings": Room("errors queueing", "attrs", {"_config": "httpx", "_tracking_uri": "mlflow"}),
     "wire": Room("_entities _run_id errors queueing queueing.batches", "attrs orjson"),
     "http": Room(
         "errors queueing runtime settings",
         "anyio attrs httpx",
         {
-            "_connection": "h11",
             "_plugins": "mlflow requests requests_auth_aws_sigv4",
-            "_transports": "aiohttp httpx_aiohttp yarl",
+            "_transports": "aiohttp httpx_aiohttp",
         },
     ),
     "stores": Room(
         "errors http queueing runtime settings wire",
         "anyio attrs orjson",
-        {"_databricks": "databricks", "_mlflow": "mlflow", "_mlflow_calls": "mlflow", "_rest": "httpx"},
+        {"_databricks": "databricks", "_mlflow": "mlflow", "_mlflow_calls": "mlflow"},
     ),
     "artifacts": Room(
         "errors http queueing runtime settings stores wire",

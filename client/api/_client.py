@@ -37,7 +37,11 @@ class Client(LogCalls):
         retry_timeout: Seconds from the first failure since the last success until retrying ends. None: 300.
         token: A bearer token, or a callable that gives a fresh one.
         headers: Sent with every request.
-        transport: "auto" sends through aiohttp where `httpx-aiohttp` is importable, "httpx" never does.
+        transport: What sends the requests: "aiohttp" (which "auto" means), "httpx" (pure Python: three times the CPU a
+            request), or an `httpx.AsyncBaseTransport` of your own. Your own sends all that goes to the tracking server,
+            and no proxy, certificate or connection setting of the environment counts for it. The client closes it at
+            its end, as httpx's clients do; it is not pickled with the client, and a forked process does not use it
+            once its parent has.
         proxies: False: no HTTP proxy, whatever HTTP_PROXY, HTTPS_PROXY and ALL_PROXY say.
 
     Raises:

@@ -12,7 +12,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union, get_args
 
 import attrs
 
@@ -21,8 +21,12 @@ from runqueue.queueing import Limits
 from runqueue.settings import _environment as environment
 from runqueue.settings._redaction import redact_uri, strip_secrets
 
+if TYPE_CHECKING:
+    import httpx  # noqa: TID251 - for the type of a transport alone
+
 Token: TypeAlias = str | Callable[[], str]
-Transport: TypeAlias = Literal["auto", "httpx"]
+TransportName: TypeAlias = Literal["auto", "aiohttp", "httpx"]
+Transport: TypeAlias = Union[TransportName, "httpx.AsyncBaseTransport"]  # httpx is not imported with this module
 OnFull: TypeAlias = Literal["block", "raise", "drop"]
 OnFailure: TypeAlias = Literal["raise", "warn"]
 
@@ -130,6 +134,20 @@ def _headers(_: object, field: attrs.Attribute[Any], value: object) -> None:
             raise ConfigError(f"the value of {key!r} in {field.name}= holds a character that no header can hold")
 
 
+def _transport(_: object, field: attrs.Attribute[Any], value: object) -> None:
+    # A transport of httpx's can exist only where httpx has been imported; it is not imported for this check.
+    kind = getattr(sys.modules.get("httpx"), "AsyncBaseTransport", None)
+    names = get_args(TransportName)
+    if value in names or (kind is not None and isinstance(value, kind)):
+        return
+    if isinstance(value, str):
+        raise ConfigError(f"{field.name}={value!r}: one of {', '.join(map(repr, names))}, or an httpx transport")
+    found = f"the class {value.__qualname__}" if isinstance(value, type) else type(value).__name__
+    raise CallTypeError(
+        f"{field.name}= takes {', '.join(map(repr, names))} or an instance of httpx.AsyncBaseTransport, not {found}"
+    )
+
+
 def _one_of(words: Any, *, optional: bool = False) -> Any:
     def check(_: object, field: attrs.Attribute[Any], value: object) -> None:
         if value not in get_args(words) and not (optional and value is None):
@@ -194,8 +212,11 @@ class Config:
     """
     headers: Mapping[str, str] | None = attrs.field(default=None, converter=_copied, validator=_headers, repr=_masked)
     """Sent with every request. They replace the client's own headers, except Content-Type and Accept-Encoding."""
-    transport: Transport = attrs.field(default="auto", validator=_one_of(Transport))
-    """"auto" sends through aiohttp where `httpx-aiohttp` is importable (a third of the CPU a request), "httpx" never."""
+    transport: Transport = attrs.field(default="auto", validator=_transport)
+    """
+    What sends the requests: "aiohttp" (httpx-aiohttp's transport), "httpx" (httpcore, three times the CPU a request),
+    "auto" ("aiohttp"), or a transport of the user's own.
+    """
     proxies: bool = attrs.field(default=True, validator=_bool)
     """Whether requests go through the proxies in HTTP_PROXY, HTTPS_PROXY and ALL_PROXY."""
     workspace: str | None = attrs.field(init=False, factory=current_workspace)
@@ -239,13 +260,16 @@ class Config:
         """
         Return the keywords that make the same client in another process.
 
-        Secrets are left out: the other process has to find them in its own environment.
+        Secrets are left out: the other process has to find them in its own environment. So is a transport of the user's
+        own, whose connections belong to this process: the other one sends by "auto".
 
         Args:
             uri: The resolved tracking URI.
         """
         fields = {field.name for field in attrs.fields(type(self)) if field.init} - {"token", "headers"}
         settings = {name: getattr(self, name) for name in fields if hasattr(self, name)}
+        if not isinstance(self.transport, str):
+            del settings["transport"]
         return settings | {"tracking_uri": strip_secrets(uri)}
 
     @property

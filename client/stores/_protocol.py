@@ -36,9 +36,11 @@ class Endpoint:
     path: str
     method: str = "POST"
     cap: int = SMALL
+    repeatable: bool = True
+    """Whether it may be sent again at once, on a fresh connection, when the old one breaks before an answer comes."""
 
 
-CREATE_RUN: Final = Endpoint("runs/create")
+CREATE_RUN: Final = Endpoint("runs/create", repeatable=False)  # would make a second run; its tag settles the doubt
 UPDATE_RUN: Final = Endpoint("runs/update")
 DELETE_RUN: Final = Endpoint("runs/delete")
 GET_RUN: Final = Endpoint("runs/get", "GET", LARGE)

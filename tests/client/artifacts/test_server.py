@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -228,7 +229,7 @@ def test_an_empty_200_is_believed_when_the_server_lists_the_file(server: Scripte
     client.log_text(RUN, "more", "g")
     client.flush()
     looks = [request for request in server.to("mlflow-artifacts/artifacts") if request.method == "GET"]
-    assert [request.target.partition("?")[2] for request in looks] == [f"path=1%2F{RUN}%2Fartifacts%2Fdir"]
+    assert [parse_qs(urlsplit(request.target).query) for request in looks] == [{"path": [f"1/{RUN}/artifacts/dir"]}]
 
 
 @pytest.mark.parametrize(

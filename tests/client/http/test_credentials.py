@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 import anyio
+import httpx
 import pytest
 
 import runqueue
@@ -346,15 +347,9 @@ def test_what_a_server_echoes_is_not_shown(server: ScriptedServer) -> None:
     assert_redacted(failure(server.uri, headers={"X-Api-Key": SECRET}))
 
 
-of_httpx_aiohttp = pytest.mark.filterwarnings(
-    "ignore:BasicAuth is deprecated", "ignore:The 'proxy_auth' parameter is deprecated"
-)
-"""What aiohttp 3.14 says of httpx-aiohttp's calls; users do not see it, as it is not of their own code."""
-
 # -- proxies ---------------------------------------------------------------------------------------------------------
 
 
-@of_httpx_aiohttp
 @pytest.mark.parametrize("transport", ["httpx", "auto"])
 @pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "ALL_PROXY"])
 def test_a_proxy_of_the_environment_is_used(
@@ -383,7 +378,6 @@ def test_no_proxy_names_hosts_that_are_reached_directly(
     assert server.requests[0].target.startswith("/api/")
 
 
-@of_httpx_aiohttp
 @pytest.mark.parametrize("transport", ["httpx", "auto"])
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_proxy_that_refuses_or_is_not_there_is_named_without_its_password(
@@ -533,13 +527,12 @@ def test_whatever_a_token_raises_ends_the_request_only(server: ScriptedServer, r
     assert_redacted(error)
 
 
-def test_a_defect_on_the_way_shows_no_secret(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_defect_on_the_way_shows_no_secret() -> None:
     """The frames of an error that nobody has foreseen hold the request's headers; its place is named instead."""
 
-    async def broken(*_: object, **__: object) -> None:
+    def broken(_: httpx.Request) -> httpx.Response:
         raise LookupError(f"Bearer {SECRET}{SECRET}")
 
-    monkeypatch.setattr("runqueue.http._connection.Connection.send", broken)
-    error = failure(server.uri, token=SECRET * 2, transport="httpx")
+    error = failure("http://nothing.invalid", token=SECRET * 2, transport=httpx.MockTransport(broken))
     assert "LookupError at test_credentials.py:" in str(error)
     assert_redacted(error)

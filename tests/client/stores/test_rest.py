@@ -22,9 +22,10 @@ import anyio
 import pytest
 
 from runqueue.errors import AuthError, StoreError, UnavailableError, UnexpectedAnswerError
+from runqueue.http._client import MAX_REDIRECTS
 from runqueue.settings._config import Config
-from runqueue.stores._protocol import GET_RUN, LOG_BATCH, SEARCH_RUNS, Endpoint, Traffic
-from runqueue.stores._rest import MAX_REDIRECTS, HttpStore
+from runqueue.stores._protocol import CREATE_RUN, GET_RUN, LOG_BATCH, SEARCH_RUNS, Endpoint, Traffic
+from runqueue.stores._rest import HttpStore
 from support.answers import LOGIN_PAGE, gzip_bomb, login_page
 from support.mlflow_server import HOST, free_port
 from support.proxy import Fault, ScriptedServer
@@ -299,12 +300,51 @@ def test_a_connection_closed_without_an_answer_is_ambiguous(server: ScriptedServ
     assert server.count() == 1
 
 
-def test_a_kept_connection_that_breaks_is_ambiguous(server: ScriptedServer, transport: Transport) -> None:
-    """The transport may not repeat a POST of its own accord, as it might for an idempotent request."""
+@pytest.mark.parametrize("endpoint", [LOG_BATCH, GET_RUN])
+def test_a_kept_connection_that_breaks_is_replaced_at_once(
+    server: ScriptedServer, transport: Transport, endpoint: Endpoint
+) -> None:
+    """The server may have closed it just when it was used: one more request, on a fresh connection."""
+    server.fail("", Fault.passed())
+    server.fail("", Fault.cut_before_commit())
+    assert call(server.uri, times=2, endpoint=endpoint, transport=transport) == {}
+    assert [request.connection for request in server.requests] == [0, 0, 1]
+    assert len({(request.method, request.target, request.body) for request in server.requests}) == 1
+
+
+@pytest.mark.parametrize("endpoint", [LOG_BATCH, GET_RUN])
+def test_a_fresh_connection_that_breaks_too_is_ambiguous(
+    server: ScriptedServer, transport: Transport, endpoint: Endpoint
+) -> None:
+    """One request is repeated once at most, whatever its method: no library repeats one of its own accord."""
     server.fail("", Fault.passed())
     server.fail("", Fault.cut_before_commit(), times=None)
-    error = failure(server.uri, times=2, transport=transport)
+    error = failure(server.uri, times=2, endpoint=endpoint, transport=transport)
     assert (error.retriable, error.ambiguous) == (True, True)
+    assert server.count() == 3
+
+
+def test_no_get_is_repeated_before_the_server_has_answered(server: ScriptedServer, transport: Transport) -> None:
+    """No connection can have been kept."""
+    server.fail("", Fault.cut_before_commit())
+    assert failure(server.uri, endpoint=GET_RUN, transport=transport).ambiguous
+    assert server.count() == 1
+
+
+def test_create_run_is_never_repeated_at_once(server: ScriptedServer, transport: Transport) -> None:
+    """It could make a second run. Its tag settles whether it was stored."""
+    server.fail("", Fault.passed())
+    server.fail("", Fault.cut_before_commit(), times=None)
+    error = failure(server.uri, times=2, endpoint=CREATE_RUN, transport=transport)
+    assert (error.retriable, error.ambiguous) == (True, True)
+    assert server.count() == 2
+
+
+def test_what_breaks_in_the_answers_body_is_not_repeated(server: ScriptedServer, transport: Transport) -> None:
+    """The server has done the work, or is at it."""
+    server.fail("", Fault.passed())
+    server.fail("", Fault.cut_in_body(), times=None)
+    assert failure(server.uri, times=2, transport=transport).ambiguous
     assert server.count() == 2
 
 

@@ -1,0 +1,108 @@
+"""What a server answers: its body, read up to a cap, and where a redirect leads."""
+
+# Rules of this file: the cap counts after decompression. httpx's own decoders are not used, because they inflate all
+# that one read brings, a thousandfold where somebody means it. A redirect never leads to another origin.
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Final
+
+import httpx
+
+from runqueue.errors import UnavailableError, UnexpectedAnswerError
+from runqueue.http._transports import PORTS
+
+_KEEPS_METHOD: Final = frozenset((307, 308))
+
+
+class Answer:
+    """
+    A complete answer, whatever its status.
+
+    Args:
+        status: Of HTTP.
+        headers: By their names, in any capitals.
+        body: Decompressed.
+    """
+
+    __slots__ = ("body", "headers", "status")
+
+    def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+
+async def read_answer(response: httpx.Response, cap: int) -> Answer:
+    """
+    Read a response to its end.
+
+    Args:
+        response: Its body is not read yet.
+        cap: Bytes of the body, decompressed.
+
+    Raises:
+        UnexpectedAnswerError: The body is larger, or encoded in a way that was not asked for.
+        UnavailableError: The body was cut.
+    """
+    status, headers = response.status_code, response.headers
+    coding = headers.get("content-encoding", "identity").strip().lower() or "identity"
+    if coding not in ("identity", "gzip", "deflate"):
+        raise UnexpectedAnswerError(f"{status}: an answer in the coding {coding!r}", ambiguous=True)
+    inflate = None if coding == "identity" else zlib.decompressobj(47 if coding == "gzip" else 15)
+    body = bytearray()
+    # The stream itself: `aiter_raw` counts and chunks what it yields, and refuses a body that is in memory already.
+    async for chunk in _stream(response):
+        try:
+            body += chunk if inflate is None else inflate.decompress(chunk, cap + 1 - len(body))
+        except zlib.error as error:
+            raise UnexpectedAnswerError(f"an answer that is no {coding}: {error}", ambiguous=True) from None
+        if len(body) > cap:
+            raise UnexpectedAnswerError(f"{status}: an answer too large, more than {cap:,} bytes", ambiguous=True)
+    if inflate is not None and not inflate.eof:
+        raise UnavailableError(f"the answer was cut after {len(body):,} bytes", ambiguous=True)
+    return Answer(status, headers, bytes(body))
+
+
+def redirect_target(response: httpx.Response, url: httpx.URL, method: str) -> httpx.URL | None:
+    """
+    Where a redirect leads.
+
+    Args:
+        response: The answer.
+        url: Of the request.
+        method: Of the request.
+
+    Returns:
+        The URL. None: the answer is no redirect.
+
+    Raises:
+        UnexpectedAnswerError: The redirect would turn a POST into a GET, or carry headers and body to another origin.
+    """
+    status = response.status_code
+    if not 300 <= status < 400:
+        return None
+    try:
+        target = url.join(response.headers["location"])
+    except (KeyError, httpx.InvalidURL):
+        raise UnexpectedAnswerError(f"{status}: a redirect that does not say where to") from None
+    if origin(target) != origin(url):
+        raise UnexpectedAnswerError(
+            f"{status}: a redirect to another origin, {origin(target)}; nothing was sent there."
+            " If that is the server, set the tracking URI to it"
+        )
+    if status not in _KEEPS_METHOD and method != "GET":
+        raise UnexpectedAnswerError(f"{status}: a redirect to {target.path}, which would turn the request into a GET")
+    return target
+
+
+def origin(url: httpx.URL) -> str:
+    """Scheme, host and port of a URL, without user info."""
+    return f"{url.scheme}://{url.host}:{url.port or PORTS.get(url.scheme)}"
+
+
+def _stream(response: httpx.Response) -> httpx.AsyncByteStream:
+    assert isinstance(response.stream, httpx.AsyncByteStream), "an asynchronous transport gave a synchronous stream"
+    return response.stream
