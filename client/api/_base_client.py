@@ -1,9 +1,10 @@
 """
-What both faces are made of: the engine behind a client, the lanes of its runs, its state, its flushes and its end.
-
-Rules of this file: nothing is logged here, and nothing waits. What fails in the constructor is raised without the frames
-that hold the URI, the token and the headers.
+The common part of `Client` and `AsyncClient`, without the log calls: the constructor, the state, and what both classes
+need to find a run's lane, to flush and to close.
 """
+
+# Rules of this file: nothing is logged here, and nothing waits. An error in the constructor is raised without the frames
+# that hold the URI, the token and the headers.
 
 from __future__ import annotations
 
@@ -32,10 +33,10 @@ _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]{0,255}")
 
 
 class BaseClient:
-    """What `Client` and `AsyncClient` have in common, but for the log calls."""
+    """The base of `Client` and `AsyncClient`. Their class docstrings describe the arguments."""
 
-    _waits: ClassVar[bool] = True
-    """Whether a log call may wait for room."""
+    _may_wait: ClassVar[bool] = True
+    """Whether a log call may wait for room in the queue."""
 
     def __init__(
         self,
@@ -58,8 +59,8 @@ class BaseClient:
         progress: bool = True,
         proxies: bool = True,
     ) -> None:
-        made = _engine_of(
-            self._waits,
+        engine = _make_engine(
+            self._may_wait,
             tracking_uri=tracking_uri,
             max_workers=max_workers,
             limits=limits,
@@ -78,27 +79,31 @@ class BaseClient:
             progress=progress,
             proxies=proxies,
         )
-        del tracking_uri, token, headers  # what catches errors may show the locals of this frame
-        if isinstance(made, Exception):
-            raise made
-        self._engine = made
-        self._lanes = self._engine.accumulator.lanes
+        del tracking_uri, token, headers  # a tool that reports errors may show the locals of this frame
+        if isinstance(engine, Exception):
+            raise engine
+        self._engine = engine
+        self._lanes = engine.accumulator.lanes
         self._closed = False
-        self._finalizer = weakref.finalize(self, self._engine.finalize)
-        self._finalizer.atexit = not made.config.streams  # those are flushed then, see `_exit`
+        self._finalizer = weakref.finalize(self, engine.finalize)
+        self._finalizer.atexit = not engine.config.streams  # `_exit` flushes a client that streams
 
     @property
     def tracking_uri(self) -> str:
-        """Where runs are kept, without the secrets that the URI may hold."""
+        """The URI of the tracking server or store, with `***` in place of the secrets that it may hold."""
         return redact_uri(self._engine.uri)
 
     @property
     def failures(self) -> tuple[OperationFailure, ...]:
-        """All that has failed for good: the first 10,000 entries in full, the others counted by run and cause."""
+        """
+        Everything that has failed for good since the client was made.
+
+        The first 10,000 entries are kept in full. Of the others, only the counts by run, operation and cause are kept.
+        """
         return self._engine.failures()
 
     def statistics(self) -> Statistics:
-        """Counts of entries and requests since the client was made; at any time, from any thread."""
+        """Counts of entries and requests since the client was made. May be called at any time, from any thread."""
         return self._engine.statistics()
 
     def __repr__(self) -> str:
@@ -110,19 +115,19 @@ class BaseClient:
         return f"<{type(self).__name__} {self.tracking_uri} {state} {shown}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A pickled client is its configuration: without what is queued, without token, headers and user info."""
+        """A pickled client is its settings, without the token, the headers and the user info of the URI; no entry is pickled."""
         return (_restored, (type(self), self._engine.config.portable_settings(self._engine.uri)))
 
     # -- lanes -------------------------------------------------------------------------------------------------------
 
     def _lane(self, run_id: RunId) -> Lane:
         """
-        The lane of a run, opened if it is seen for the first time.
+        Return the lane of a run; opens one for a run that is new to the client.
 
         Raises:
             ClosedError: The client was closed.
-            CallTypeError: It is neither text nor a PendingRunId.
-            ConfigError: It cannot be a run id.
+            CallTypeError: `run_id` is neither text nor a PendingRunId.
+            ConfigError: The text cannot be a run id.
         """
         if self._closed:
             raise ClosedError("the client is closed")
@@ -130,9 +135,11 @@ class BaseClient:
             lane = self._lanes.get(run_id)
             if lane is not None:
                 return lane
-            if run_id.run_id is None:  # of another client, in this process or another: it will turn up in the store
-                sought = NewRun(*run_id._experiment, 0, None, None, {}, created_elsewhere=True)
-                return self._open(run_id, opened=False, first=record_of(RUN, ("run",), (), sought))
+            if (
+                run_id.run_id is None
+            ):  # another client creates the run, in this process or another: look for it in the store
+                new = NewRun(*run_id._experiment, 0, None, None, {}, created_elsewhere=True)
+                return self._open(run_id, opened=False, first=record_of(RUN, ("run",), (), new))
             lane = self._lane(run_id.run_id)
             self._engine.accumulator.alias(run_id, lane)
             return lane
@@ -151,44 +158,50 @@ class BaseClient:
         return self._engine.accumulator.open(run, opened=opened, parent=parent, first=first)
 
     def _begin_flush(self, run_id: RunId | None, timeout: float | None, begun: Future[None] | None) -> RunOperations:
-        """A flush. Where it is not waited for, *begun* gets done when it has begun."""
+        """
+        Begin a flush.
+
+        Args:
+            run_id: Only this run. None: all.
+            timeout: Seconds after which the flush ends.
+            begun: Is completed when the flush has begun, for a caller that does not wait for its end. None: it waits.
+        """
         if self._closed:
             raise ClosedError("the client is closed")
         lane = None if run_id is None else self._lane(run_id)
-        lenient = self._engine.config.only_warns
-        warn = lenient or begun is not None
-        flushing = self._engine.flush(lane, seconds(timeout, "timeout"), warn=warn, begun=begun)
-        return RunOperations(flushing, self, lenient=lenient)
+        only_warns = self._engine.config.only_warns
+        warn = only_warns or begun is not None
+        future = self._engine.flush(lane, seconds(timeout, "timeout"), warn=warn, begun=begun)
+        return RunOperations(future, self, only_warns=only_warns)
 
-    def _begin_end(self, timeout: float | None) -> RunOperations:
-        """The last flush."""
-        lenient = self._engine.config.only_warns
-        flushing = self._engine.flush(None, timeout, warn=lenient, final=True)
-        return RunOperations(flushing, self, lenient=lenient)
+    def _begin_final_flush(self, timeout: float | None) -> RunOperations:
+        only_warns = self._engine.config.only_warns
+        future = self._engine.flush(None, timeout, warn=only_warns, final=True)
+        return RunOperations(future, self, only_warns=only_warns)
 
-    def _shut(self) -> bool:
-        """Refuse all calls from now on; False if they were refused before."""
+    def _refuse_calls(self) -> bool:
+        """Let every call raise ClosedError from now on. False: they do so already."""
         if self._engine.is_own_thread():
             raise RuntimeError("runqueue's own thread cannot wait for itself, and so not close the client")
         if self._closed:
             return False
         self._closed = True
-        self._lanes = {}  # so that the calls' fast way ends in `_lane` too
+        self._lanes = {}  # so that `log_metrics`, which looks here first, calls `_lane`, which raises
         return True
 
 
-def _engine_of(waits: bool, **settings: Any) -> Engine | Exception:
-    """The engine; or the error without its frames, which hold the URI, the token and the headers."""
+def _make_engine(may_wait: bool, **settings: Any) -> Engine | Exception:
+    """Make the engine. An error is returned, without the frames that hold the URI, the token and the headers."""
     try:
         settings["tracking_uri"] = path_as_uri(settings["tracking_uri"])
         config = Config(**settings)
         uri = resolve_tracking_uri(config.tracking_uri)
         check_uri(uri)
-        return Engine(config, uri, may_wait=waits)
-    except Exception as error:  # raised by the caller
+        return Engine(config, uri, may_wait=may_wait)
+    except Exception as error:  # the constructor raises it
         error.__cause__ = error.__context__ = None
         return error.with_traceback(None)
 
 
-def _restored(face: type[BaseClient], settings: dict[str, Any]) -> BaseClient:
-    return face(**settings)
+def _restored(client_class: type[BaseClient], settings: dict[str, Any]) -> BaseClient:
+    return client_class(**settings)

@@ -1,4 +1,4 @@
-"""The face for scripts: waits in the caller's thread for what the engine does in its own."""
+"""The client for scripts: it waits in the caller's thread for what the engine does in its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from runqueue._run_id import RunId
-from runqueue.api._log_calls import LogCalls
+from runqueue.api._run import RunCalls
 from runqueue.api._run_operations import RunOperations
 from runqueue.runtime import _notices
 from runqueue.settings._config import seconds
@@ -17,60 +17,90 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class Client(LogCalls):
+class Client(RunCalls):
     """
-    Queues what a training script logs, and sends it in few, large, ordered requests.
+    Queues what a training script logs, and sends it to an MLflow tracking server in few, large, ordered requests.
 
-        with runqueue.Client() as client:
-            run = client.create_run(experiment_id="0")
-            client.log_metrics(run, {"loss": 0.7}, step=1)
-            client.set_terminated(run)
+        with runqueue.Client(flush_interval=2.0) as client:
+            with client.start_run(experiment_name="nightly") as run:
+                run.log_metrics({"loss": 0.7}, step=1)
 
-    Nothing is sent before `flush()`, `close()` or the end of the block. Leaving the block by an exception sends nothing
-    that is still queued, and never hides the exception; `SystemExit` with 0 or None counts as a clean end.
+    Log calls return at once: a thread of the client sends what is queued. A client with `flush_interval` streams: it
+    sends all the time, and also after an exception, at SIGTERM and at the end of the script. A client without it sends
+    nothing before `flush()`, `close()` or the end of its block; a block that ends by an exception drops what is still
+    queued, with a warning. The exception is never hidden. `sys.exit()` and `sys.exit(0)` count as a normal end.
+
+    All methods may be called from any thread.
 
     Args:
-        tracking_uri: Where runs are kept. None: as `mlflow` itself would resolve it.
-        max_workers: Requests under way at once.
-        limits: Bounds on a batch, instead of the store's own.
-        request_timeout: Seconds for one attempt. None: MLFLOW_HTTP_REQUEST_TIMEOUT, else 60.
-        retry_timeout: Seconds from the first failure since the last success until retrying ends. None: 300.
-        token: A bearer token, or a callable that gives a fresh one.
-        headers: Sent with every request.
-        transport: What sends the requests: "aiohttp" (which "auto" means), "httpx" (pure Python: three times the CPU a
-            request), or an `httpx.AsyncBaseTransport` of your own. Your own sends all that goes to the tracking server,
-            and no proxy, certificate or connection setting of the environment counts for it. The client closes it at
-            its end, as httpx's clients do; it is not pickled with the client, and a forked process does not use it
-            once its parent has.
-        proxies: False: no HTTP proxy, whatever HTTP_PROXY, HTTPS_PROXY and ALL_PROXY say.
+        tracking_uri: Where runs are stored: a URI, or a path of a folder. None: the URI that `mlflow` itself would use.
+        max_workers: Requests in flight at once, at most; one run has at most one. Default: 8.
+        limits: Limits of a batch, see `Limits`. None, or a field that is None: the store's own limit.
+        request_timeout: Seconds for one attempt of a request, from its start to the last byte of the answer. None: the
+            environment variable MLFLOW_HTTP_REQUEST_TIMEOUT, else 60.
+        retry_timeout: Seconds for which a flush goes on retrying, counted from the first failure after the last success.
+            None: 300.
+        token: A bearer token, or a callable that returns one. The engine's thread calls it before the first request and
+            after a 401. None: credentials as `mlflow` finds them.
+        headers: HTTP headers of every request. They replace the client's own, except Content-Type and Accept-Encoding.
+            None: no others.
+        transport: What sends HTTP requests: "aiohttp", which "auto" means; "httpx", in pure Python, which takes three
+            times the CPU time; or an `httpx.AsyncBaseTransport`. A transport that is passed gets all requests to the
+            tracking server, and no setting of proxies, certificates or connections applies to it. The client closes it
+            at its end. It is not pickled with the client, and a forked process does not use it. Default: "auto".
+        flush_interval: Seconds between two times at which a client that streams sends what is queued. Full batches are
+            sent sooner. None: the client does not stream, and sends nothing before `flush()`, `close()` or the end of
+            the block.
+        max_pending: Entries that may be queued or in flight at once. None: 1,000,000 (about 80 MB) for a client that
+            streams, else no bound.
+        on_full: What a log call does when `max_pending` is reached: "block" waits for room, "raise" raises
+            QueueFullError, "drop" drops the call's entries and logs how many. Instead of waiting, an `AsyncClient`
+            and a client that does not stream raise. Default: "block".
+        block_timeout: Seconds for which log calls wait in total each time the queue becomes full. After that they raise
+            QueueFullError, or drop their entries with `on_failure="warn"`. Default: 60.
+        on_failure: What `flush()`, `close()` and the end of a block do with entries that were not stored: "raise" raises
+            FlushError, "warn" logs one warning. None: "warn" for a client that streams, else "raise".
+        exit_timeout: Seconds for which a client that streams goes on sending after an exception has ended its block, and
+            at the end of the interpreter. Default: 20.
+        handle_signals: Whether a client that streams handles SIGTERM: it sends what is queued, sets its unfinished runs
+            to KILLED, and lets the signal end the process. Default: True.
+        progress: Whether a flush of more than 2 seconds shows its progress: as a bar on a terminal and in a notebook,
+            else as lines in the log. Default: True.
+        proxies: Whether requests go through the proxies in HTTP_PROXY, HTTPS_PROXY and ALL_PROXY. Default: True.
 
     Raises:
-        ConfigError: A value is bad, or the tracking URI needs something that is not installed.
+        ConfigError: An argument or an environment variable has a bad value, or the tracking URI needs a package that is
+            not installed.
+        CallTypeError: An argument is of the wrong type.
 
     Guarantees:
-        Order: one run's operations reach the server as create, then params, tags and metrics, then inputs, then the
-        final status, within a flush, and flush after flush. Isolation: a rejected entry costs only itself. What is not
-        stored is in a `FlushError`, in `failures`, or in a logged warning with counts.
+        Order: within a flush, and from flush to flush, the server gets one run's operations as create, then params, tags
+        and metrics, then inputs, then the final status. Artifacts are stored after the creation and before the final
+        status. Different runs are sent side by side.
+        Isolation: an entry that the server rejects fails alone; all others are stored.
+        Reports: every entry that was not stored is in a FlushError, in `failures`, or counted in a logged warning.
     """
 
     def flush(
         self, synchronous: bool = True, *, run_id: RunId | None = None, timeout: float | None = None
     ) -> RunOperations:
         """
-        Send what is queued now; what other threads go on logging does not keep it from ending.
+        Send everything that is queued now. Entries that other threads log meanwhile do not prolong the flush.
 
         Args:
-            synchronous: Wait until it is stored, and raise what failed. False: return at once.
-            run_id: Only this run (and the creation of its parents).
-            timeout: Seconds; what is not stored by then stays queued, and is reported so. None: no bound but
-                `retry_timeout`.
+            synchronous: Whether to wait for the end of the flush and raise what failed. False: return at once.
+            run_id: Send only this run, and create its parents. None: all runs.
+            timeout: Seconds after which the flush ends; what it has not stored is reported, and stays queued. None: the
+                flush ends when everything was tried, and `retry_timeout` bounds how long it retries.
 
         Returns:
-            The flush; it is over if `synchronous`.
+            A handle of the flush, to wait for it or to cancel it.
 
         Raises:
-            FlushError: Everything that was tried and not stored, to the entry.
+            FlushError: Some entries were not stored; `failures` names each. Only with `synchronous`, and not with
+                `on_failure="warn"`.
             ClosedError: The client was closed.
+            ConfigError: `run_id` or `timeout` has a bad value.
         """
         begun: Future[None] | None = None if synchronous else Future()
         operations = self._begin_flush(run_id, timeout, begun)
@@ -86,36 +116,37 @@ class Client(LogCalls):
 
     def close(self, timeout: float | None = None) -> None:
         """
-        Flush, then end the engine. A second call does nothing; any other call from now on raises ClosedError.
+        Flush, then end the client's thread and connections. All other calls raise ClosedError from now on.
+
+        A second call does nothing.
 
         Args:
-            timeout: Seconds for the flush.
+            timeout: Seconds after which the flush ends. None: as for `flush`.
 
         Raises:
-            FlushError: What could not be sent; it is final.
+            FlushError: Some entries were not stored, and will not be. Not with `on_failure="warn"`.
         """
         timeout = seconds(timeout, "timeout")
-        if not self._shut():
+        if not self._refuse_calls():
             return
         operations: RunOperations | None = None
         try:
-            operations = self._begin_end(timeout)
+            operations = self._begin_final_flush(timeout)
             operations.await_completion()
         finally:
-            self._engine.report_lost_entries(
-                self._engine.stop(failed=True), None if operations is None else operations.report
-            )
+            lost = self._engine.stop(failed=True)
+            self._engine.report_lost_entries(lost, None if operations is None else operations.report)
 
     def _discard(self) -> None:
-        """End without sending, but for the final status of runs whose block has just ended; say what is lost."""
-        if not self._shut():
+        """Close without a flush: send only the final status of runs whose block has raised, and warn of the rest."""
+        if not self._refuse_calls():
             return
         lost = 0
         try:
-            last = self._engine.send_final_statuses()
-            if last is not None:
+            sending = self._engine.send_final_statuses()
+            if sending is not None:
                 with suppress(CancelledError):
-                    lost = last.result()
+                    lost = sending.result()
         finally:
             lost += self._engine.stop(failed=False)
             if lost:
@@ -129,15 +160,15 @@ class Client(LogCalls):
     ) -> None:
         if exc is None:
             self.close()
-        elif not clean_exit(exc) and not self._engine.config.streams:
+        elif not is_clean_exit(exc) and not self._engine.config.streams:
             self._discard()
         else:
             try:
-                self.close(None if clean_exit(exc) else self._engine.config.exit_timeout)
-            except Exception as error:  # the script ends as it wanted to
+                self.close(None if is_clean_exit(exc) else self._engine.config.exit_timeout)
+            except Exception as error:  # must not hide the exception that has ended the block
                 _notices.error("%s", error)
 
 
-def clean_exit(exc: BaseException) -> bool:
+def is_clean_exit(exc: BaseException) -> bool:
     """Whether the exception is `sys.exit()` or `sys.exit(0)`."""
     return isinstance(exc, SystemExit) and exc.code in (None, 0)

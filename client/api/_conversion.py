@@ -1,9 +1,9 @@
 """
-What a log call does to its values: as little as it can on the caller's time.
-
-Rules of this file: a bad *value* becomes an `InvalidValue` in its place and fails alone, later; a bad *call* raises here and
-now. Converted at the call is only what could change after it, or could not be converted in another thread.
+Checks and converts what the log calls are given, with as little work as possible on the caller's time.
 """
+
+# Rules of this file: a bad value becomes an `InvalidValue` in its place, which fails alone, later; a bad call raises here.
+# A value is converted at the call only if it may change afterwards, or if another thread could not convert it.
 
 from __future__ import annotations
 
@@ -25,40 +25,40 @@ STATUSES: Final = ("RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED")
 """Source: `mlflow.entities.RunStatus`."""
 
 CONTEXT_TAG: Final = "mlflow.data.context"
-"""What a dataset is read for; source: `mlflow.utils.mlflow_tags.MLFLOW_DATASET_CONTEXT`."""
+"""The purpose a dataset is read for. Source: `mlflow.utils.mlflow_tags.MLFLOW_DATASET_CONTEXT`."""
 
 _TEXT: Final = (str, bytes, bytearray, memoryview)
 _TEXT_DTYPES: Final = ("U", "S")
 _COMPLEX_DTYPES: Final = ("c",)
 _IMMUTABLE: Final = (float, int, complex, str, bytes, type(None))
-_IMMUTABLE_TOO: Final = frozenset(("decimal", "fractions"))
-"""Modules of such numbers; they are not imported for this."""
+_IMMUTABLE_MODULES: Final = frozenset(("decimal", "fractions"))
+"""Modules whose numbers are immutable. They are compared by name, so as not to import them."""
 _PLAIN_TEXTS: Final = frozenset((str, int, float, bool, type(None)))
 
 
 def numbers(metrics: dict[Any, Any]) -> dict[Any, Any]:
-    """Metric values, those converted that could change after the call: 0-d arrays, tensors, whatever has __float__."""
-    return {key: value if _stays(value) else _number(value) for key, value in metrics.items()}
+    """Metric values, in which mutable ones are converted: 0-d arrays, tensors, any object with `__float__`."""
+    return {key: value if _is_immutable(value) else _number(value) for key, value in metrics.items()}
 
 
-def _stays(value: Any) -> bool:
-    return isinstance(value, _IMMUTABLE) or type(value).__module__ in _IMMUTABLE_TOO
+def _is_immutable(value: Any) -> bool:
+    return isinstance(value, _IMMUTABLE) or type(value).__module__ in _IMMUTABLE_MODULES
 
 
 def _number(value: Any) -> float | InvalidValue:
-    dtype = getattr(getattr(value, "dtype", None), "kind", None)  # numpy's word for what an array holds
+    dtype = getattr(getattr(value, "dtype", None), "kind", None)  # numpy's code for the type of an array's elements
     if not is_number(value) or dtype in _TEXT_DTYPES:
         return InvalidValue(_name(value), f"a metric value is a number, not {_name(value)}")
     if dtype in _COMPLEX_DTYPES:
         return InvalidValue(_name(value), f"a metric value is a real number, not {_name(value)} of complex ones")
     try:
         return float(value)
-    except Exception as error:  # a foreign __float__ may raise anything; it concerns this entry alone
+    except Exception as error:  # the value's __float__ may raise anything
         return InvalidValue(_name(value), f"{_name(value)} cannot be converted to a float: {error}")
 
 
 def texts(values: dict[Any, Any]) -> dict[Any, Any]:
-    """Values of params or tags, as text where their text could change or fail later."""
+    """Values of params or tags, in which those are converted whose text could change, or fail, after the call."""
     if _PLAIN_TEXTS.issuperset(map(type, values.values())):
         return values
     return {key: value if type(value) in _PLAIN_TEXTS else _text(value) for key, value in values.items()}
@@ -66,7 +66,7 @@ def texts(values: dict[Any, Any]) -> dict[Any, Any]:
 
 def _text(value: Any) -> str | InvalidValue:
     try:
-        return str(str(value))  # the inner one may be of a subclass
+        return str(str(value))  # __str__ may return a subclass of str
     except Exception as error:
         return InvalidValue(_name(value), f"{_name(value)} cannot be converted to text: {error}")
 
@@ -76,16 +76,16 @@ def _name(value: object) -> str:
 
 
 def whole(value: Any, name: str) -> int | InvalidValue:
-    """A step or time as an int, if that loses nothing: numpy and torch scalars, bool, Decimal, 3.0."""
+    """A step or time as an int, if the conversion is exact: of numpy and torch scalars, bool, Decimal, 3.0."""
     if isinstance(value, _TEXT):
         return InvalidValue(value, f"{name} {value[:40]!r} is text, not a whole number")
     try:
-        with suppress(TypeError):  # a tensor of floats has __index__, and refuses
+        with suppress(TypeError):  # a float tensor has an __index__ that raises
             return int(operator.index(value))
         number = int(value)
         if number == value:
             return number
-    except Exception as error:  # as above
+    except Exception as error:  # the value's own methods may raise anything
         return InvalidValue(value, f"{name} {_shown(value)} cannot be converted to a whole number: {error}")
     return InvalidValue(value, f"{name} {_shown(value)} is not a whole number")
 
@@ -99,11 +99,11 @@ def _shown(value: object) -> str:
 
 def millis(value: Any, name: str) -> int:
     """
-    A time in milliseconds, of a call that concerns a whole run.
+    Return the start or end time of a run, in milliseconds.
 
     Raises:
-        CallTypeError: It is no whole number.
-        ConfigError: It is negative or beyond 64 bits.
+        CallTypeError: The value is no whole number.
+        ConfigError: The value is negative or beyond 64 bits.
     """
     number = whole(value, name)
     if isinstance(number, InvalidValue):
@@ -115,10 +115,10 @@ def millis(value: Any, name: str) -> int:
 
 def mapping(value: Any, name: str) -> dict[Any, Any]:
     """
-    A copy of a mapping.
+    Return a copy of a mapping as a dict.
 
     Raises:
-        CallTypeError: It is none.
+        CallTypeError: The value is no mapping.
     """
     if not isinstance(value, Mapping):
         raise CallTypeError(f"{name} takes a mapping, not {type(value).__name__}")
@@ -127,9 +127,11 @@ def mapping(value: Any, name: str) -> dict[Any, Any]:
 
 def text_or_none(value: Any, name: str) -> str | None:
     """
+    Return a plain `str`, or None.
+
     Raises:
-        CallTypeError: It is neither text nor None.
-        ConfigError: It cannot be encoded.
+        CallTypeError: The value is neither text nor None.
+        ConfigError: The text cannot be encoded in UTF-8.
     """
     if value is None:
         return None
@@ -144,9 +146,11 @@ def text_or_none(value: Any, name: str) -> str | None:
 
 def status(value: Any) -> str:
     """
+    Return the name of a status; FINISHED for None.
+
     Raises:
-        CallTypeError: It is no text.
-        ConfigError: MLflow knows no such status.
+        CallTypeError: The value is no text.
+        ConfigError: MLflow does not know the status.
     """
     name = text_or_none(value, "status")
     if name is None:
@@ -156,33 +160,39 @@ def status(value: Any) -> str:
     return name
 
 
-def own_tags(tags: dict[Any, Any], riders: int, rider_bytes: int) -> tuple[dict[str, str], dict[Any, Any]]:
+def split_first_tags(tags: dict[Any, Any], max_count: int, max_bytes: int) -> tuple[dict[str, str], dict[Any, Any]]:
     """
-    The tags of a new run: those that travel inside create-run, and those that go by log-batch, where the server checks
-    keys, long values are cut, and what is bad fails alone.
+    Split the first tags of a run into those that travel inside create-run, and those that a log-batch sends.
+
+    In a log-batch the server checks keys, the client cuts long values, and a bad tag fails alone.
+
+    Args:
+        tags: Values by key.
+        max_count: Tags inside create-run, at most.
+        max_bytes: Their bytes as JSON, at most.
     """
-    inside: dict[str, str] = {}
-    others: dict[Any, Any] = {}
-    room = rider_bytes
+    in_create: dict[str, str] = {}
+    in_batch: dict[Any, Any] = {}
+    room = max_bytes
     for key, value in tags.items():
         text = _text(value)
-        if isinstance(text, str) and isinstance(key, str) and is_safe_in_create(key) and _encodable(text):
+        if isinstance(text, str) and isinstance(key, str) and is_safe_in_create(key) and _fits_in_create(text):
             size = len(key) + len(json.dumps(text)) + len('{"key":"","value":},')
-            if len(inside) < riders and size <= room:
-                inside[key] = text
+            if len(in_create) < max_count and size <= room:
+                in_create[key] = text
                 room -= size
                 continue
-        others[key] = text
-    return inside, others
+        in_batch[key] = text
+    return in_create, in_batch
 
 
-def riding(tags: dict[Any, Any]) -> tuple[dict[Any, Any], dict[Any, Any]]:
-    """Tags in two: those that may travel inside create-run, and the others."""
-    others = {key: value for key, value in tags.items() if not (isinstance(key, str) and is_safe_in_create(key))}
-    return ({key: value for key, value in tags.items() if key not in others} if others else tags), others
+def split_tags(tags: dict[Any, Any]) -> tuple[dict[Any, Any], dict[Any, Any]]:
+    """Split tags that are set later in the same way; both kinds become records, whose values are checked by the encoder."""
+    in_batch = {key: value for key, value in tags.items() if not (isinstance(key, str) and is_safe_in_create(key))}
+    return ({key: value for key, value in tags.items() if key not in in_batch} if in_batch else tags), in_batch
 
 
-def _encodable(text: str) -> bool:
+def _fits_in_create(text: str) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -192,50 +202,50 @@ def _encodable(text: str) -> bool:
 
 def datasets(given: Any, contexts: Any = None, tags_list: Any = None) -> tuple[Dataset | InvalidValue, ...]:
     """
-    Dataset inputs as our own entity, with nothing in it that could change after the call.
+    Return dataset inputs as `Dataset`s that nothing can change after the call.
 
     Args:
-        given: What `log_inputs` takes.
-        contexts: What each is read for; the tag `CONTEXT_TAG`.
-        tags_list: More tags of each.
+        given: The datasets, in the types that `log_inputs` takes.
+        contexts: For each the value of its tag `CONTEXT_TAG`, or None.
+        tags_list: For each more tags, or None.
 
     Raises:
-        CallTypeError: One of them is no list, a context is no text, tags are no mapping.
-        ConfigError: They are not of one length, or two values are given for a tag.
+        CallTypeError: An argument is no list, a context is no text, or tags are no mapping.
+        ConfigError: The lists are not of one length, or give two values for one tag.
     """
-    alone = any(hasattr(given, name) for name in ("dataset", "digest"))  # mlflow's entities are iterable
-    if alone or isinstance(given, (str, bytes, bytearray, Mapping)) or not isinstance(given, Iterable):
+    is_single = any(hasattr(given, name) for name in ("dataset", "digest"))  # mlflow's entities are iterable
+    if is_single or isinstance(given, (str, bytes, bytearray, Mapping)) or not isinstance(given, Iterable):
         raise CallTypeError(f"datasets takes a list, not {_name(given)}")
-    each_given: Iterable[Any] = given
-    made = tuple(_dataset(each) for each in each_given)
+    items: Iterable[Any] = given
+    converted = tuple(_dataset(each) for each in items)
     if contexts is None and tags_list is None:
-        return made
-    each_context = _one_each(contexts, "contexts", len(made))
-    each_tags = _one_each(tags_list, "tags_list", len(made))
-    return tuple(map(_tagged, made, each_context, each_tags))
+        return converted
+    context_list = _list_of(contexts, "contexts", len(converted))
+    tags_lists = _list_of(tags_list, "tags_list", len(converted))
+    return tuple(map(_with_tags, converted, context_list, tags_lists))
 
 
-def _one_each(given: Any, name: str, count: int) -> list[Any]:
+def _list_of(given: Any, name: str, count: int) -> list[Any]:
     if given is None:
         return [None] * count
     if isinstance(given, (str, bytes, bytearray, Mapping)) or not isinstance(given, Iterable):
         raise CallTypeError(f"{name} takes a list with one for each dataset, not {_name(given)}")
-    each_given: list[Any] = list(given)
-    if len(each_given) != count:
-        raise ConfigError(f"{name} holds {len(each_given)} for {count} datasets: one for each, or None")
-    return each_given
+    items: list[Any] = list(given)
+    if len(items) != count:
+        raise ConfigError(f"{name} holds {len(items)} for {count} datasets: one for each, or None")
+    return items
 
 
-def _tagged(dataset: Dataset | InvalidValue, context: Any, tags: Any) -> Dataset | InvalidValue:
-    """With what this call says of the dataset, besides what comes with it."""
+def _with_tags(dataset: Dataset | InvalidValue, context: Any, tags: Any) -> Dataset | InvalidValue:
+    """The dataset with a context and tags in addition to its own."""
     context = text_or_none(context, "context")
     added = {} if tags is None else {key: _text(value) for key, value in mapping(tags, "tags").items()}
-    if context:  # to MLflow, "" is none too
-        _agree(added, {CONTEXT_TAG: context})
+    if context:  # MLflow too takes "" as no context
+        _check_agreement(added, {CONTEXT_TAG: context})
         added[CONTEXT_TAG] = context
     if isinstance(dataset, InvalidValue):
         return dataset
-    _agree(dataset.tags, added)
+    _check_agreement(dataset.tags, added)
     plain: dict[Any, str] = {}
     for key, value in added.items():
         if isinstance(value, InvalidValue):
@@ -244,7 +254,7 @@ def _tagged(dataset: Dataset | InvalidValue, context: Any, tags: Any) -> Dataset
     return attrs.evolve(dataset, tags={**dataset.tags, **plain})
 
 
-def _agree(tags: Mapping[Any, Any], others: Mapping[Any, Any]) -> None:
+def _check_agreement(tags: Mapping[Any, Any], others: Mapping[Any, Any]) -> None:
     for key in tags.keys() & others.keys():
         if tags[key] != others[key]:
             one, other = _shown(tags[key]), _shown(others[key])
@@ -255,12 +265,12 @@ def _dataset(given: Any) -> Dataset | InvalidValue:
     try:
         if isinstance(given, Dataset):
             return attrs.evolve(given, tags=dict(given.tags))
-        # By shape, not by class: mlflow is not imported for this, and need not be installed.
+        # Recognised by attributes, not by class: mlflow is not imported here, and need not be installed.
         if hasattr(given, "_to_mlflow_entity"):  # mlflow.data.Dataset
             return _entity(given._to_mlflow_entity(), ())
         if hasattr(given, "dataset") and hasattr(given, "tags"):  # mlflow.entities.DatasetInput
             return _entity(given.dataset, given.tags)
-    except Exception as error:  # a foreign class may raise anything; it concerns this entry alone
+    except Exception as error:  # the dataset's own class may raise anything
         return InvalidValue(_name(given), f"{_name(given)} cannot be read as a dataset: {error}")
     return InvalidValue(
         _name(given),
@@ -284,10 +294,10 @@ def _entity(entity: Any, tags: Iterable[Any]) -> Dataset:
 
 def dataset_reference(dataset: Any) -> tuple[str, str]:
     """
-    Name and digest of the dataset that a metric was measured on.
+    Return the name and digest of the dataset that a metric was computed on.
 
     Raises:
-        CallTypeError: It has none.
+        CallTypeError: The object has no name or no digest.
     """
     name, digest = getattr(dataset, "name", None), getattr(dataset, "digest", None)
     if not isinstance(name, str) or not isinstance(digest, str):

@@ -1,4 +1,4 @@
-"""What `flush` returns: a flush that may still be under way."""
+"""The handle of a flush, which `flush` returns: it tells whether the flush has ended, waits for it, or cancels it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from runqueue.runtime._waiting import wait_for
 
 class RunOperations:
     """
-    A flush, under way or over. In async code it can be awaited: `await operations` does what `await_completion` does.
+    A flush that may still be under way; returned by `flush`.
+
+    In coroutines it can be awaited: `await operations` does what `await_completion` does.
     """
 
-    def __init__(self, future: Future[FlushReport], client: object = None, *, lenient: bool = False) -> None:
+    def __init__(self, future: Future[FlushReport], client: object = None, *, only_warns: bool = False) -> None:
         self._future = future
-        self._lenient = lenient  # the engine logs what was not stored, and nothing is raised for it
-        self._client = client  # kept: the end of a client that nobody holds ends its flushes
+        self._only_warns = only_warns  # the engine logs what was not stored, and the handle raises nothing
+        self._client = client  # keeps the client alive: a client that is garbage-collected ends its flushes
         _fork.register(self)
 
     def _after_fork(self) -> None:
-        """In a child: nobody will end there what its parent's thread has begun."""
-        self._future._condition = threading.Condition()  # another thread may have held it
+        """In a child: the flush has failed, as the thread that would end it runs in the parent only."""
+        self._future._condition = threading.Condition()  # another thread of the parent may have held its lock
         if not self._future.done():
             self._future = Future()
             self._future.set_exception(ClosedError("the flush is that of the process which this one was forked from"))
@@ -39,21 +41,21 @@ class RunOperations:
 
     @property
     def report(self) -> FlushReport | None:
-        """What the flush has stored and what not; None as long as it is under way, or if it could not begin."""
-        over = self._future.done() and not self._future.cancelled() and self._future.exception() is None
-        return self._future.result() if over else None
+        """What the flush has stored and what not. None: it is still under way, was cancelled, or could not begin."""
+        succeeded = self._future.done() and not self._future.cancelled() and self._future.exception() is None
+        return self._future.result() if succeeded else None
 
     def await_completion(self, timeout: float | None = None) -> None:
         """
         Wait until the flush has ended.
 
         Args:
-            timeout: Seconds to wait; the flush goes on all the same. None: as long as it takes.
+            timeout: Seconds to wait; the flush itself goes on afterwards. None: until it ends.
 
         Raises:
-            FlushError: What the flush could not store; not with `on_failure="warn"`, which logs it.
-            TimeoutError: It is still under way.
-            ClosedError: The client was closed meanwhile, without flushing.
+            FlushError: Some entries were not stored. With `on_failure="warn"` they are logged, and nothing is raised.
+            TimeoutError: The flush is still under way.
+            ClosedError: The flush was cancelled, or the client was closed before the flush ended.
         """
         try:
             report = self._future.result(timeout)
@@ -64,7 +66,7 @@ class RunOperations:
         self._raise_failures(report)
 
     def cancel(self) -> None:
-        """Stop sending for this flush; what is not stored stays queued for the next one."""
+        """End the flush now. What it has not stored stays queued, and the next flush sends it."""
         self._future.cancel()
 
     def __await__(self) -> Generator[Any, Any, None]:
@@ -73,7 +75,7 @@ class RunOperations:
     async def _completion(self) -> None:
         try:
             report = await wait_for(self._future)
-        except CancelledError:  # the flush was, not the wait for it
+        except CancelledError:  # the flush was cancelled, not this task
             raise ClosedError("the client was closed before the flush ended") from None
         self._raise_failures(report)
 
@@ -86,5 +88,5 @@ class RunOperations:
         return f"<RunOperations done, {report.stored} of {report.total} stored>"
 
     def _raise_failures(self, report: FlushReport) -> None:
-        if report.failures and not self._lenient:
+        if report.failures and not self._only_warns:
             raise FlushError(report.failures, report.total)
