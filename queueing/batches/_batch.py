@@ -1,22 +1,18 @@
-"""
-What is queued, and what goes into one request.
+"""Records, limits and batches: what is queued, the server's bounds on a request, and the content of one request."""
 
-A **record** is one queued call, a plain tuple of six whose first two items are the engine's business and whose rest is not:
-
-    (kind, entries, ...)        entries: a dict keyed by entry key, or a tuple; `len(entries)` counts them
-
-    RUN      one entry, carried  creates the run; with the keys of the tags that are in it anyway
-    PARAM    {key: value}        write-once: an equal repeat needs no request
-    TAG      {key: value}, rides `rides`: may travel inside the request that creates the run
-    METRIC   {key: value}
-    DATASET  (value, ...)
-    STATUS   ()                  ends the run; has one fragment and counts as no entry
-    ARTIFACT {key: value}        goes on its own way, beside the others, and before STATUS (see `Lane.sides`)
-
-A [Batch][] is made of the parts of `_part`: slices, and packs of whole records.
-
-Rules of this file: no clock, no socket, no thread, no await.
-"""
+# A **record** is one queued call: a flat tuple of six items. The engine reads the first two; the others are opaque to it.
+#
+#     (kind, entries, ...)        entries: a dict by entry key, or a tuple; `len(entries)` counts the entries
+#
+#     RUN      one entry, carried  creates the run; `carried` are the keys of the tags that the request holds already
+#     PARAM    {key: value}        write-once: an equal repeat needs no request
+#     TAG      {key: value}, rides `rides`: the tag may travel inside the request that creates the run
+#     METRIC   {key: value}
+#     DATASET  (value, ...)
+#     STATUS   ()                  ends the run; it has one fragment and counts as no entry
+#     ARTIFACT {key: value}        is uploaded beside the other kinds, and before STATUS
+#
+# Rules of this file: no clock, no socket, no thread, no await.
 
 from __future__ import annotations
 
@@ -42,7 +38,7 @@ KINDS: Final = 7
 Record: TypeAlias = _part.Record
 
 STAGES: Final = ((RUN,), (PARAM, TAG, METRIC), (DATASET,), (ARTIFACT,), (STATUS,))
-"""The order inside one window; the kinds of one stage share a batch."""
+"""The order of kinds inside one window. Kinds of the same stage share a batch."""
 
 MERGED: Final = STAGES[1]
 
@@ -51,17 +47,17 @@ _entries = itemgetter(1)
 
 
 def record_of(kind: int, entries: Any, a: Any = None, b: Any = None, c: Any = None, d: Any = None) -> Record:
-    """A record of fewer items than six, filled up."""
+    """A record, its unused items filled with None."""
     return (kind, entries, a, b, c, d)
 
 
 def weight(record: Record) -> int:
-    """How many entries the record counts for."""
+    """The number of entries that a record counts for."""
     return len(record[1])
 
 
 def weights(records: Iterable[Record]) -> Iterator[int]:
-    """The same of each record, without a call of Python's for each."""
+    """The weight of each record. Both maps run in C: there is no Python call per record."""
     return map(len, map(_entries, records))
 
 
@@ -79,13 +75,13 @@ def _limit() -> Any:
 @attrs.frozen(kw_only=True)
 class Limits:
     """
-    A server's bounds on one batch. A field that is None is the store's own.
+    A server's bounds on one batch. None means the store's own bound.
 
-    MLflow's, from its REST API's documentation of `runs/log-batch`: 1,000 metrics, 100 params, 100 tags, 1,000
-    entities together, 1,000,000 bytes of body; 1,000 datasets a request of `runs/log-inputs`.
+    MLflow's bounds, from the documentation of `runs/log-batch` in its REST API: 1,000 metrics, 100 params, 100 tags, 1,000
+    entities together, 1,000,000 bytes of body; and 1,000 datasets in a request of `runs/log-inputs`.
 
     Raises:
-        ConfigError: A bound is not a whole number from 1.
+        ConfigError: A bound is not a whole number from 1 on.
     """
 
     metrics: int | None = _limit()
@@ -102,7 +98,7 @@ class Limits:
     """Bytes of a request's body."""
 
     def over(self, base: Limits) -> Limits:
-        """These limits, with those of `base` where a field is None."""
+        """These limits, with the limits of *base* where a field is None."""
         own = {key: value for key, value in attrs.asdict(self).items() if value is not None}
         return attrs.evolve(base, **own)
 
@@ -110,10 +106,14 @@ class Limits:
 @attrs.frozen(kw_only=True)
 class Bounds:
     """
-    Limits as the batching reads them: by kind, with no None left.
+    Limits in the form that batching uses: by kind, with every field set.
 
-    `body` is what is left of the limit of bytes for fragments; `riders` and `rider_bytes` bound the tags that travel
-    inside the request that creates a run, in number and in bytes as ASCII-escaped JSON.
+    Args:
+        caps: Entries of each kind.
+        entities: Metrics, params and tags together.
+        body: Bytes that are left for fragments, after the rest of the body.
+        riders: Tags that may travel inside the request that creates a run.
+        rider_bytes: Bytes of these tags, as ASCII-escaped JSON.
     """
 
     caps: tuple[int, ...]
@@ -125,11 +125,13 @@ class Bounds:
     @classmethod
     def of(cls, limits: Limits, *, envelope: int, riders: int, rider_bytes: int) -> Bounds:
         """
+        The bounds that follow from limits.
+
         Args:
-            limits: Every field set.
-            envelope: Bytes that a body has at most besides its fragments.
+            limits: Limits with every field set.
+            envelope: The largest number of bytes that a body has besides its fragments.
             riders: Tags that fit into the request that creates a run.
-            rider_bytes: The same in bytes.
+            rider_bytes: Bytes of these tags.
 
         Raises:
             ConfigError: The limit of bytes leaves no room for an entry.
@@ -151,12 +153,12 @@ class Bounds:
         )
 
     def below(self, size: int) -> Bounds:
-        """For a store that has refused a batch of so many bytes: half of that at most."""
+        """The bounds to use after the store has refused a batch of *size* bytes as too large: half of that at most."""
         body = max(1, min(self.body, size // 2))
         return attrs.evolve(self, body=body, rider_bytes=min(self.rider_bytes, body))
 
     def room(self, kind: int) -> int:
-        """How many entries of this kind one batch may hold."""
+        """How many entries of this kind fit into one batch."""
         return min(self.caps[kind], self.entities) if kind in MERGED else self.caps[kind]
 
 
@@ -164,10 +166,10 @@ def must_take(queued: Sequence[int], caps: Sequence[int], entities: int) -> list
     """
     How many entries of each kind the next batch has to hold so that the number of batches stays minimal.
 
-    No plan needs fewer batches than `n`, the largest of the quotients below, and one with `n` exists (spread each
-    kind evenly). A kind of which more is queued than `n - 1` batches can hold is what the next one must take; any
-    filling-up on top of that keeps `n` in reach. Filling up in a fixed order without this rule costs requests
-    where the bound on entities is tighter than the sum of the others.
+    The smallest possible number of batches is `n`, the largest of the quotients below; spreading each kind evenly over `n`
+    batches reaches it. If more entries of a kind are queued than `n - 1` batches can hold, the next batch must take the
+    excess. Whatever else is added to that batch keeps `n` in reach. Filling batches in a fixed order of kinds, without this
+    rule, costs extra requests where the bound on entities is tighter than the sum of the bounds by kind.
     """
     n = max(-(-sum(queued) // entities), *(-(-have // cap) for have, cap in zip(queued, caps, strict=True)))
     return [max(0, have - (n - 1) * cap) for have, cap in zip(queued, caps, strict=True)]
@@ -175,14 +177,19 @@ def must_take(queued: Sequence[int], caps: Sequence[int], entities: int) -> list
 
 class Batch:
     """
-    What goes into one request: parts of one stage, by kind.
+    The content of one request: parts of one stage, by kind.
 
-    The other fields serve the search for bad entries (`_bisection`): `rejections` counts the answers that will pass for a rejection
-    when there are more of them; `sibling` is the other half of what was rejected, to be tried after this one; `suspect`
-    says that this half has to hold a bad entry, because the other was stored; `regroup` that its untried parts may be
-    joined again once a bad entry is found. For `_evidence`: `since` and `seen` are how much was stored when it, or what it
-    is a part of, was first refused, and when it was refused last; `doubted` is the refusal that proves nothing yet; `passed` says that something
-    of a later request was tried since.
+    The fields for bisection (see `_bisection`):
+        rejections: Answers so far that count as a rejection once there are enough of them.
+        sibling: The other half of a rejected batch; it is tried after this one.
+        suspect: This half must hold a bad entry, because its sibling was stored.
+        regroup: The untried parts may be joined again once a bad entry has been found.
+
+    The fields for proof (see `_evidence`):
+        since: How many requests had been stored when the batch, or the batch it was cut from, was refused first.
+        seen: How many requests had been stored when the batch was refused last.
+        doubted: The refusal that proves nothing yet.
+        passed: Entries of a later request have been tried since.
     """
 
     __slots__ = (
@@ -224,7 +231,7 @@ class Batch:
         return batch
 
     def with_parts(self, parts: Iterable[Part]) -> Batch:
-        """Another content in the same place of the search."""
+        """A batch with other parts that takes this batch's place in the bisection."""
         batch = Batch.of(self.serial, parts)
         batch.rejections, batch.sibling = self.rejections, self.sibling
         batch.suspect, batch.regroup = self.suspect, self.regroup
@@ -258,7 +265,7 @@ class Batch:
         The parts, with packs taken apart.
 
         Raises:
-            JoinError: One does not come apart.
+            JoinError: A pack cannot be taken apart.
         """
         for kind in sorted(self.groups):
             yield from self.slices_of(kind)
@@ -280,15 +287,15 @@ class Batch:
         return b",".join([part.joined for part in self.groups.get(kind, ())])
 
     def records(self, kind: int) -> Iterator[Record]:
-        """The records that this batch holds entries of."""
+        """The records whose entries are in this batch."""
         return (record for part in self.groups.get(kind, ()) for record, _, _ in part.stretches())
 
     def halves(self) -> tuple[Batch, Batch]:
         """
-        The batch in two, its order kept; both hold at least one entry where it has two.
+        The batch cut in two, in order. Each half holds at least one entry if the batch has two.
 
         Raises:
-            JoinError: It does not come apart.
+            JoinError: A part cannot be taken apart.
         """
         first, second = Batch(self.serial), Batch(self.serial)
 

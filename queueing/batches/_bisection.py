@@ -1,20 +1,18 @@
-"""
-Batches that came back, and the search for the bad entries in them.
+"""Bisection: the batches of one lane that were not stored, and the search for the bad entries in them."""
 
-They come before anything else of their lane, the next one last. A batch that was not delivered is kept as it is. One
-that was rejected is halved, depth first, until a bad entry stands alone, with two savings:
-
-- If one half was stored, the other has to hold the bad entry: it is *suspect*, and halved without being sent whole. That
-  was wrong if in the end all of it is stored (a server with a limit of its own, say); it is not done again then.
-- When the first bad entry of a batch stands alone, the untried parts are joined again, once: mostly it is the only one.
-
-So one bad entry in a batch of 1,000 costs about 12 requests, where plain halving takes 21.
-
-Entries *in doubt* (see `_evidence`) are kept aside. As long as there are any of the batch that is searched, the search
-goes on from its far end; but never past tags, of which the last one of a name has to be stored last.
-
-Rules of this file: no I/O; batches in, batches out.
-"""
+# An undelivered batch is kept as it is. A rejected batch is halved, depth first, until each bad entry stands alone. Two
+# rules save requests:
+#
+# - If one half was stored, the other half must hold the bad entry. It is *suspect*, and is halved again without being sent
+#   whole. If a suspect half is stored after all (a server may have a limit of its own), this rule is not used any more.
+# - When the first bad entry has been found, the untried parts are joined again, once: mostly there is only one bad entry.
+#
+# So one bad entry in a batch of 1,000 costs about 12 requests, where plain halving takes 21.
+#
+# Batches *in doubt* (see `_evidence`) are kept aside. While there are any, the search continues from the far end of the
+# batch; but never past tags, because the last value of a tag has to be stored last.
+#
+# Rules of this file: no I/O. Batches go in, batches come out.
 
 from __future__ import annotations
 
@@ -24,12 +22,12 @@ from runqueue.queueing.batches._batch import TAG, Batch
 
 
 class Returned:
-    """A stack of batches, of one window."""
+    """The unstored batches of one window. They are tried again before anything else of their lane."""
 
     def __init__(self) -> None:
         self._stack: list[Batch] = []
         self.doubts: list[Batch] = []
-        """Refused, and tried no more for now."""
+        """Batches that were refused without proof, and that are not tried for now."""
         self._far = False  # whether what was taken last came from the far end
         self._infer = True  # whether a half may be suspected because the other was stored
 
@@ -37,17 +35,17 @@ class Returned:
         return bool(self._stack or self.doubts)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Those in doubt, then the others in the order of their entries."""
+        """The batches in doubt, then the other batches in the order of their entries."""
         yield from self.doubts
         yield from reversed(self._stack)
 
     @property
     def untried(self) -> bool:
-        """Whether there is something to try next."""
+        """Whether there is a batch to try next."""
         return bool(self._stack)
 
     def give_back(self, batch: Batch) -> None:
-        """The batch comes next, as it is."""
+        """Put an undelivered batch back: it is tried next, as it is."""
         if batch.doubted is not None:
             self.doubts.insert(0, batch)
         else:
@@ -67,20 +65,20 @@ class Returned:
         return self._stack.pop(end)
 
     def _put(self, *batches: Batch) -> None:
-        """Where the last one was taken from; the last entries first."""
+        """Put batches back at the end that the last batch was taken from; their last entries first."""
         at = 0 if self._far else len(self._stack)
         self._stack[at:at] = batches
 
     def halve(self, batch: Batch, *, bad: bool = True) -> None:
         """
-        The batch of several entries was rejected.
+        Cut a rejected batch of several entries in two.
 
         Args:
-            batch: As it was sent.
-            bad: Something in it is bad. False: it was only too large.
+            batch: The batch as it was sent.
+            bad: Whether an entry in it is bad. False: the batch was only too large.
 
         Raises:
-            JoinError: It does not come apart.
+            JoinError: The batch cannot be cut.
         """
         first, second = batch.halves()
         if not bad:
@@ -88,32 +86,32 @@ class Returned:
         self._put(second, first)
 
     def stored(self, batch: Batch) -> None:
-        """The batch was stored: what follows for its other half?"""
+        """Note that a batch was stored: its sibling is suspect then."""
         if batch.suspect:
             self._infer = False
         if batch.sibling is not None:
             batch.sibling.suspect = self._infer
 
     def isolated(self, batch: Batch) -> None:
-        """The batch of one entry was rejected: the entry stands alone."""
+        """Note that a batch of one entry was rejected: a bad entry has been found."""
         if batch.regroup and len(self._stack) > 1:
             joined = Batch.of(batch.serial, (part for untried in reversed(self._stack) for part in untried.parts()))
             joined.regroup, joined.since = False, batch.since
             self._stack = [joined]
 
     def doubt(self, batch: Batch) -> None:
-        """The batch was refused, and stands aside until more is known."""
+        """Put a batch aside that was refused without proof."""
         self.isolated(batch)
         batch.regroup, batch.rejections = False, 0
         self.doubts.append(batch)
 
     def passed_over(self) -> None:
-        """The lane goes on to what came after those in doubt."""
+        """Note that the lane goes on to entries behind the batches in doubt."""
         for batch in self.doubts:
             batch.passed = True
 
     def overtaken(self, stored: Batch) -> list[Batch]:
-        """Those in doubt that can have no other go, since what has to come after them was stored. They are let go."""
+        """Remove and return the batches in doubt that must not be tried again, because later entries were stored."""
         if stored.doubted is not None or not self.doubts:
             return []
         late = [batch for batch in self.doubts if batch.passed or TAG in batch.groups]
@@ -121,7 +119,7 @@ class Returned:
         return late
 
     def retry(self, most: int | None = None) -> None:
-        """Have another go at so many of those in doubt; None: all."""
+        """Try *most* of the batches in doubt again. None: all."""
         again, self.doubts = self.doubts[:most], self.doubts[len(self.doubts) if most is None else most :]
         self._stack += reversed(again)
 

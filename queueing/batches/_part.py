@@ -1,14 +1,12 @@
-"""
-What batches are made of: stretches of records, with the bytes of their entries.
+"""The parts of a batch: stretches of records, with the encoded bytes of their entries."""
 
-A **fragment** is the encoded bytes of one entry. A [Slice][] is a stretch of one record with its fragments. A [Pack][]
-is several whole records whose fragments were made in one go: it costs a batch as much as one slice, however many
-records are in it, and comes apart into a slice a record only where it has to be divided.
-
-Rules of this file: no I/O. Nothing is kept per entry but its fragment, and to divide a slice copies no more than the
-smaller part: a call of 100,000 entries is cut into as many batches as it takes in linear time. Sizes count one byte
-more than each fragment, for the comma that parts it from the next.
-"""
+# A **fragment** is the encoded bytes of one entry. A `Slice` is a stretch of one record with its fragments. A `Pack` is
+# several whole records that were encoded in one go. In a batch a pack costs as much as one slice, however many records it
+# holds; it is cut into one slice a record only where it has to be divided.
+#
+# Rules of this file: no I/O. Nothing but the fragment is kept for each entry. Dividing a slice copies no more than the
+# smaller part, so that cutting a call of 100,000 entries into batches takes linear time. Sizes count one byte more than each
+# fragment, for the comma behind it.
 
 from __future__ import annotations
 
@@ -22,29 +20,29 @@ from runqueue.queueing._errors import RunqueueError
 Record: TypeAlias = tuple[int, Any, Any, Any, Any, Any]
 """One queued call, see `_batch`."""
 WIDTH: Final = 6
-"""Items of a record. All have as many, so that they can lie flat, item behind item."""
+"""Items of a record. All records have as many, so that they can lie flat in a list, item behind item."""
 Stretch: TypeAlias = tuple[Record, int, int]
-"""A record, and the entries of it that are meant: the first, and the one after the last."""
+"""A record and a range of its entries: the first, and the one after the last."""
 
 
 def upright(flat: list[Any]) -> Iterator[Record]:
-    """Records that lie flat, as tuples."""
+    """Flat records as tuples."""
     return zip(*[iter(flat)] * WIDTH, strict=True)
 
 
 class JoinError(RunqueueError):
-    """Raised where fragments that an encoder has joined do not come apart: a defect of the encoder."""
+    """Raised when joined fragments cannot be cut apart. It is a defect of the encoder."""
 
 
 class Joined:
     """
-    Fragments of one record that were made in one go, joined by commas already. They are cut apart only where a batch
-    ends in the middle of the record, or is halved; most never are.
+    Fragments of one record that were encoded in one go, with commas between them. They are cut apart only where a batch ends
+    inside of the record, or is halved; most never are.
 
     Args:
         joined: The fragments.
-        count: How many.
-        tail: What each of them ends with, and nothing else in them holds.
+        count: Their number.
+        tail: The bytes that each fragment ends with and that stand nowhere else in them.
     """
 
     __slots__ = ("count", "joined", "tail")
@@ -56,10 +54,10 @@ class Joined:
 
     def cut(self) -> list[bytes]:
         """
-        One piece an entry.
+        The fragments, one by one.
 
         Raises:
-            JoinError: The tail stands elsewhere too.
+            JoinError: The tail stands elsewhere, too.
         """
         tail = self.tail
         pieces = [piece + tail for piece in self.joined.split(tail + b",")]
@@ -75,8 +73,8 @@ class Slice:
 
     Args:
         record: The record.
-        start: The first of its entries that belongs to the slice.
-        pieces: The fragments of this entry and of those that follow.
+        start: The index of the slice's first entry in the record.
+        pieces: The fragments of that entry and of the following ones.
     """
 
     __slots__ = ("_base", "_joined", "_keys", "_pieces", "allowed", "count", "record", "screened", "size", "start")
@@ -85,11 +83,11 @@ class Slice:
         self.record = record
         self.start = start
         self.screened = 0
-        """How many names were barred when this slice was last looked through for them."""
+        """How many names were barred when this slice was last screened."""
         self.allowed = maxsize
-        """The bytes of a body when each fragment was last compared with them; what fits need not be again."""
-        self._pieces = pieces  # with `_keys`, shared by all slices that are cut out of this one
-        self._base = start  # the entry that the first of them belongs to
+        """The bound of bytes that every fragment was last compared with; fragments within it need no new comparison."""
+        self._pieces = pieces  # like `_keys`, shared by all slices that are cut from this one
+        self._base = start  # the index of the entry that the first piece belongs to
         self._keys: list[Any] | None = None
         if isinstance(pieces, Joined):
             self.count = pieces.count
@@ -109,7 +107,7 @@ class Slice:
 
     @property
     def pieces(self) -> list[bytes]:
-        """The fragments; not to be changed."""
+        """The fragments. The caller must not change the list."""
         pieces, at = self._apart(), self.start - self._base
         return pieces if len(pieces) == self.count else pieces[at : at + self.count]
 
@@ -126,7 +124,7 @@ class Slice:
         return self.count if self.record[1] else 0  # a final status has no entries
 
     def piece(self, at: int) -> bytes:
-        """One fragment, counted within this slice."""
+        """The fragment at this index of the slice."""
         return self._apart()[self.start - self._base + at]
 
     def keys(self) -> list[Any]:
@@ -135,7 +133,7 @@ class Slice:
         return self._all_keys()[at : at + self.count]
 
     def items(self) -> Iterator[tuple[Any, bytes]]:
-        """Each entry's key and fragment, with no copy of them all: the reader may stop early."""
+        """The key and fragment of each entry. Nothing is copied, so that a reader may stop early at no cost."""
         keys, pieces, base = self._all_keys(), self._apart(), self._base
         for at in range(self.start - base, self.stop - base):
             yield keys[at], pieces[at]
@@ -144,11 +142,11 @@ class Slice:
         yield self.record, self.start, self.stop
 
     def split(self, count: int) -> tuple[Slice, Slice]:
-        """The first `count` entries, and the others."""
+        """The first *count* entries, and the others."""
         return self.stretch(0, count), self.stretch(count, self.count)
 
     def stretch(self, start: int, stop: int) -> Slice:
-        """The entries from `start` to before `stop`, counted within this slice."""
+        """The entries from *start* to before *stop*, counted within this slice."""
         pieces, at = self._apart(), self.start - self._base
         part = Slice.__new__(Slice)
         part.record, part.start = self.record, self.start + start
@@ -162,7 +160,7 @@ class Slice:
         return part
 
     def fitting(self, count: int, size: int) -> int:
-        """How many of the first entries fit into a room of `count` entries and `size` bytes."""
+        """How many of the first entries fit into *count* entries and *size* bytes."""
         if self.count <= count and self.size <= size:
             return self.count
         if not count or size <= 0:
@@ -176,7 +174,7 @@ class Slice:
         return fits
 
     def keyed(self) -> Iterator[tuple[Any, Slice]]:
-        """Each entry's key with the slice that holds this entry alone."""
+        """The key of each entry, with a slice of this entry alone."""
         for at, key in enumerate(self.keys()):
             yield key, self.stretch(at, at + 1)
 
@@ -196,12 +194,13 @@ class Slice:
 
 class Pack:
     """
-    Whole records of one kind, in order, whose fragments were made in one go and joined by commas.
+    Whole records of one kind, in order, encoded in one go, with commas between their fragments.
 
     Args:
-        records: At least one.
-        joined: The fragments of them all.
-        tails: For each record what its fragments end with, and nothing else in them holds.
+        records: One or more records.
+        joined: The fragments of all of them.
+        tails: For each record, the bytes that its fragments end with and that stand nowhere else in them.
+        count: The number of entries.
     """
 
     __slots__ = ("_slices", "count", "joined", "record", "records", "size", "tails")
@@ -233,7 +232,7 @@ class Pack:
 
     def slices(self) -> list[Slice]:
         """
-        One slice a record.
+        One slice for each record.
 
         Raises:
             JoinError: There are fewer tails than fragments.
