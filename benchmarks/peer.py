@@ -126,7 +126,7 @@ PEERS: dict[str, Peer] = {
         ),
         Peer(
             name="runqueue-aiohttp",
-            title='runqueue.Client(transport="auto") with the extra `aiohttp` installed',
+            title='runqueue.Client(transport="auto"), the default: httpx-aiohttp',
             connect=clients.runqueue_auto,
             requires=("runqueue", "httpx_aiohttp"),
             keywords=_runqueue_keywords,

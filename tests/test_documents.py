@@ -9,11 +9,17 @@ from __future__ import annotations
 import ast
 import re
 import runpy
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT: Final = Path(__file__).parents[1]
 CONTRIBUTING: Final = ROOT / "CONTRIBUTING.md"
@@ -24,6 +30,7 @@ HEADINGS: Final = ["Context", "Decision", "Rejected", "Cost measured"]
 MOST_LINES: Final = 150
 MOST_LINES_OF_AN_ENTRY: Final = 2
 LONGEST_LINE: Final = 120
+FOR_DEVELOPERS: Final = ("bench", "dev")
 TOP_FOLDERS: Final = "client|queueing|tests|benchmarks|docs|examples"
 DOCUMENTS: Final = [
     ROOT / "README.md",
@@ -95,6 +102,16 @@ def test_each_step_of_a_picture_is_in_the_file_beside_it() -> None:
     assert len(steps) > 10
     missing = [f"{path}: {name}" for path, name in steps if name not in defined_in((ROOT / path).read_text("utf-8"))]
     assert missing == []
+
+
+def test_each_dependency_has_its_reason() -> None:
+    """The table names what pyproject.toml installs, the extras for users included, and nothing else."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    needed = {re.split(r"[<>=!~;\[ ]", each)[0] for each in project["dependencies"]}
+    needed |= {f"extra `{name}`" for name in project["optional-dependencies"] if name not in FOR_DEVELOPERS}
+    table = CONTRIBUTING.read_text("utf-8").partition("## Dependencies")[2].partition("\n## ")[0]
+    named = [each for cell in re.findall(r"^\| (.+?) \|", table, re.MULTILINE) for each in cell.split(", ")]
+    assert sorted(named) == sorted(needed | {"package", "---"})
 
 
 # -- every document --------------------------------------------------------------------------------------------------
