@@ -1,6 +1,5 @@
 """
-`runqueue doctor`: its table on stdout, one line on stderr and exit code 1 when something is wrong, and no secret
-anywhere.
+`runqueue doctor`: a table on stdout; one line on stderr and exit code 1 if something is wrong; no secret in either.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ WITHOUT = "import sys; sys.modules['{}'] = None; from runqueue.cli._main import 
 
 @attrs.frozen
 class Outcome:
-    """What one call of the command left."""
+    """The result of one run of the command."""
 
     code: int
     rows: dict[str, str]
@@ -43,7 +42,7 @@ Doctor: TypeAlias = Callable[..., Outcome]
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home, and a working folder in it, without a file of credentials."""
+    """An empty home folder without a credentials file, which is the working folder, too."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -51,7 +50,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def doctor(capsys: pytest.CaptureFixture[str]) -> Doctor:
-    """Runs the command; whatever it says is free of the secret, and what is wrong is one line."""
+    """Runs the command, and checks that its output holds no secret and at most one line on stderr."""
 
     def run(uri: str | None = None) -> Outcome:
         with pytest.raises(SystemExit) as caught:
@@ -73,7 +72,7 @@ def _row(line: str) -> tuple[str, str]:
 
 @pytest.fixture
 def healthy(server: ScriptedServer) -> ScriptedServer:
-    """A server that knows its version and its default experiment."""
+    """A server that answers its version and its default experiment."""
     server.fail("version", Fault.answer(200, b"3.4.0"), times=None, when=lambda request: request.target == "/version")
     server.fail(GET_EXPERIMENT, DEFAULT, times=None)
     return server
@@ -83,7 +82,7 @@ def healthy(server: ScriptedServer) -> ScriptedServer:
 
 
 def test_a_healthy_server_is_reported_in_full(doctor: Doctor, healthy: ScriptedServer) -> None:
-    """Every row is there, and nothing was written to the server."""
+    """All rows are there, and nothing was written to the server."""
     found = doctor(healthy.uri)
     assert (found.code, found.err) == (0, "")
     assert found.rows["tracking uri"] == healthy.uri
@@ -104,8 +103,8 @@ def test_a_healthy_server_is_reported_in_full(doctor: Doctor, healthy: ScriptedS
     assert healthy.count(GET_EXPERIMENT) == 1 + 5
 
 
-def test_the_version_is_asked_for_below_the_prefix(doctor: Doctor, server: ScriptedServer) -> None:
-    """A server behind `/ml` has its `/version` there too."""
+def test_the_version_is_requested_below_the_prefix(doctor: Doctor, server: ScriptedServer) -> None:
+    """A server below `/ml` has its `/version` there, too."""
     server.fail(GET_EXPERIMENT, DEFAULT, times=None)
     found = doctor(f"{server.uri}/ml/")
     assert found.code == 0
@@ -113,14 +112,16 @@ def test_the_version_is_asked_for_below_the_prefix(doctor: Doctor, server: Scrip
     assert found.rows["version"] == "unknown (/version answers 200, and names none)"
 
 
-def test_a_server_without_a_default_experiment_is_well(doctor: Doctor, server: ScriptedServer) -> None:
-    """It was deleted or renamed; the answer is MLflow's all the same."""
+def test_a_server_without_a_default_experiment_is_healthy(doctor: Doctor, server: ScriptedServer) -> None:
+    """The experiment was deleted or renamed, and the answer is MLflow's."""
     server.fail(GET_EXPERIMENT, Fault.answer(404, error("RESOURCE_DOES_NOT_EXIST")), times=None)
     assert doctor(server.uri).rows["reachable"] == "yes"
 
 
-def test_a_user_who_may_not_read_the_default_experiment_is_known(doctor: Doctor, server: ScriptedServer) -> None:
-    """A 403 there, and none for a search, is no refusal of the credentials."""
+def test_a_user_without_permission_for_the_default_experiment_is_authenticated(
+    doctor: Doctor, server: ScriptedServer
+) -> None:
+    """The credentials are good if a 403 comes for the experiment only, and not for a search."""
     server.fail(GET_EXPERIMENT, Fault.answer(403, b"Permission denied"), times=None)
     found = doctor(server.uri)
     assert found.code == 0
@@ -133,7 +134,7 @@ def test_a_user_who_may_not_read_the_default_experiment_is_known(doctor: Doctor,
 def test_the_variable_is_named_as_the_source(
     doctor: Doctor, healthy: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without an argument, MLFLOW_TRACKING_URI says where."""
+    """Without an argument, the URI comes from MLFLOW_TRACKING_URI."""
     monkeypatch.delitem(sys.modules, "mlflow", raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", healthy.uri)
     found = doctor()
@@ -142,7 +143,7 @@ def test_the_variable_is_named_as_the_source(
 
 
 def test_an_imported_mlflow_is_named_as_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `mlflow.set_tracking_uri` was told comes before the variable, after the argument."""
+    """`mlflow.set_tracking_uri` comes after the argument, and before the variable."""
 
     class Imported:
         get_tracking_uri = str
@@ -153,10 +154,10 @@ def test_an_imported_mlflow_is_named_as_the_source(monkeypatch: pytest.MonkeyPat
     assert source_of("http://given") == "the argument --tracking-uri"
 
 
-def test_the_default_database_is_not_made_by_looking(
+def test_the_doctor_does_not_create_the_default_database(
     doctor: Doctor, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where there is none yet, the first run will make it, and the doctor does not."""
+    """The first run will create it."""
     monkeypatch.delitem(sys.modules, "mlflow", raising=False)
     found = doctor()
     assert found.code == 0
@@ -206,7 +207,7 @@ def test_credentials_are_named_by_kind_and_source(
     expected: str,
     header: str,
 ) -> None:
-    """They are what is really sent, and their values are not shown."""
+    """They are the ones that are sent, and their values are not shown."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     if file:
@@ -224,30 +225,30 @@ def test_credentials_are_named_by_kind_and_source(
 # -- something is wrong ----------------------------------------------------------------------------------------------
 
 
-def test_a_server_that_is_not_there_is_said(doctor: Doctor) -> None:
-    """What was resolved is still told."""
+def test_a_server_that_is_down_is_reported(doctor: Doctor) -> None:
+    """The resolved URI is shown all the same."""
     found = doctor(f"http://user:{SECRET}@{HOST}:{free_port()}")
     assert found.code == 1
     assert found.rows["reachable"] == "no"
     assert "is not available: cannot connect" in found.err
 
 
-def test_refused_credentials_are_said_with_their_source(doctor: Doctor, server: ScriptedServer) -> None:
-    """Also where the server echoes them."""
+def test_refused_credentials_are_reported_with_their_source(doctor: Doctor, server: ScriptedServer) -> None:
+    """Also if the server repeats them in its answer."""
     server.fail("", Fault.answer(401, f"who is {SECRET}?".encode()), times=None)
     found = doctor(f"http://user:{SECRET}@{HOST}:{server.port}")
     assert (found.code, found.rows["authentication"]) == (1, "refused")
     assert "refused the credentials" in found.err and "credentials: user and password, of the URI's" in found.err
 
 
-def test_missing_credentials_are_said_with_the_variables_to_set(doctor: Doctor, server: ScriptedServer) -> None:
-    """A 401 without any credentials says what to do."""
+def test_missing_credentials_are_reported_with_the_variables_to_set(doctor: Doctor, server: ScriptedServer) -> None:
+    """A 401 without any credentials leads to advice."""
     server.fail("", Fault.answer(401, b"You are not authenticated."), times=None)
     assert "none were found, set MLFLOW_TRACKING_USERNAME and" in doctor(server.uri).err
 
 
 def test_a_gateway_that_forbids_everything_is_a_fault(doctor: Doctor, server: ScriptedServer) -> None:
-    """A 403 for a search too is a refusal."""
+    """A 403 for a search, too, is a refusal."""
     server.fail("", Fault.answer(403, b"Invalid Host header"), times=None)
     found = doctor(server.uri)
     assert found.code == 1
@@ -258,16 +259,16 @@ def test_a_gateway_that_forbids_everything_is_a_fault(doctor: Doctor, server: Sc
 @pytest.mark.parametrize(
     "answer", [login_page(), login_page(404), reply(200, {}), reply(200, {"status": "up"}), reply(204)]
 )
-def test_what_is_not_mlflow_is_said_to_be_none(doctor: Doctor, path: str, answer: object) -> None:
-    """A wrong path, a login page, any other service."""
+def test_a_server_that_is_not_mlflow_is_reported(doctor: Doctor, path: str, answer: object) -> None:
+    """A wrong path, a login page, or another service."""
     with ScriptedServer(answer) as server:  # type: ignore[arg-type]
         found = doctor(server.uri + path)
     assert (found.code, found.rows["reachable"]) == (1, "something answers")
     assert "not as an MLflow server does below /api/2.0/mlflow/; check host, port and path" in found.err
 
 
-def test_a_server_that_fails_is_said_with_its_words(doctor: Doctor, server: ScriptedServer) -> None:
-    """Line breaks of the server's make no second line."""
+def test_an_unavailable_server_is_reported_with_its_message(doctor: Doctor, server: ScriptedServer) -> None:
+    """Line breaks in the message make no second line."""
     server.fail("", Fault.answer(503, b"down\nfor\r\nmaintenance"), times=None)
     found = doctor(server.uri)
     assert found.code == 1
@@ -284,8 +285,8 @@ def test_a_server_that_fails_is_said_with_its_words(doctor: Doctor, server: Scri
         ("localhost:5000", "'localhost:5000' counts as a path; the URI of a server begins with http://"),
     ],
 )
-def test_a_bad_uri_is_said(doctor: Doctor, home: Path, uri: str, expected: str) -> None:
-    """Without a request, and without a folder of its name."""
+def test_a_bad_uri_is_reported(doctor: Doctor, home: Path, uri: str, expected: str) -> None:
+    """No request is sent, and no folder of that name is created."""
     found = doctor(uri)
     assert (found.code, list(home.iterdir())) == (1, [])
     assert expected in found.err
@@ -302,22 +303,22 @@ def test_a_bad_uri_is_said(doctor: Doctor, home: Path, uri: str, expected: str) 
     ],
 )
 def test_a_bad_variable_is_named(doctor: Doctor, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
-    """As a client's constructor would."""
+    """As by the constructor of a client."""
     monkeypatch.setenv(name, value)
     found = doctor(f"https://{HOST}:{free_port()}")
     assert found.code == 1
     assert f"the environment variable {name}={value!r}" in found.err
 
 
-def test_a_certificate_that_is_not_verified_is_told(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the table, and not by a second line on stderr."""
+def test_missing_verification_of_the_certificate_is_shown(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the table, and not on stderr."""
     monkeypatch.setenv("MLFLOW_TRACKING_INSECURE_TLS", "true")
     found = doctor(f"https://{HOST}:{free_port()}")
     assert found.rows["tls"] == "the server's certificate is NOT verified (MLFLOW_TRACKING_INSECURE_TLS)"
 
 
-def test_an_unforeseen_error_is_one_line_too(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No traceback, whatever a store's maker raises."""
+def test_an_unexpected_error_is_one_line(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no traceback, whichever error making the store raises."""
 
     def broken(*_: object) -> None:
         raise RuntimeError(f"first\nsecond http://u:{SECRET}@host")
@@ -339,8 +340,8 @@ def _environment() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("missing", ["click", "rich"])
-def test_without_the_extra_it_says_what_to_install(missing: str) -> None:
-    """One line, exit code 1, no traceback."""
+def test_without_the_extra_the_program_says_what_to_install(missing: str) -> None:
+    """One line on stderr, exit code 1, no traceback."""
     done = _python("-c", WITHOUT.format(missing), "doctor")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"runqueue: the command line needs {missing}: pip install 'runqueue[cli]'\n"
@@ -355,7 +356,7 @@ def test_a_server_is_examined_without_mlflow(healthy: ScriptedServer) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 def test_on_a_terminal_the_findings_are_a_table(healthy: ScriptedServer) -> None:
-    """Values are whole, and square brackets in them are text; what is wrong stays one line on stderr."""
+    """Values are complete, and their square brackets are no markup."""
     import pty
 
     ours, theirs = pty.openpty()
@@ -387,14 +388,14 @@ def _plain(shown: bytes) -> str:
 
 
 def test_python_m_runqueue_is_the_same_program(healthy: ScriptedServer) -> None:
-    """A whole process: its table, its exit code, and nothing on stderr."""
+    """The table and the exit code are the same, and nothing is on stderr."""
     done = _python("-m", "runqueue", "doctor", "--tracking-uri", healthy.uri)
     assert (done.returncode, done.stderr) == (0, "")
     assert "version:         mlflow 3.4.0\n" in done.stdout
 
 
-def test_the_version_and_the_help_are_told() -> None:
-    """The group's own options work."""
+def test_the_version_and_the_help_are_printed() -> None:
+    """The options of the group work."""
     assert _python("-m", "runqueue", "--version").stdout.startswith("runqueue, version ")
     assert "doctor" in _python("-m", "runqueue", "--help").stdout
 
@@ -413,7 +414,7 @@ def test_run_says_why_nothing_would_be_queued(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """And does not run the script as if it were."""
+    """It does not run the script without the queue."""
     monkeypatch.setattr(f"runqueue.cli._commands.{name}", found)
     with pytest.raises(SystemExit) as caught:
         main(["run", "no_such_script.py"])

@@ -1,8 +1,5 @@
 """
-`runqueue doctor` where more than a URI says where it leads and as whom: workspaces of Databricks, mlflow's plugins,
-~/.netrc, proxies, certificates; and that it ends whoever does not answer.
-
-Rules of this file: whatever is said is free of the secrets, and what is wrong is one line and exit code 1.
+`runqueue doctor` beyond plain servers: Databricks, mlflow's plugins, ~/.netrc, proxies, certificates, hanging hosts.
 """
 
 from __future__ import annotations
@@ -44,7 +41,7 @@ DEFAULT = Fault.answer(200, {"experiment": {"experiment_id": "0", "name": "Defau
 
 @attrs.frozen
 class Outcome:
-    """What one call of the command left."""
+    """The result of one run of the command."""
 
     code: int
     rows: dict[str, str]
@@ -55,7 +52,9 @@ Doctor: TypeAlias = Callable[[str], Outcome]
 
 
 def outcome(code: int, out: str, err: str) -> Outcome:
-    """Checked for what holds whatever was found."""
+    """
+    The parsed output, after checks that hold in each case: no secret, and one line on stderr if something is wrong.
+    """
     assert [each for each in SECRETS if each in out + err] == []
     for secret in SECRETS:
         assert base64.b64encode(f"user:{secret}".encode()).decode() not in out + err
@@ -66,7 +65,7 @@ def outcome(code: int, out: str, err: str) -> Outcome:
 
 @pytest.fixture
 def doctor(capsys: pytest.CaptureFixture[str]) -> Doctor:
-    """Runs the command."""
+    """Runs the command in this process."""
 
     def run(uri: str) -> Outcome:
         with pytest.raises(SystemExit) as caught:
@@ -79,7 +78,7 @@ def doctor(capsys: pytest.CaptureFixture[str]) -> Doctor:
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home, and a working folder in it, without any file; nor is there a program that could be asked for a token."""
+    """An empty home and working folder, and a PATH without programs that could be asked for a token."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("DATABRICKS_CONFIG_FILE", str(tmp_path / "databrickscfg"))
@@ -92,7 +91,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def healthy(server: ScriptedServer) -> ScriptedServer:
-    """A server that knows its default experiment."""
+    """A server that answers its default experiment."""
     server.fail(GET_EXPERIMENT, DEFAULT, times=None)
     return server
 
@@ -100,7 +99,7 @@ def healthy(server: ScriptedServer) -> ScriptedServer:
 def program(
     uri: str, *, script: str = "", environment: dict[str, str] | None = None, **variables: str
 ) -> tuple[Outcome, float]:
-    """The program in a process of its own, after some code; and the seconds that it took."""
+    """Run the command in a process of its own, after a script; return the outcome and the seconds."""
     begin = time.monotonic()
     done = subprocess.run(
         [
@@ -125,7 +124,7 @@ def program(
 
 @pytest.fixture
 def workspace(monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
-    """Lets in who has the token, or the client's secret; the variables say where it is."""
+    """A workspace that accepts the token and the client's secret. The environment names its host."""
     importlib.import_module("databricks.sdk.core")  # takes seconds, which are no part of a time-out
     with Workspace(PAT, client=CLIENT) as workspace:
         workspace.fail(GET_EXPERIMENT, DEFAULT, times=None)
@@ -137,7 +136,7 @@ def workspace(monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
 def test_a_workspace_is_reported_in_full(
     doctor: Doctor, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, uri: str
 ) -> None:
-    """MLflow's own variables say nothing of it, and nothing is written to it."""
+    """MLflow's own variables are not shown, and nothing is written to the workspace."""
     monkeypatch.setenv("DATABRICKS_TOKEN", PAT)
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "user")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", SECRET)
@@ -167,7 +166,7 @@ def test_a_workspace_is_reported_in_full(
 def test_the_kind_of_credentials_is_the_one_that_the_sdk_found(
     doctor: Doctor, workspace: Workspace, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Here by a profile that the URI names."""
+    """Here those of a profile that the URI names."""
     monkeypatch.delenv("DATABRICKS_HOST")
     keys = {"host": workspace.uri, "client_id": CLIENT[0], "client_secret": CLIENT[1]}
     lines = "\n".join(f"{key} = {value}" for key, value in keys.items())
@@ -180,8 +179,8 @@ def test_the_kind_of_credentials_is_the_one_that_the_sdk_found(
     )
 
 
-def test_a_workspace_without_such_an_experiment_is_well(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Databricks names experiments by paths; that MLflow's default is missing, or closed to us, is no fault."""
+def test_a_workspace_without_the_default_experiment_is_healthy(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Databricks names experiments by paths. MLflow's default may be missing, or closed to this user."""
     monkeypatch.setenv("DATABRICKS_TOKEN", PAT)
     missing = {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "there is none"}
     with Workspace(PAT) as workspace:
@@ -194,21 +193,21 @@ def test_a_workspace_without_such_an_experiment_is_well(doctor: Doctor, monkeypa
         assert doctor("databricks").rows["authentication"].startswith("accepted, without permission")
 
 
-def test_a_workspace_that_nobody_names_is_said(doctor: Doctor) -> None:
-    """With what to set; there is no more to tell."""
+def test_a_missing_host_is_reported(doctor: Doctor) -> None:
+    """The message says what to set."""
     found = doctor("databricks")
     assert found.code == 1
     assert "no host is known for 'databricks': set DATABRICKS_HOST" in found.err
     assert "reachable" not in found.rows
 
 
-def test_a_bad_databricks_uri_is_said(doctor: Doctor) -> None:
-    """One that names a scope of secrets."""
+def test_a_bad_databricks_uri_is_reported(doctor: Doctor) -> None:
+    """Here one that names a scope of secrets."""
     assert "names a scope of secrets" in doctor("databricks://scope:prefix").err
 
 
-def test_a_workspace_without_credentials_is_said(doctor: Doctor, workspace: Workspace) -> None:
-    """Nothing was sent to MLflow's API, so nothing is told of it."""
+def test_missing_credentials_are_reported(doctor: Doctor, workspace: Workspace) -> None:
+    """No request to MLflow's API was sent, so no row describes its answer."""
     found = doctor("databricks")
     assert (found.code, workspace.calls) == (1, [])
     assert found.rows["authentication"] == "no credentials to be had"
@@ -217,10 +216,10 @@ def test_a_workspace_without_credentials_is_said(doctor: Doctor, workspace: Work
 
 
 @pytest.mark.parametrize("refusal", ["401", "403"])
-def test_a_token_that_a_workspace_refuses_is_said_with_its_kind(
+def test_a_refused_token_is_reported_with_its_kind(
     doctor: Doctor, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, refusal: str
 ) -> None:
-    """Whichever of its ways it says so in."""
+    """For each form of the refusal."""
     monkeypatch.setenv("DATABRICKS_TOKEN", SECRET)
     if refusal == "403":
         workspace.refusal = INVALID_TOKEN
@@ -229,10 +228,10 @@ def test_a_token_that_a_workspace_refuses_is_said_with_its_kind(
     assert found.err.endswith("; credentials: pat, by databricks-sdk\n")
 
 
-def test_a_client_secret_that_the_workspace_refuses_is_said(
+def test_a_refused_client_secret_is_reported(
     doctor: Doctor, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By its OAuth server's word."""
+    """With the message of the OAuth server."""
     monkeypatch.setenv("DATABRICKS_CLIENT_ID", CLIENT[0])
     monkeypatch.setenv("DATABRICKS_CLIENT_SECRET", SECRET)
     found = doctor("databricks")
@@ -240,8 +239,8 @@ def test_a_client_secret_that_the_workspace_refuses_is_said(
     assert "invalid_client" in found.err
 
 
-def test_a_host_that_is_not_there_is_said(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its name and the kind of credentials are told all the same."""
+def test_a_host_that_is_down_is_reported(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name and the kind of credentials are shown all the same."""
     port = free_port()
     monkeypatch.setenv("DATABRICKS_HOST", f"http://{HOST}:{port}")
     monkeypatch.setenv("DATABRICKS_TOKEN", PAT)
@@ -250,10 +249,10 @@ def test_a_host_that_is_not_there_is_said(doctor: Doctor, monkeypatch: pytest.Mo
     assert "databricks is not available: cannot connect" in found.err
 
 
-def test_somebody_at_a_terminal_does_not_wait_as_long_as_a_client(
+def test_the_doctor_waits_less_long_than_a_client(
     doctor: Doctor, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor for a workspace; a variable that says otherwise counts."""
+    """For a workspace, too. A variable overrides it."""
     monkeypatch.setenv("DATABRICKS_TOKEN", PAT)
     monkeypatch.setattr(_doctor, "REQUEST_TIMEOUT", 0.75)
     workspace.mend()
@@ -264,8 +263,8 @@ def test_somebody_at_a_terminal_does_not_wait_as_long_as_a_client(
 # -- nobody answers --------------------------------------------------------------------------------------------------
 
 
-def test_an_oauth_server_that_hangs_does_not_hold_up_the_exit(workspace: Workspace, home: Path) -> None:
-    """The SDK would wait for it for ever, in a thread that nothing can end."""
+def test_a_hanging_oauth_server_does_not_delay_the_exit(workspace: Workspace, home: Path) -> None:
+    """The SDK waits for it in a thread that nothing can end."""
     workspace.fail(TOKEN, Fault.hold(), times=None)
     found, seconds = program(
         "databricks",
@@ -282,8 +281,8 @@ def test_an_oauth_server_that_hangs_does_not_hold_up_the_exit(workspace: Workspa
     assert seconds < 30
 
 
-def test_a_name_that_is_not_resolved_does_not_hold_up_the_exit(home: Path) -> None:
-    """Python itself would wait for the thread that asks for it, even after the last word."""
+def test_a_hanging_name_look_up_does_not_delay_the_exit(home: Path) -> None:
+    """By default, Python waits for such a thread at its end."""
     hangs = "import socket, threading\nsocket.getaddrinfo = lambda *_, **__: threading.Event().wait()"
     found, seconds = program("http://slow.invalid", script=hangs, MLFLOW_HTTP_REQUEST_TIMEOUT="1", HOME=str(home))
     assert (found.code, found.rows["reachable"]) == (1, "no")
@@ -304,10 +303,10 @@ class AWSSigV4:
 """
 
 
-def test_amazons_signature_is_what_is_sent_whatever_else_is_there(
+def test_amazons_signature_wins_over_other_credentials(
     doctor: Doctor, healthy: ScriptedServer, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a stand-in for the package that makes it."""
+    """The package that makes the signature is replaced by a stand-in."""
     (home / "requests_auth_aws_sigv4.py").write_text(SIGNATURE)
     monkeypatch.syspath_prepend(home)
     monkeypatch.delitem(sys.modules, "requests_auth_aws_sigv4", raising=False)
@@ -319,8 +318,8 @@ def test_amazons_signature_is_what_is_sent_whatever_else_is_there(
     assert healthy.requests[0].headers["authorization"] == "AWS4-HMAC-SHA256 execute-api"
 
 
-def test_plugins_that_are_installed_are_named(healthy: ScriptedServer, home: Path) -> None:
-    """Those that add headers too; both are asked."""
+def test_installed_plugins_are_named(healthy: ScriptedServer, home: Path) -> None:
+    """Those that add headers, too. Both are used."""
     environment = install(home / "site") | {"HOME": str(home)}
     found, _ = program(healthy.uri, environment=environment, MLFLOW_TRACKING_AUTH="toy", MLFLOW_TRACKING_TOKEN=SECRET)
     assert (found.code, found.err) == (0, "")
@@ -334,10 +333,10 @@ def test_plugins_that_are_installed_are_named(healthy: ScriptedServer, home: Pat
     assert found.rows["authentication"] == "not asked for, or of the header plugins"
 
 
-def test_a_plugin_that_nobody_has_is_said(
+def test_a_plugin_that_is_not_installed_is_reported(
     doctor: Doctor, healthy: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing was sent, and so nothing is told of the server."""
+    """No request was sent, so no row describes the server."""
     monkeypatch.setenv("MLFLOW_TRACKING_AUTH", "nobodys")
     found = doctor(healthy.uri)
     assert (found.code, healthy.requests) == (1, ())
@@ -346,7 +345,7 @@ def test_a_plugin_that_nobody_has_is_said(
     assert "no plugin of mlflow gives the authentication 'nobodys'" in found.err
 
 
-def test_the_workspace_is_told_with_its_source(
+def test_the_workspace_is_shown_with_its_source(
     doctor: Doctor, healthy: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As it is sent."""
@@ -395,17 +394,17 @@ def test_the_workspace_is_told_with_its_source(
 def test_each_kind_of_credentials_is_named_with_its_source(
     monkeypatch: pytest.MonkeyPatch, uri: str, variables: dict[str, str], expected: str
 ) -> None:
-    """In the order in which a store takes them."""
+    """In the order in which a store uses them."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert credentials_of(Config(), uri) == expected
 
 
 @pytest.mark.parametrize("variable", [False, True])
-def test_requests_own_file_is_the_last_source(
+def test_the_netrc_file_is_the_last_source(
     doctor: Doctor, healthy: ScriptedServer, home: Path, monkeypatch: pytest.MonkeyPatch, variable: bool
 ) -> None:
-    """By the path at which it was found; a token comes before it, and a plugin leaves it out."""
+    """With the path at which it was found. A token comes before it, and with a plugin it is not used."""
     path = home / ("of-the-job" if variable else ".netrc")
     path.write_text(f"machine {HOST} login user password {SECRET}\n")
     if variable:
@@ -423,8 +422,8 @@ def test_requests_own_file_is_the_last_source(
     assert credentials_of(Config(), healthy.uri) == "token, of MLFLOW_TRACKING_TOKEN"
 
 
-def test_requests_own_file_that_cannot_be_read_is_told(doctor: Doctor, healthy: ScriptedServer, home: Path) -> None:
-    """It counts as not there, as with requests."""
+def test_a_netrc_file_that_cannot_be_read_is_ignored(doctor: Doctor, healthy: ScriptedServer, home: Path) -> None:
+    """As by requests."""
     (home / ".netrc").write_text(f"machine {HOST} login user passwort {SECRET}\n")
     found = doctor(healthy.uri)
     assert found.code == 0
@@ -432,8 +431,10 @@ def test_requests_own_file_that_cannot_be_read_is_told(doctor: Doctor, healthy: 
     assert found.rows["authentication"] == "not asked for"
 
 
-def test_mlflows_file_that_cannot_be_read_is_said(doctor: Doctor, healthy: ScriptedServer, home: Path) -> None:
-    """Before anything is sent, and without what stands in it."""
+def test_a_credentials_file_that_cannot_be_read_is_reported(
+    doctor: Doctor, healthy: ScriptedServer, home: Path
+) -> None:
+    """Before any request, and without the file's content."""
     (home / ".mlflow").mkdir()
     (home / ".mlflow" / "credentials").write_text(f"mlflow_tracking_password = {SECRET}\n")
     found = doctor(healthy.uri)
@@ -450,7 +451,7 @@ BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 def test_the_bundle_of_requests_is_named(
     doctor: Doctor, home: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Where MLflow's own variable is not set."""
+    """If MLflow's own variable is not set."""
     path = home / "ca.pem"
     trustme.CA().cert_pem.write_to_path(path)
     monkeypatch.setenv(name, str(path))
@@ -460,10 +461,8 @@ def test_the_bundle_of_requests_is_named(
     assert found.rows["tls"] == f"verified by MLFLOW_TRACKING_SERVER_CERT_PATH={path}"
 
 
-def test_the_proxy_that_is_used_is_told(
-    doctor: Doctor, healthy: ScriptedServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """That of the URI's scheme alone, and without its password."""
+def test_the_proxy_in_use_is_shown(doctor: Doctor, healthy: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only that for the URI's scheme, and without its password."""
     monkeypatch.setenv("http_proxy", f"http://user:{SECRET}@{HOST}:{healthy.port}")
     monkeypatch.setenv("HTTPS_PROXY", "http://not.this:1")
     monkeypatch.setenv("NO_PROXY", "other.invalid")
@@ -473,10 +472,10 @@ def test_the_proxy_that_is_used_is_told(
     assert healthy.requests[0].target.startswith("http://behind.invalid/api/")
 
 
-def test_a_proxy_that_echoes_its_password_does_not_betray_it(
+def test_a_password_that_a_proxy_repeats_is_not_shown(
     doctor: Doctor, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor one whose variable leaves out the scheme."""
+    """Also if the variable has no scheme."""
     monkeypatch.setenv("HTTP_PROXY", f"user:{SECRET}@{HOST}:{server.port}")
     server.fail("", Fault.answer(502, f"who is {SECRET}?".encode()), times=None)
     found = doctor("http://behind.invalid")
@@ -484,8 +483,8 @@ def test_a_proxy_that_echoes_its_password_does_not_betray_it(
     assert found.rows["proxies"] == f"HTTP_PROXY=http://***@{HOST}:{server.port}"
 
 
-def test_no_proxy_is_no_proxy(doctor: Doctor, healthy: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is excepted counts only beside one."""
+def test_no_proxy_alone_is_not_shown(doctor: Doctor, healthy: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exceptions matter only if there is a proxy."""
     monkeypatch.setenv("NO_PROXY", "localhost")
     assert doctor(healthy.uri).rows["proxies"] == "none"
 
@@ -504,13 +503,13 @@ def test_no_proxy_is_no_proxy(doctor: Doctor, healthy: ScriptedServer, monkeypat
         ("toy:///folder", "toy", "MLflow's own, by the plugin for toy"),
     ],
 )
-def test_a_uri_has_its_kind(uri: str, scheme: str, kind: str) -> None:
-    """A path is none of Databricks', though it may be called so."""
+def test_each_uri_is_described_by_its_kind(uri: str, scheme: str, kind: str) -> None:
+    """A path may begin with the word databricks."""
     assert (scheme_of(uri), kind_of(scheme_of(uri))) == (scheme, kind)
 
 
-def test_a_database_in_memory_is_no_file(tmp_path: Path) -> None:
-    """And one in a file is, in each spelling."""
+def test_a_database_in_memory_has_no_file(tmp_path: Path) -> None:
+    """A database in a file has one, for each spelling of the URI."""
     assert missing_file("sqlite", "sqlite://") is None
     assert missing_file("sqlite", "sqlite:///:memory:") is None
     assert missing_file("sqlite", f"sqlite:///{tmp_path}/runs.db") == tmp_path / "runs.db"
@@ -520,7 +519,7 @@ def test_a_database_in_memory_is_no_file(tmp_path: Path) -> None:
 
 
 def test_a_redactor_hides_secrets_of_the_query_too() -> None:
-    """As they stand there, and as they are meant; line breaks go."""
+    """As they are written, and unquoted. Line breaks become blanks."""
     redactor = Redactor("postgresql:///db?password=p%40ss-word&sslmode=require")
     assert redactor.redact("p@ss-word\np%40ss-word require") == "*** *** require"
     assert repr(redactor) == "<Redactor ***>"

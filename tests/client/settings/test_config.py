@@ -1,4 +1,4 @@
-"""Settings and the tracking URI: every bad value is refused at once by name, and the URI is what mlflow would take."""
+"""The settings of a client: bad values raise at construction by name, and no message shows a secret."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from runqueue.settings._redaction import redact_uri
 from runqueue.stores._resolve import check_uri
 
 URI = "http://127.0.0.1:1"
-FACES = pytest.mark.parametrize("face", [runqueue.Client, runqueue.AsyncClient])
+BOTH_CLIENTS = pytest.mark.parametrize("client_class", [runqueue.Client, runqueue.AsyncClient])
 
 
 # -- values ----------------------------------------------------------------------------------------------------------
 
 
-@FACES
+@BOTH_CLIENTS
 @pytest.mark.parametrize(
     ("name", "value", "kind"),
     [
@@ -67,13 +67,13 @@ FACES = pytest.mark.parametrize("face", [runqueue.Client, runqueue.AsyncClient])
         ("tracking_uri", "gopher://host", ConfigError),
     ],
 )
-def test_a_bad_setting_is_refused_at_once_by_name(
-    face: type[runqueue.Client | runqueue.AsyncClient], name: str, value: object, kind: type[Exception]
+def test_a_bad_setting_raises_at_construction(
+    client_class: type[runqueue.Client | runqueue.AsyncClient], name: str, value: object, kind: type[Exception]
 ) -> None:
-    """With the error that says whether its type or its value is wrong."""
+    """The message names the setting, and the class tells if the type or the value is wrong."""
     settings: dict[str, Any] = {"tracking_uri": URI, name: value}
     with pytest.raises(kind) as caught:
-        face(**settings)
+        client_class(**settings)
     assert name in str(caught.value).replace("tracking URI", "tracking_uri")
     assert isinstance(caught.value, ValueError)
     assert isinstance(caught.value, TypeError) is (kind is CallTypeError)
@@ -81,29 +81,29 @@ def test_a_bad_setting_is_refused_at_once_by_name(
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "5", float("inf")])
 @pytest.mark.parametrize("name", ["metrics", "params", "tags", "entities", "datasets", "bytes"])
-def test_a_bad_limit_is_refused_at_once_by_name(name: str, value: Any) -> None:
-    """Each is a whole number from 1."""
+def test_a_bad_limit_raises_at_construction(name: str, value: Any) -> None:
+    """Each limit is a whole number from 1 on."""
     with pytest.raises(ConfigError, match=name):
         Limits(**{name: value})
 
 
-def test_limits_that_leave_no_room_for_an_entry_are_refused_at_once() -> None:
-    """Of the limit of bytes, some are needed for the body's frame."""
+def test_limits_without_room_for_an_entry_raise_at_construction() -> None:
+    """A part of the limit of bytes is needed for the body around the entries."""
     with pytest.raises(ConfigError, match="bytes"):
         runqueue.Client(URI, limits=Limits(bytes=100))
 
 
-@FACES
-def test_an_unknown_setting_is_refused(face: Any) -> None:
-    """Never take an option that is not honoured."""
+@BOTH_CLIENTS
+def test_an_unknown_setting_raises(client_class: Any) -> None:
+    """No client accepts an option that it does not honour."""
     with pytest.raises(TypeError):
-        face(URI, no_such_setting=1)
+        client_class(URI, no_such_setting=1)
     with pytest.raises(TypeError):
-        face(URI, 8)
+        client_class(URI, 8)
 
 
 def test_good_settings_are_kept() -> None:
-    """Each keyword is a field; what the caller changes afterwards changes nothing."""
+    """Each keyword is a field, and later changes of the caller's objects change nothing."""
     headers = {"X-Team": "vision"}
     config = Config(tracking_uri=URI, max_workers=3, request_timeout=0.5, retry_timeout=0, headers=headers)
     headers["X-Team"] = "other"
@@ -115,22 +115,22 @@ def test_good_settings_are_kept() -> None:
 
 
 @pytest.mark.parametrize("text", ["abc", "-5", "0", "inf", "nan", "1e999", "60s"])
-@FACES
-def test_a_bad_request_timeout_of_the_environment_is_refused_at_once(
-    monkeypatch: pytest.MonkeyPatch, face: Any, text: str
+@BOTH_CLIENTS
+def test_a_bad_request_timeout_of_the_environment_raises_at_construction(
+    monkeypatch: pytest.MonkeyPatch, client_class: Any, text: str
 ) -> None:
-    """The variable is named; a timeout of the constructor's makes it irrelevant."""
+    """The message names the variable. The constructor's `request_timeout` overrides it."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", text)
     with pytest.raises(ConfigError, match="MLFLOW_HTTP_REQUEST_TIMEOUT"):
-        face(URI)
+        client_class(URI)
     assert Config(request_timeout=5).seconds_per_request() == 5
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("5", 5.0), ("0.5", 0.5), (" 7 ", 7.0), ("", 60.0)])
-def test_a_request_timeout_of_the_environment_is_taken(
+def test_the_request_timeout_is_read_from_the_environment(
     monkeypatch: pytest.MonkeyPatch, text: str, seconds: float
 ) -> None:
-    """An empty variable is none."""
+    """An empty variable counts as not set."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", text)
     assert Config().seconds_per_request() == seconds
 
@@ -149,7 +149,7 @@ def test_a_request_timeout_of_the_environment_is_taken(
     ],
 )
 def test_a_uri_is_shown_without_its_secrets(uri: str, shown: str) -> None:
-    """User info is replaced, and nothing else."""
+    """Only the user info is replaced."""
     assert redact_uri(uri) == shown
 
 
@@ -166,14 +166,14 @@ def test_a_uri_is_shown_without_its_secrets(uri: str, shown: str) -> None:
         ("sqlite:///a:b@c.db", "sqlite:///a:b@c.db"),
     ],
 )
-def test_user_info_is_not_shown_where_the_slashes_are_wrong(uri: str, shown: str) -> None:
-    """What was meant as a password stands there all the same."""
+def test_user_info_is_redacted_in_a_uri_with_wrong_slashes(uri: str, shown: str) -> None:
+    """The text may hold a password although it is no valid URI."""
     assert redact_uri(uri) == shown
 
 
 @pytest.mark.parametrize("uri", ["u:1234/s3cret@host", "u:1234?s3cret@host:80", "u:1234#s3cret@host", "host/s3cret@x"])
-def test_an_at_behind_the_host_is_refused_and_not_shown(uri: str) -> None:
-    """A password that is not quoted would end the host before it, and be sent to another one."""
+def test_an_at_sign_after_the_host_raises_without_being_shown(uri: str) -> None:
+    """The slash in an unquoted password would end the host, and the request would go to another one."""
     for scheme in ("http", "https"):
         with pytest.raises(ConfigError, match="%2F") as caught:
             check_uri(f"{scheme}://{uri}")
@@ -183,10 +183,10 @@ def test_an_at_behind_the_host_is_refused_and_not_shown(uri: str) -> None:
 @pytest.mark.parametrize(
     "uri", ["localhost:5000", "localhost:5000/base", "u:s3cret@host:5000", "http:/host", "HTTPS:host"]
 )
-def test_a_server_without_its_slashes_is_not_taken_for_a_path(
+def test_a_server_uri_without_slashes_is_not_used_as_a_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str
 ) -> None:
-    """Unless there is such a folder."""
+    """It raises, unless a folder of that name exists."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     with pytest.raises(ConfigError, match="counts as a path; the URI of a server begins with http://") as caught:
@@ -197,28 +197,28 @@ def test_a_server_without_its_slashes_is_not_taken_for_a_path(
 
 
 def test_a_config_is_not_pickled() -> None:
-    """Its token, headers and URI would be there for whoever finds the file."""
+    """A pickle would hold the token, the headers and the URI."""
     for dump in (pickle.dumps, copy.copy):
         with pytest.raises(TypeError, match="secrets"):
             dump(Config(token="s3cret"))
 
 
 @pytest.mark.parametrize("headers", [{"Authorization: Bearer s3cret": ""}, {"s3cret ": "x"}, {b"s3cret": "x"}])
-def test_what_is_no_name_of_a_header_is_not_shown(headers: Any) -> None:
-    """It may be the whole header."""
+def test_a_bad_header_name_is_not_shown(headers: Any) -> None:
+    """It may be a whole header, secret included."""
     with pytest.raises(ConfigError, match="headers=") as caught:
         Config(headers=headers)
     assert "s3cret" not in str(caught.value)
 
 
-def test_a_password_in_the_query_of_a_uri_is_not_shown() -> None:
-    """SQLAlchemy takes it there too."""
+def test_a_password_in_the_query_of_a_uri_is_redacted() -> None:
+    """SQLAlchemy accepts a password in the query, too."""
     assert "s3cret" not in redact_uri("postgresql://host/db?user=u&password=s3cret&sslmode=require")
 
 
 @pytest.mark.parametrize("uri", ["sqlite:///x.db", "file:///tmp/x", "/tmp/x", "x", "postgresql+psycopg2://host/db"])
-def test_without_mlflow_its_own_stores_are_refused_at_once(monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
-    """The text says what to install."""
+def test_without_mlflow_its_own_stores_raise_at_construction(monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
+    """The message says what to install."""
     import importlib.util
 
     find_spec = importlib.util.find_spec

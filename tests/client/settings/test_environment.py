@@ -1,6 +1,7 @@
 """
-MLflow's variables and its file of credentials: what each value means, which come first, and which are refused by name.
-The retries' variables are tried on the engine, in virtual time.
+MLflow's variables and its credentials file: values, order of precedence, and the errors for bad ones.
+
+The variables for retries are tested on the engine, in virtual time.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ USER, PASSWORD, TOKEN = (f"MLFLOW_TRACKING_{each}" for each in ("USERNAME", "PAS
 # -- numbers ---------------------------------------------------------------------------------------------------------
 
 
-def read(name: str) -> float | None:
-    """What the settings make of the variable."""
+def read_setting(name: str) -> float | None:
+    """The setting that the variable leads to."""
     if name == TIMEOUT:
         return Config().seconds_per_request()
     retrying = Config().retry_settings()
@@ -73,13 +74,13 @@ def read(name: str) -> float | None:
         (JITTER, "1.0", 1),
     ],
 )
-def test_a_number_is_taken_over(
+def test_a_number_is_read_from_the_environment(
     monkeypatch: pytest.MonkeyPatch, name: str, text: str | None, value: float | None
 ) -> None:
-    """An empty variable counts as one that is not set."""
+    """An empty variable counts as not set."""
     if text is not None:
         monkeypatch.setenv(name, text)
-    assert read(name) == value
+    assert read_setting(name) == value
 
 
 @pytest.mark.parametrize("face", [runqueue.Client, runqueue.AsyncClient])
@@ -94,18 +95,16 @@ def test_a_number_is_taken_over(
         (RETRIES, "9" * 5_000),
     ],
 )
-def test_a_bad_number_is_refused_at_once_by_name(
-    monkeypatch: pytest.MonkeyPatch, face: Any, name: str, text: str
-) -> None:
-    """Without asking anybody."""
+def test_a_bad_number_raises_at_construction(monkeypatch: pytest.MonkeyPatch, face: Any, name: str, text: str) -> None:
+    """The message names the variable, and no request is sent."""
     monkeypatch.setenv(name, text)
     with pytest.raises(ConfigError) as caught:
         face("http://127.0.0.1:1")
     assert name in str(caught.value) and len(str(caught.value)) < 300
 
 
-def test_the_timeout_holds_for_each_request(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is in the error's text."""
+def test_the_timeout_applies_to_each_request(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error's text names it."""
     server.fail("", Fault.hold(), times=None)
     monkeypatch.setenv(TIMEOUT, "0.2")
     with pytest.raises(StoreError, match=r"0\.2 s"):
@@ -117,7 +116,7 @@ def test_the_timeout_holds_for_each_request(server: ScriptedServer, monkeypatch:
 
 
 def attempts(retry_after: float | None = None, **settings: Any) -> list[float]:
-    """Virtual seconds from the first to each attempt for one batch, at a server that always says "later"."""
+    """Virtual seconds from the first attempt to each attempt, at a server that always answers 503."""
 
     async def main() -> list[float]:
         store = FakeStore(lambda _: StoreError("503", retriable=True, retry_after=retry_after), seconds=0)
@@ -134,19 +133,19 @@ def attempts(retry_after: float | None = None, **settings: Any) -> list[float]:
 
 
 def waits(times: list[float]) -> list[float]:
-    """Seconds between each attempt and the next."""
+    """Seconds between successive attempts."""
     return [after - before for before, after in pairwise(times)]
 
 
 @pytest.mark.parametrize("retries", [0, 1, 3, 12])
 def test_max_retries_bounds_the_attempts_exactly(monkeypatch: pytest.MonkeyPatch, retries: int) -> None:
-    """So many after the first one, however much time is left; what was not stored stays queued."""
+    """There are exactly that many attempts after the first, even if time is left. The batch stays queued."""
     monkeypatch.setenv(RETRIES, str(retries))
     assert len(attempts(retry_timeout=100_000.0)) == retries + 1
 
 
-def test_max_retries_does_not_lengthen_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whichever ends first holds; without the variable only the time does."""
+def test_max_retries_does_not_extend_the_retry_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit that is reached first ends retrying. Without the variable, only the time is limited."""
     expected = [float(second) for second in range(11)]
     monkeypatch.setenv(FACTOR, "0")
     assert attempts(1.0, retry_timeout=10) == expected
@@ -154,8 +153,8 @@ def test_max_retries_does_not_lengthen_the_time(monkeypatch: pytest.MonkeyPatch)
     assert attempts(1.0, retry_timeout=10) == expected
 
 
-def test_max_retries_is_a_bound_for_each_flush(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the wire: two retries are three requests; the next flush after the outage sends the rest."""
+def test_max_retries_applies_to_each_flush(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two retries, three requests are sent; the next flush after the outage sends the rest."""
     monkeypatch.setenv(RETRIES, "2")
     monkeypatch.setenv(FACTOR, "0")
     server.fail("", Fault.answer(503), times=3)
@@ -170,7 +169,7 @@ def test_max_retries_is_a_bound_for_each_flush(server: ScriptedServer, monkeypat
 
 @pytest.mark.parametrize("factor", [0.0, 0.125, 2.0])
 def test_the_back_off_factor_bounds_the_waits(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
-    """The n-th is at most factor * 2**(n-1) seconds, 30 at most; and it is drawn, so not always the same."""
+    """The n-th wait is random, at most factor * 2**(n-1) seconds and at most 30."""
     monkeypatch.setenv(FACTOR, str(factor))
     monkeypatch.setenv(RETRIES, "14")
     found = waits(attempts(retry_timeout=100_000.0))
@@ -182,7 +181,7 @@ def test_the_back_off_factor_bounds_the_waits(monkeypatch: pytest.MonkeyPatch, f
 
 
 def test_the_jitter_is_added_to_the_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Evenly, up to so many seconds; here to none, and to those that the server asked for."""
+    """A uniform random time is added: here to waits of zero, and to the server's Retry-After."""
     monkeypatch.setenv(FACTOR, "0")
     monkeypatch.setenv(RETRIES, "200")
     monkeypatch.setenv(JITTER, "3")
@@ -198,15 +197,17 @@ def test_the_jitter_is_added_to_the_waits(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The file's path in a home of the test's own; it is not there yet."""
+    """The path of the credentials file in a temporary home. It does not exist yet."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     (tmp_path / ".mlflow").mkdir()
     yield tmp_path / ".mlflow" / "credentials"
 
 
-def write(file: Path, user: str | None = "fu", password: str | None = "fp", section: str = "mlflow") -> None:
-    """As the documentation of MLflow shows it."""
+def write_credentials(
+    file: Path, user: str | None = "fu", password: str | None = "fp", section: str = "mlflow"
+) -> None:
+    """Write the file as MLflow's documentation shows it."""
     lines = [f"[{section}]"]
     lines += [f"mlflow_tracking_username = {user}"] if user is not None else []
     lines += [f"mlflow_tracking_password = {password}"] if password is not None else []
@@ -217,25 +218,25 @@ call = partial(store_calls.call, make=HttpStore)  # without plugins
 
 
 def basic(user: str, password: str) -> str:
-    """The header of a user and password."""
+    """The Authorization header for a user and a password."""
     return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
 def header(uri: str = "http://host", token: str | None = None) -> str | None:
-    """What is sent there."""
+    """The Authorization header that is sent to this URI."""
     return Credentials(uri, token).header()
 
 
 @pytest.mark.parametrize("in_file", list(itertools.product([None, "", "fu"], [None, "", "fp"])))
 @pytest.mark.parametrize("in_variables", list(itertools.product([None, "", "vu"], [None, "", "vp"])))
-def test_user_and_password_come_from_where_mlflow_takes_them(
+def test_user_and_password_come_from_variables_or_the_file(
     file: Path,
     monkeypatch: pytest.MonkeyPatch,
     in_file: tuple[str | None, str | None],
     in_variables: tuple[str | None, str | None],
 ) -> None:
-    """Each from its variable, else from the file; and a token where one of them is missing."""
-    write(file, *in_file)
+    """Each comes from its variable, else from the file. If one is missing, the token is used."""
+    write_credentials(file, *in_file)
     for name, value in zip((USER, PASSWORD), in_variables, strict=True):
         if value is not None:
             monkeypatch.setenv(name, value)
@@ -244,12 +245,14 @@ def test_user_and_password_come_from_where_mlflow_takes_them(
     assert header() == (basic(user, password) if user and password else "Bearer t")
 
 
-def test_the_file_comes_last_and_still_before_a_token(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After user info in the URI, a token of the constructor's, and the variables."""
+def test_the_file_comes_after_the_variables_and_before_the_token_variable(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The URI's user info, the constructor's token and the variables come before it."""
     assert header() is None
     monkeypatch.setenv(TOKEN, "t")
     assert header() == "Bearer t"
-    write(file)
+    write_credentials(file)
     assert header() == basic("fu", "fp")
     monkeypatch.setenv(USER, "vu")
     monkeypatch.setenv(PASSWORD, "vp")
@@ -271,29 +274,29 @@ def test_the_file_comes_last_and_still_before_a_token(file: Path, monkeypatch: p
     ],
 )
 def test_the_file_is_read_as_mlflow_reads_it(file: Path, text: str) -> None:
-    """Section, comments, escapes and all."""
+    """With its section, comments and escapes."""
     file.write_text(text)
     assert read_file() == tuple(read_mlflow_creds())
 
 
 @pytest.mark.parametrize("password", ["50%", "%", "a%b", "%(x)s", "%s"])
-def test_a_single_percent_sign_is_one(file: Path, password: str) -> None:
-    """MLflow itself fails at it; here the password counts as it stands."""
-    write(file, password=password)
+def test_a_single_percent_sign_is_taken_literally(file: Path, password: str) -> None:
+    """MLflow itself fails to read such a file."""
+    write_credentials(file, password=password)
     assert header() == basic("fu", password)
 
 
-def test_no_home_is_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A container's user may have none that is known."""
+def test_without_a_home_there_is_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's user may have no known home."""
     monkeypatch.setattr("os.path.expanduser", lambda path: path)
     assert header() is None
 
 
 @pytest.mark.parametrize("text", ["no section", "[mlflow]\nsecret\n", "[mlflow]\na = secret\na = secret\n", None])
-def test_a_file_that_cannot_be_read_is_said_without_its_content(
+def test_a_broken_file_is_reported_without_its_content(
     file: Path, monkeypatch: pytest.MonkeyPatch, text: str | None
 ) -> None:
-    """An error of the credentials: nothing is lost. It does not matter where the variables or the URI suffice."""
+    """It is an AuthError, so everything stays queued. The file is not read if the variables or the URI suffice."""
     if text is None:
         file.mkdir()
     else:
@@ -308,9 +311,9 @@ def test_a_file_that_cannot_be_read_is_said_without_its_content(
     assert header() == basic("vu", "vp")
 
 
-def test_a_file_that_may_not_be_opened_is_said(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is there, and would have been used."""
-    write(file)
+def test_a_file_without_read_permission_is_reported(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file exists, and would have been used."""
+    write_credentials(file)
 
     def closed(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
@@ -320,23 +323,23 @@ def test_a_file_that_may_not_be_opened_is_said(file: Path, monkeypatch: pytest.M
         header()
 
 
-def test_an_unreadable_file_leaves_all_queued_until_it_is_mended(server: ScriptedServer, file: Path) -> None:
-    """Nothing is sent meanwhile; the next flush reads it again."""
+def test_everything_stays_queued_until_an_unreadable_file_is_fixed(server: ScriptedServer, file: Path) -> None:
+    """Nothing is sent meanwhile, and the next flush reads the file again."""
     file.write_text("no section")
     with runqueue.Client(server.uri) as client:
         client.log_metric("r", "m", 1.0)
         with pytest.raises(runqueue.FlushError, match="credentials"):
             client.flush()
         assert (server.count(), client.statistics().pending) == (0, 1)
-        write(file)
+        write_credentials(file)
         client.flush()
     (request,) = server.requests
     assert request.headers["authorization"] == basic("fu", "fp")
 
 
 def test_the_file_is_read_again_after_a_401(server: ScriptedServer, file: Path) -> None:
-    """And only then: the request is sent once more, with what it holds now."""
-    write(file)
+    """Only then. The request is sent once more with the new credentials."""
+    write_credentials(file)
     server.fail("", Fault.passed())
     server.fail(
         "", Fault.answer(401), when=lambda request: request.headers["authorization"] == basic("fu", "fp"), times=None
@@ -344,7 +347,7 @@ def test_the_file_is_read_again_after_a_401(server: ScriptedServer, file: Path) 
     with runqueue.Client(server.uri) as client:
         client.log_metric("r", "m", 1.0)
         client.flush()
-        write(file, password="new")
+        write_credentials(file, password="new")
         client.log_metric("r", "m", 2.0)
         client.flush()
         client.log_metric("r", "m", 3.0)
@@ -358,10 +361,10 @@ def test_the_file_is_read_again_after_a_401(server: ScriptedServer, file: Path) 
 @pytest.mark.parametrize("transport", ["httpx", "auto"])
 @pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"])
 @pytest.mark.parametrize("proxy", [f"http://{HOST}:1", "socks5://nothing.invalid", "no:proxy:at:all"])
-def test_proxies_of_the_environment_can_be_passed_over(
+def test_proxies_of_the_environment_can_be_ignored(
     server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, transport: Any, variable: str, proxy: str
 ) -> None:
-    """Also those that no request could be sent by."""
+    """Also those that no request could be sent through."""
     monkeypatch.setenv(variable, proxy)
     with runqueue.Client(server.uri, proxies=False, transport=transport) as client:
         client.log_metric("r", "m", 1.0)
@@ -370,10 +373,10 @@ def test_proxies_of_the_environment_can_be_passed_over(
 
 
 @pytest.mark.parametrize("transport", ["httpx", "auto"])
-def test_proxies_of_the_environment_count_where_nothing_else_is_said(
+def test_proxies_of_the_environment_are_used_by_default(
     server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, transport: Any
 ) -> None:
-    """Here one that is not there."""
+    """The proxy in this test does not exist."""
     monkeypatch.setenv("HTTP_PROXY", f"http://{HOST}:{free_port()}")
     with pytest.raises(StoreError, match="cannot connect"):
         call(server.uri, transport=transport)

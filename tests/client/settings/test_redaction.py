@@ -1,4 +1,4 @@
-"""Secrets are taken out of text in every spelling, and little else is."""
+"""Redaction: secrets are replaced in each spelling, and little else is."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ THORNS = "'\"/\\@%41&<: +=\N{SNOWMAN}\N{LATIN SMALL LETTER U WITH DIAERESIS}\N{G
 @pytest.mark.parametrize("spell", SPELLINGS.values(), ids=SPELLINGS)
 @given(middle=st.text(THORNS, max_size=6))
 def test_a_secret_is_found_in_every_spelling(spell: Callable[[str], str], middle: str) -> None:
-    """Whoever wrote it down."""
+    """Servers and libraries quote secrets in many ways."""
     text = redact(f"before {spell(f'Head{middle}Tail')} after", [f"Head{middle}Tail"])
     assert "Head" not in text and "Tail" not in text
     assert text.startswith("before ") and text.endswith(" after")
 
 
-def test_the_longer_secret_comes_first() -> None:
-    """One may hold another, and what is left of it would be shown."""
+def test_the_longest_secret_is_replaced_first() -> None:
+    """If one secret contains another, no part of the longer one may remain."""
     assert redact("Bearer abcdefgh", ["abcd", "Bearer abcdefgh"]) == "***"
 
 
-def test_what_is_too_short_to_tell_is_left() -> None:
-    """And a short name is taken for one only where it is a word."""
+def test_short_secrets_are_not_redacted() -> None:
+    """A short user name is redacted only where it is a whole word."""
     assert (
         redact("a user of users, superuser, user_1", ["a", "use", ""], ["user", "of"])
         == "a *** of users, superuser, ***_1"
@@ -62,8 +62,8 @@ def test_what_is_too_short_to_tell_is_left() -> None:
     assert redact("xsomebodyx", [], ["somebody"]) == "x***x"
 
 
-def test_the_parts_of_user_info_and_headers() -> None:
-    """Quoted and not, in base64 and not."""
+def test_user_info_and_headers_are_split_into_secrets() -> None:
+    """Quoted and unquoted, encoded in base64 and plain."""
     basic = b64encode(b"u@ser:p/w").decode()
     assert user_info("u%40ser:p%2Fw") == (("u%40ser", "u@ser"), ("p%2Fw", "p/w", basic))
     assert [*secrets_in_header(f"Basic {basic}")] == [f"Basic {basic}", basic, "u@ser:p/w", "p/w"]
@@ -73,8 +73,8 @@ def test_the_parts_of_user_info_and_headers() -> None:
 
 
 @pytest.mark.parametrize("value", ["http://u:p/w@host:1", "u:p/w@host", "http://u:p/w@host:port:1"])
-def test_proxies_of_the_environment_are_known_by_their_variables(value: str) -> None:
-    """Also where their URI cannot be read."""
+def test_proxies_are_found_by_the_names_of_their_variables(value: str) -> None:
+    """Also if their URI is not valid."""
     names, secrets = proxy_user_info([("HTTPS_proxy", value), ("NO_PROXY", "host"), ("PATH", "x@y")])
     assert "u" in names and "p/w" in secrets
     assert proxy_user_info(os.environ.items()) == ([], [])
@@ -82,8 +82,8 @@ def test_proxies_of_the_environment_are_known_by_their_variables(value: str) -> 
 
 @pytest.mark.parametrize("run", ["\\", "%25", "&amp;", " ", "\\n", "x"])
 @pytest.mark.parametrize("secret", ["\\\\\\\"\\'abc\\ \\d", THORNS, "    a   b", "&&&&%%%%", "\n\\\n\\b"])
-def test_no_body_makes_the_search_endless(run: str, secret: str) -> None:
-    """A server chooses what is looked through."""
+def test_no_body_makes_the_search_slow(run: str, secret: str) -> None:
+    """A server chooses the text that is searched."""
     begin = time.process_time()
     redact(run * (100_000 // len(run)), [secret])
     assert time.process_time() - begin < 5

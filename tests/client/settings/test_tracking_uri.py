@@ -68,7 +68,7 @@ def resolved(script: str, folder: Path, variable: str | None, path: Path | None 
 def test_the_tracking_uri_is_what_mlflow_resolves(
     tmp_path: Path, folder: str, variable: str | None, sets: str | None, imports_mlflow: bool
 ) -> None:
-    """Side by side in fresh processes; mlflow is not imported for it."""
+    """Both are resolved in fresh processes. Ours does not import mlflow."""
     here = tmp_path / folder
     (here / "mlruns" / ("0" if folder.startswith("used") else "models")).mkdir(parents=True)
     (here / "mlruns" / ("0" if folder.startswith("used") else "models") / "meta.yaml").write_text("")
@@ -80,7 +80,7 @@ def test_the_tracking_uri_is_what_mlflow_resolves(
 
 
 def test_a_path_is_a_tracking_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `mlflow.set_tracking_uri` takes it: as the URI of the folder."""
+    """As in `mlflow.set_tracking_uri`, it becomes the URI of the folder."""
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     client = runqueue.Client(tmp_path)
     assert client._engine.uri == tmp_path.resolve().as_uri()
@@ -120,7 +120,7 @@ def get_tracking_uri():
 
 
 def fake_mlflow(folder: Path, utils: str) -> Path:
-    """A package mlflow with this module, and others that count as imported when they are."""
+    """Write a package mlflow with this module, and a module whose import would fail."""
     package = folder / "packages/mlflow"
     for name, source in {
         "__init__.py": "from mlflow.tracking._tracking_service.utils import get_tracking_uri",
@@ -143,22 +143,22 @@ assert ("mlflow" in sys.modules) is {imported}
 """
 
 
-def test_a_version_that_does_not_quote_is_followed(tmp_path: Path) -> None:
-    """As mlflow 3.18: its own function is evaluated, and not one of its modules is imported."""
+def test_the_default_follows_a_version_that_does_not_quote(tmp_path: Path) -> None:
+    """As in mlflow 3.18. Its function is evaluated, and none of its modules is imported."""
     here = tmp_path / "späces % &"
     here.mkdir()
     path = fake_mlflow(tmp_path, PLAIN)
     assert resolved(RESOLVE.format(imported=False), here, None, path) == f"sqlite:///{here / 'mlflow.db'}"
 
 
-def test_a_version_whose_source_is_not_understood_is_imported(tmp_path: Path) -> None:
-    """It takes longer, and is right."""
+def test_mlflow_is_imported_if_its_source_cannot_be_evaluated(tmp_path: Path) -> None:
+    """That takes longer, and its answer is right in any case."""
     path = fake_mlflow(tmp_path, IN_A_CLASS)
     assert resolved(RESOLVE.format(imported=True), tmp_path, None, path) == "sqlite:///from-a-class.db"
 
 
-def test_without_mlflow_there_is_a_default_to_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client cannot be made, and the text says of which URI, and what to install."""
+def test_without_mlflow_the_message_names_the_default_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client cannot be made, and the message says what to install."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     for name in [name for name in sys.modules if name.partition(".")[0] == "mlflow"]:
