@@ -1,19 +1,97 @@
 """
-Fixtures of all rings. Those of the live ring need a real `mlflow server`, which is started once a session, when first
-asked for.
+Fixtures of all rings, and what of them runs by default.
+
+The fixtures of the live ring need a real `mlflow server`, which is started once a session, when first asked for.
+By default `pytest` runs each behaviour, and of what is large by repetition a sample; `pytest --whole` runs everything.
 """
+
+# How a test says what of it is repetition:
+# - `@pytest.mark.whole`: it runs with `--whole` alone, because other tests show the same in less time.
+# - `@pytest.mark.sample("id", ...)`: without `--whole`, of its cases those with these ids run, and no others.
+# - the fixture `whole`: the length of what it measures, or the number of its rounds.
+# Hypothesis tries fewer examples without `--whole`.
+# A test or case that the command line names (`file.py::test[case]`) runs in any case.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from support.mlflow_server import OWN_ENVIRONMENT, MlflowServer, is_foreign
 from support.proxy import FaultyProxy
 from support.readback import Readback
+
+_PR_SET_PDEATHSIG = 1
+"""Of prctl(2)."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--whole", action="store_true", help="run every repetition, and not a sample of them")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # A busy machine is no defect: no example has a deadline.
+    hypothesis.settings.register_profile("whole", deadline=None)
+    hypothesis.settings.register_profile("sample", deadline=None, max_examples=30)
+    hypothesis.settings.load_profile("whole" if config.getoption("whole") else "sample")
+    if sys.platform == "linux" and hasattr(config, "workerinput"):
+        # Without it, a worker of pytest-xdist lives for ten seconds after a test run that was killed, and its servers too.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    named = {argument.partition("::")[2] for argument in config.args if "::" in argument}
+    if not named:
+        _check_samples(items)
+    if config.getoption("whole"):
+        return
+    chosen: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
+    for item in items:
+        runs = named & {item.name, _function(item)} or _is_in_sample(item)
+        (chosen if runs else left_out).append(item)
+    if left_out:
+        items[:] = chosen
+        config.hook.pytest_deselected(items=left_out)
+
+
+def _is_in_sample(item: pytest.Item) -> bool:
+    if item.get_closest_marker("whole") is not None:
+        return False
+    sample = item.get_closest_marker("sample")
+    return sample is None or _case(item) in sample.args
+
+
+def _check_samples(items: list[pytest.Item]) -> None:
+    """A sample names cases that there are: a case that was renamed would otherwise silently run with `--whole` alone."""
+    missing: dict[str, set[str]] = {}
+    for item in items:
+        for sample in item.iter_markers("sample"):
+            missing.setdefault(f"{item.path}::{_function(item)}", set(sample.args)).discard(_case(item))
+    unknown = [f"{test}{sorted(cases)}" for test, cases in missing.items() if cases]
+    if unknown:
+        raise pytest.UsageError(f"samples name cases that there are not: {', '.join(unknown)}")
+
+
+def _function(item: pytest.Item) -> str:
+    return item.name.partition("[")[0]
+
+
+def _case(item: pytest.Item) -> str:
+    return item.name.partition("[")[2].removesuffix("]")
+
+
+@pytest.fixture(scope="session")
+def whole(pytestconfig: pytest.Config) -> bool:
+    """Whether repetitions run at their full length."""
+    return bool(pytestconfig.getoption("whole"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,16 +7,11 @@ from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 import pytest
-from hypothesis import settings
 
 import runqueue
 from support.mlflow_server import free_port
 from support.proxy import ScriptedServer
 from support.recorder import Reply, Request
-
-# A loaded machine is no defect: no example has a deadline.
-settings.register_profile("unhurried", deadline=None)
-settings.load_profile("unhurried")
 
 NewClient: TypeAlias = Callable[..., runqueue.Client]
 

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import hypothesis
 import pytest
 import trio.testing
 
 from support.virtual_time import VirtualTimeLoop
-
-hypothesis.settings.register_profile("runqueue", deadline=None)  # a busy machine is no defect
-hypothesis.settings.load_profile("runqueue")
 
 
 @pytest.fixture(params=["asyncio", "trio"])

