@@ -60,6 +60,7 @@ class MlflowServer:
         certificate: A PEM file with a certificate and its key, to speak https by.
         artifact_root: A URI where clients keep artifacts by themselves. None: the server takes them.
         environment: More variables for it.
+        socket_path: A Unix socket to listen on, instead of the port.
     """
 
     def __init__(
@@ -74,8 +75,10 @@ class MlflowServer:
         certificate: Path | None = None,
         artifact_root: str | None = None,
         environment: Mapping[str, str] | None = None,
+        socket_path: Path | None = None,
     ) -> None:
         self.folder = folder
+        self._socket_path = socket_path
         self.port = free_port()
         self._static_prefix = static_prefix
         self._admin = admin
@@ -96,6 +99,8 @@ class MlflowServer:
         if certificate is not None:
             pem = shlex.quote(str(certificate))
             self._options += ["--uvicorn-opts", f"--ssl-certfile {pem} --ssl-keyfile {pem}"]
+        if socket_path is not None:
+            self._options += ["--uvicorn-opts", f"--uds {shlex.quote(str(socket_path))}"]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -198,6 +203,9 @@ class MlflowServer:
             context = ssl._create_unverified_context()
             connection = http.client.HTTPSConnection(HOST, self.port, timeout=5, context=context)
         try:
+            if self._socket_path is not None:
+                connection.sock = socket.socket(socket.AF_UNIX)
+                connection.sock.connect(str(self._socket_path))
             connection.request("GET", f"{self._static_prefix}/health")
             return connection.getresponse().status == 200
         except OSError:
