@@ -1,10 +1,9 @@
 """
-The way of one batch to the store: who may send, what is sent, and what the answer says of the store.
-
-Rules of this file: it is shared by all pumps, and knows none of them. A worker slot is held by a request, never by a wait
-for anything else. Errors that an outage, or a defect, gives rise to are told apart here; what becomes of the batch is
-decided elsewhere.
+Dispatch: sends one batch to the store, within the bound on requests at once, and notes what the answer says of the store.
 """
+
+# Rules of this file: one dispatch serves all pumps and knows none of them. A worker slot is held for a request, and for no
+# other wait. What an error means for the store is decided here; what becomes of the batch is decided by its lane.
 
 from __future__ import annotations
 
@@ -26,25 +25,27 @@ from runqueue.queueing.lanes._lane import Lane
 
 Deliver: TypeAlias = Callable[[Lane, Batch], Awaitable[Sequence[Record]]]
 """
-`await deliver(lane, batch)` stores the batch, or raises a StoreError. It returns records that a request which creates
-a run could not carry after all; otherwise nothing.
+`await deliver(lane, batch)` stores the batch, or raises a StoreError. It returns the records that a request which creates a
+run could not carry after all, and nothing for other requests.
 """
 
 Check: TypeAlias = Callable[[Lane, Batch], Awaitable[None]]
 """
-`await check(lane, batch)` reads something that the store keeps of the batch's run, and changes nothing; or raises a
-StoreError.
+`await check(lane, batch)` reads from the store without changing anything, or raises a StoreError: it tests whether the
+store works for the batch's run.
 """
 
 SLOW: Final = 0.005
-"""Seconds to an answer from which it is worth while to encode the next batch meanwhile: a task costs a tenth of that."""
+"""Seconds to an answer from which on the next batch is encoded in the meantime. A task for it costs a tenth of that."""
 SOON: Final = 0.9
-"""By when, of the time that the last answer took: what is encoded is in the processor's caches still when it is sent, and
-no longer in memory than need be."""
+"""
+The share of the last answer's time after which the next batch is encoded: late enough that the bytes are still in the
+processor's caches when they are sent, and in memory no longer than necessary.
+"""
 
 
 class StopError(Exception):
-    """Raised inside a pump that has to end, with the reason why its entries stay queued."""
+    """Raised inside a pump that has to end. It holds the reason why the pump's entries stay queued."""
 
     def __init__(self, reason: Exception) -> None:
         super().__init__(str(reason))
@@ -53,14 +54,17 @@ class StopError(Exception):
 
 class Dispatch:
     """
+    The way of all pumps to the store.
+
     Args:
-        deliver: See [Deliver][].
-        check: See [Check][]; asked before an answer that an outage gives too passes for a rejection. None: it does.
-        bounds: Of a batch.
+        deliver: See `Deliver`.
+        check: See `Check`. It is asked before an answer that an outage could cause counts as a rejection. None: the answer
+            counts without a check.
+        bounds: Bounds of a batch.
         max_workers: Requests under way at once.
         policy: When to try again.
-        on_outage: Told once an outage, with what was answered last.
-        give_way: Called between two pieces of work that keep other threads from theirs.
+        on_outage: Called once an outage, with the last error.
+        give_way: Called between two pieces of work that keep the interpreter from other threads.
     """
 
     def __init__(
@@ -79,7 +83,7 @@ class Dispatch:
         self.evidence = Evidence()
         self.retry = Retrying(policy, self.outage)
         self.ended = 0
-        """Requests, whatever came of them."""
+        """Requests that have ended, whatever their outcome."""
         self.crew: Crew
         self.give_way = give_way
         self._deliver = deliver
@@ -101,10 +105,10 @@ class Dispatch:
 
         Args:
             check: Raises if the pump has to end.
-            sleep: Waits, or is woken.
+            sleep: Waits for so many seconds, or until it is woken.
 
         Raises:
-            StopError: The store has asked for more patience than there is.
+            StopError: The store asked for a longer wait than the policy allows.
         """
         probing = False
         try:
@@ -112,11 +116,11 @@ class Dispatch:
                 if self.outage.spent and not probing:
                     await self._probe.acquire()
                     probing = True
-                if probing and not self.outage.spent:  # the one before us got through
+                if probing and not self.outage.spent:  # An earlier probe succeeded.
                     self._probe.release()
                     probing = False
                 await self._slots.acquire()
-                # A probe does not wait for what the store has asked: that lay beyond our patience, and is asked again.
+                # A probe ignores an earlier Retry-After: that was longer than the policy allows, and the answer repeats it.
                 asked = not probing and self.outage.not_before > -math.inf
                 wait = self.outage.not_before - anyio.current_time() if asked else 0.0
                 if wait <= 0 and probing == self.outage.spent:
@@ -138,10 +142,10 @@ class Dispatch:
 
     async def attempt(self, lane: Lane) -> None:
         """
-        Deliver the batch that is out of this lane, once; it is settled only if it was stored.
+        Send the batch that the lane has in flight, once. The batch is settled only if it was stored.
 
         Raises:
-            StoreError: It was not.
+            StoreError: It was not stored.
         """
         batch = lane.flying
         assert batch is not None
@@ -153,12 +157,12 @@ class Dispatch:
             if found.retriable and found.scope is not Scope.LANE:
                 self.outage.failed(found, anyio.current_time())
             elif found.scope in (Scope.ENTRY, Scope.LANE):
-                self.outage.succeeded()  # the store works: it judged what we sent
+                self.outage.succeeded()  # The store works: it has judged the batch.
             if found is error:
                 raise
             raise found from None
         except Exception as error:
-            # A defect in a store. It must neither end the engine nor pass for delivered.
+            # A defect in a store must neither end the engine nor count as a delivery.
             raise StoreError(f"the store failed unexpectedly: {type(error).__name__}: {error}") from error
         self.give_way()
         self.outage.succeeded()
@@ -167,7 +171,7 @@ class Dispatch:
 
     async def _delivered(self, lane: Lane, batch: Batch) -> Sequence[Record]:
         began = anyio.current_time()
-        # Not where others wait for a slot: they fill the time, and each of them would keep a whole body in memory.
+        # Not while other lanes wait for a slot: they fill the time, and each would keep a whole body in memory.
         if self._answered >= SLOW and not self._slots.statistics().tasks_waiting:
             self.crew.start(partial(self._prepare, lane))
         try:
@@ -177,24 +181,24 @@ class Dispatch:
             self._answered = anyio.current_time() - began
 
     async def _prepare(self, lane: Lane) -> None:
-        """While the answer is on its way: what comes next is encoded by the time it is there."""
+        """Encode the next batch while the answer to this one is under way."""
         await anyio.sleep(SOON * self._answered)
         if lane.flying is not None:
             lane.prepare(self.bounds)
 
     async def _examined(self, lane: Lane, batch: Batch, error: StoreError) -> StoreError:
-        """The error of an answer that will pass for a rejection; that of the store if it is found not to work."""
+        """The error to act on: that of the store if a check finds the store out of order, else the given one."""
         between = self.evidence.refused(batch)
-        # A look before the last of them and one after it: a single one could come just when an outage ends.
+        # One check before the last refusal and one after it: a single check could fall into the end of an outage.
         if between or self._check is None or batch.rejections < (error.rejects_after or 0) - 1:
             return error
         try:
             await self._check(lane, batch)
         except StoreError as fault:
             if fault.retriable or fault.scope is Scope.STORE:
-                batch.rejections = 0  # they told of the store, not of the batch
+                batch.rejections = 0  # The refusals were about the store, not about the batch.
                 return fault
-        except Exception:  # a defect in a store says nothing of its health
+        except Exception:  # A defect in the check says nothing about the store.
             return error
         finally:
             self.ended += 1

@@ -1,8 +1,6 @@
-"""
-One flush under way: which lanes it waits for, when it is done, and what it has to report.
+"""A flush under way: which lanes it waits for, when it is done, and what it reports."""
 
-Rule of this file: it waits for nothing itself; it is told of progress.
-"""
+# Rules of this file: nothing here waits. The sender calls `progress`.
 
 from __future__ import annotations
 
@@ -16,42 +14,52 @@ from runqueue.queueing.lanes._lane import Lane
 
 
 class HaltedError(StoreError):
-    """Given as the reason why entries are still queued when nothing has gone wrong but the time was over."""
+    """
+    The reason given for entries that are still queued only because the time was over, or because the flush was stopped.
+    """
 
     retriable = True
 
 
 @attrs.define(eq=False)
 class Flush:
-    """One flush under way: the lanes it waits for, each up to a window."""
+    """
+    A flush under way: for each of its lanes, the window up to which it waits.
+
+    Args:
+        goals: The last window of each lane that belongs to the flush.
+        total: Entries that the flush reports on.
+        open: Lanes that are not done yet.
+    """
 
     goals: dict[Lane, int]
     total: int
     open: set[Lane]
     parents: set[Lane]
-    """Lanes of which only the creation of the run is wanted."""
+    """Lanes of which the flush needs only the creation of the run."""
     number: int
-    """1 for a sender's first flush, and so on."""
+    """The serial number of the flush: 1 for a sender's first flush."""
     done: anyio.Event = attrs.field(factory=anyio.Event)
     late: str = "the engine was stopped"
-    """Why it ended before it was done, if it did."""
+    """Why the flush ended before it was done, if it did."""
     given_up: dict[Lane, StoreError] = attrs.field(factory=dict)
-    """Lanes that it waits for no longer, by what the store answered."""
+    """Lanes that the flush no longer waits for, with the store's last error."""
 
     def progress(self, lane: Lane, *, ended: bool) -> None:
+        """Note that entries of the lane may have been settled, or that its pump has ended."""
         if ended or lane.done >= self.goals[lane] or (lane in self.parents and lane.opened):
             self.open.discard(lane)
         if not self.open:
             self.done.set()
 
     def give_up(self, lane: Lane, error: StoreError) -> None:
-        """What was tried of it after this flush began has failed, and is tried again for later ones only."""
+        """Stop waiting for the lane: its requests failed after this flush had begun. Later flushes try again."""
         if lane in self.open:
             self.given_up[lane] = error
             self.progress(lane, ended=True)
 
     def report(self) -> Report:
-        """What this flush, which has ended, did not store; each failure is named once."""
+        """The entries that this ended flush did not store. Each failure is reported by one flush only."""
         failures: list[Failure] = []
         late = HaltedError(f"still queued when {self.late}")
         for lane, goal in self.goals.items():

@@ -1,20 +1,21 @@
 """
-Empties one lane: takes a batch, delivers it, settles it, and takes the next; and that is the order of its run.
-
-Whether to halve, to fail or to go on is decided by the lane, by the error, and by `_evidence`; a pump only waits.
-
-A pump ends when its lane is empty, or *stuck*, for one of six reasons, each of which leaves what is queued in place
-for a later flush:
-  - the outage: retrying is over, or a probe has failed (see `_retry.Outage`)
-  - the credentials were refused
-  - its run, or its run's parent, could not be created
-  - all that is left of it is in doubt (see `_evidence`)
-  - all that is left of it is its final status, and its artifacts were not stored
-  - nobody waits for it any longer: the flush timed out or was cancelled, or no request has ended for so long that it
-    lost its patience. A request that is under way then is neither cancelled nor repeated; its pump settles it and ends.
-
-Rules of this file: one pump a lane at a time; it never awaits while it holds a worker slot but for its request.
+The pump of a lane: it takes a batch, delivers it, settles it, and takes the next. That is the order of a run's requests.
 """
+
+# The lane and the error decide whether a batch is halved, fails, or is tried again, with the help of `_evidence`. The pump
+# only waits.
+#
+# A pump ends when its lane is empty, or when the lane is *blocked* for one of these reasons. Each leaves the entries queued
+# for a later flush:
+#   - the outage: trying has ended, or a probe has failed (see `Outage` in `_retry`)
+#   - the credentials were refused
+#   - the run, or its parent, could not be created
+#   - all remaining entries are in doubt (see `_evidence`)
+#   - only the final status is left, and the run's artifacts were not stored
+#   - no flush waits for the lane any longer: it timed out or was cancelled, or no request has ended for too long. A request
+#     that is under way then is neither cancelled nor repeated: the pump settles it and ends
+#
+# Rules of this file: there is one pump a lane at a time. While it holds a worker slot, it waits for its request only.
 
 from __future__ import annotations
 
@@ -33,14 +34,16 @@ from runqueue.queueing.lanes._lane import Lane
 
 class Pump:
     """
+    Empties one lane.
+
     Args:
-        lane: To be emptied.
+        lane: The lane to empty.
         dispatch: The way to the store.
-        ledger: Where attempts are counted.
-        moved: Told whenever something of the lane may have been settled.
-        spend: Gives the store up until the next flush. Is told which flush was the last when the attempt began; where
-            another one has begun since, that one has not had its try yet, and it returns False.
-        hold: Whether the final status that comes next has to wait. Raises a StopError where it would wait in vain.
+        ledger: Counts the repeated attempts.
+        moved: Called whenever entries of the lane may have been settled.
+        spend: Gives the store up until the next flush. Its second argument is the number of flushes begun when the attempt
+            started; it returns False if another flush has begun since, which has not had its own attempt yet.
+        hold: Whether the final status that comes next has to wait. Raises a StopError if it would wait in vain.
     """
 
     def __init__(
@@ -62,10 +65,10 @@ class Pump:
         self._spend = spend
         self._hold = hold
         self.holds = False
-        """Whether it waits for side lanes."""
+        """Whether the pump waits for artifacts before the final status."""
         self._nap: anyio.Event | None = None
-        # Whether it begins with another go at an entry that was left in doubt, as the store may have recovered; and
-        # whether that go is under way: if it fails, the rest of the lane has one too.
+        # Whether the pump begins by trying an entry that was left in doubt, as the store may have recovered; and whether
+        # that try is under way. If it fails, the rest of the lane is tried as well.
         self._tries_doubt = self._retries_doubt = False
 
     def __repr__(self) -> str:
@@ -73,10 +76,10 @@ class Pump:
 
     async def empty(self) -> None:
         """
-        Until nothing is left of what was dealt.
+        Deliver until every closed window of the lane is empty.
 
         Raises:
-            StopError: The lane is stuck.
+            StopError: The lane cannot go on.
         """
         lane = self._lane
         self._tries_doubt = bool(lane.doubts)
@@ -87,7 +90,7 @@ class Pump:
             await self._turn()
 
     async def sleep(self, seconds: float | None) -> None:
-        """Sleep so long, or until woken."""
+        """Sleep for so many seconds, or until `wake` is called. None: until then."""
         self._nap = anyio.Event()
         with anyio.move_on_after(seconds):
             await self._nap.wait()
@@ -100,10 +103,10 @@ class Pump:
     def check(self) -> None:
         """
         Raises:
-            StopError: It has to end.
+            StopError: The pump has to end.
         """
         if self.halted:
-            raise StopError(HaltedError("nobody waits for it any longer"))
+            raise StopError(HaltedError("no flush waits for it any longer"))
         if not self._dispatch.outage.admits(self.epoch):
             raise StopError(self._dispatch.outage.error or HaltedError("the store is out of reach"))
 
@@ -115,7 +118,7 @@ class Pump:
             self.check()
 
     async def _turn(self) -> None:
-        """Deliver one batch, or a part of one that was halved, with as many attempts as it takes."""
+        """Deliver one batch, or a part of a halved one, with as many attempts as it takes."""
 
         lane, attempts, asked = self._lane, 0, 0
 
@@ -149,7 +152,7 @@ class Pump:
                 lane.give_back()
             raise
         except SpentError as spent:
-            # Of those that probe, one whose entry may be bad itself does not speak for the others.
+            # A probe with an entry that may be bad itself proves nothing for the other lanes.
             probes_doubt = self._dispatch.outage.spent and lane.flying is not None and lane.flying.doubted is not None
             lane.give_back()
             if self._goes_on():
@@ -172,21 +175,21 @@ class Pump:
                 raise StopError(error) from None
 
     def _stands(self, batch: Batch) -> bool:
-        """Whether an answer that has come so often that it passes for a rejection was one."""
-        # A run that is not created stays queued in any case.
+        """Whether an answer that came often enough to count as a rejection was one."""
+        # A refused create-run stays queued in any case.
         stands = batch.opens or self._dispatch.evidence.proves(batch)
         if stands:
             self._dispatch.outage.succeeded()
         return stands
 
     def _suspect(self, batch: Batch, error: StoreError) -> None:
-        """The store can be read, and nothing shows yet that it takes data."""
+        """The store can be read, but nothing shows yet that it takes data: bisect the batch, or put it in doubt."""
         if error.scope is Scope.ENTRY and batch.count > 1:
             self._lane.reject(error)
         else:
             self._lane.doubt(error)
         self._moved()
-        if not self._goes_on() and self._dispatch.outage.spent:  # this was a probe
+        if not self._goes_on() and self._dispatch.outage.spent:  # The request was a probe.
             raise StopError(error) from None
 
     def _goes_on(self) -> bool:
@@ -194,7 +197,7 @@ class Pump:
         return goes_on and (self._lane.searching or self._lane.untouched)
 
     def _weigh_doubts(self) -> None:
-        """Some of a lane's entries are in doubt: what is to be tried next? By the table of `_evidence`."""
+        """Decide what to try next while entries of the lane are in doubt, by the table in `_evidence`."""
         lane, doubts = self._lane, self._lane.doubts
         if any(map(self._dispatch.evidence.proves, doubts)):
             lane.retry_doubts()

@@ -1,9 +1,7 @@
-"""
-When to try again, and when to stop trying.
+"""Retry: when a failed request is tried again, and when trying ends."""
 
-Rules of this file: the only layer that retries; `Outage` is told the time and reads no clock, so that a virtual one
-will do. What may be retried is said by the error itself.
-"""
+# Rules of this file: no other file retries. `Outage` is given the time and reads no clock, so that virtual time works. The
+# error says whether it may be retried.
 
 from __future__ import annotations
 
@@ -18,49 +16,52 @@ import tenacity
 from runqueue.queueing._errors import Scope, StoreError
 
 TELL_AFTER: Final = 5.0
-"""Seconds of an outage after which it is worth a word; shorter ones are the retries' own business."""
+"""Seconds of an outage after which it is reported. Shorter outages are left to the retries."""
 PROBE_PAUSE: Final = 30.0
-"""Seconds between two looks, at most, whether a store is back that has been given up."""
+"""The longest pause, in seconds, between two probes of a store that was given up."""
 
 
 @attrs.frozen(kw_only=True)
 class RetryPolicy:
     """
-    Exponential back-off with full jitter: the n-th wait is drawn evenly from 0 to `base * 2**(n-1)` seconds, at most
-    `cap` seconds; a `retry_after` of the error is waited out in any case.
+    Exponential back-off with full jitter: the n-th wait is drawn evenly from 0 to `base * 2**(n-1)` seconds, `cap` seconds at
+    most. A `retry_after` of the error is always waited out.
     """
 
     timeout: float = 300.0
-    """Seconds from the first failure since the last success to the end of trying."""
+    """Seconds from the first failure since the last success until trying ends."""
     retries: int | None = None
-    """Further attempts for one batch before trying ends all the same. None: as many as the time allows."""
+    """Further attempts for one batch, after which trying ends even before the time-out. None: no bound."""
     base: float = 0.5
     cap: float = 30.0
     jitter: float = 0.0
-    """Seconds; so much is added at most, evenly, to each wait."""
+    """Seconds that are added to each wait at most, drawn evenly."""
 
 
 @attrs.define(eq=False)
 class Outage:
     """
-    What is known of the store's health, for all lanes of a sender.
+    The store's health, for all lanes of a sender.
 
-    - healthy: `since` is None
-    - failing: `since` is set; lanes retry, each at its own pace, until `timeout` is over
-    - `spent`: given up. Until the next success only one request at a time is sent, to probe; each failed probe begins
-      a new `epoch`, and a lane started before it gives up without a request of its own.
+    - healthy: `since` is None.
+    - failing: `since` is set. Each lane retries at its own pace until `timeout` is over.
+    - given up: `spent` is set. Until the next success only one request at a time is sent, as a probe. Each failed probe
+      begins a new `epoch`, and a lane that was started before it stops without a request of its own.
     """
 
     timeout: float
     on_outage: Callable[[StoreError], None] | None = None
-    """Called once an outage: when it has lasted for a while, or is given up."""
+    """Called once an outage: when it has lasted for `TELL_AFTER` seconds, or when the store is given up."""
     since: float | None = None
     not_before: float = -math.inf
     spent: bool = False
     epoch: int = 0
     error: StoreError | None = None
     asked: int = 0
-    """Flushes begun. What was sent before one began does not speak for it: the store may have been mended between."""
+    """
+    Flushes begun so far. A request that was sent before a flush began does not count for that flush: the store may have been
+    repaired in between.
+    """
     told: bool = False
     probe_at: float = -math.inf
     _pause: float = 0.0
@@ -76,17 +77,17 @@ class Outage:
 
     def succeeded(self) -> None:
         self.since = self.error = None
-        if self.spent:  # a probe got through; what was asked for before that is over
+        if self.spent:  # A probe succeeded: an earlier Retry-After no longer counts.
             self.not_before = -math.inf
         self.spent = self.told = False
         self.probe_at, self._pause = -math.inf, 0.0
 
     def left(self, now: float) -> float:
-        """Seconds in which trying goes on."""
+        """Seconds until trying ends."""
         return self.timeout if self.since is None else self.since + self.timeout - now
 
     def spend(self, error: StoreError) -> None:
-        """Give up until the next flush."""
+        """Give the store up until the next flush."""
         self.error = error
         self.spent = True
         self.epoch += 1
@@ -94,8 +95,8 @@ class Outage:
 
     def may_probe(self, now: float) -> bool:
         """
-        Whether somebody who asks again and again, such as a tick, may try the store now: always while there is no
-        outage that was given up, else after what the store asked to wait, and in pauses that grow to `PROBE_PAUSE`.
+        Whether a caller that asks regularly, such as a tick, may try the store now. Always true unless the store was given up;
+        then only after the time that the store asked for, and in pauses that grow to `PROBE_PAUSE`.
         """
         if not self.spent:
             return True
@@ -116,7 +117,7 @@ class Outage:
 
 
 class SpentError(Exception):
-    """Raised inside the engine when trying is over but the batch is not at fault."""
+    """Raised inside the engine when trying has ended although the batch is not at fault."""
 
     def __init__(self, error: StoreError) -> None:
         super().__init__(str(error))
@@ -142,13 +143,13 @@ class Retrying:
     ) -> None:
         """
         Args:
-            attempt: What to try; it says by a StoreError that it failed.
-            rejected: Whether a retriable answer has come so often that it passes for a rejection.
-            sleep: Waits so many seconds between two attempts.
+            attempt: The attempt. It raises a StoreError if it fails.
+            rejected: Whether a retriable answer has come so often that it counts as a rejection.
+            sleep: Waits for so many seconds between two attempts.
 
         Raises:
-            StoreError: What was tried is at fault; to repeat it would change nothing.
-            SpentError: It may yet succeed, but trying is over.
+            StoreError: The batch is at fault; another attempt would not change that.
+            SpentError: Another attempt might succeed, but trying has ended.
         """
 
         first: StoreError
@@ -163,8 +164,7 @@ class Retrying:
         since, begun = anyio.current_time(), False
 
         async def resumed() -> None:
-            # Almost every batch is stored by its first attempt, before all this machinery is set up: it costs as much
-            # as the rest of a request's way through the engine.
+            # Tenacity is set up only after a first failure: it costs as much as the rest of a request in the engine.
             nonlocal begun
             if not begun:
                 begun = True
@@ -177,7 +177,7 @@ class Retrying:
 
         def over(state: tenacity.RetryCallState) -> bool:
             left = self._outage.left(anyio.current_time())
-            if first.scope is Scope.LANE:  # this run alone has to wait: the store is in health
+            if first.scope is Scope.LANE:  # Only this run has to wait: the store is healthy.
                 left = since + self._outage.timeout - anyio.current_time()
             return left <= 0 or self._asked(state) > left or state.attempt_number > self._retries
 

@@ -1,17 +1,15 @@
-"""
-Which lanes are emptied when: one pump a busy lane, for flushes and for ticks.
+"""The sender: which lanes are emptied when, for flushes and for ticks."""
 
-Theory of operation. A flush deals every inbox into a window (`Lane.deal`), starts a pump where none runs, and waits
-until each of its lanes has emptied that window or is stuck. A pump (`_pump`) is the order of its run; all of them share
-one way to the store (`_dispatch`), with at most `max_workers` requests at once. The sender only waits, and counts who
-waits: a pump for whose lane nobody waits any longer is halted. Side lanes have a way of their own: as many requests as
-`uploads` says besides, and an outage of their own, so that neither keeps the other from being sent.
-
-A client that streams calls `tick` besides: it deals and starts pumps likewise, and nobody waits. Pumps go on then until
-their lanes are empty.
-
-Rules of this file: it knows lanes, flushes and pumps, and nothing of batches and answers.
-"""
+# A flush closes a window in every lane, starts a pump where none runs, and waits until each of its lanes has emptied
+# that window or is blocked. A pump (`_pump`) keeps the order of its run. All pumps share one way to the store (`_dispatch`),
+# with at most `max_workers` requests at once. The sender waits, and keeps count of the flushes that wait for each lane: the
+# pump of a lane that no flush waits for is halted. The lanes of artifacts have a dispatch of their own, with `uploads`
+# requests at once and an outage of their own, so that neither kind holds up the other.
+#
+# A client that streams calls `tick` besides: it closes windows and starts pumps, too, and no caller waits. The pumps go on
+# until their lanes are empty.
+#
+# Rules of this file: it knows lanes, flushes and pumps, and nothing of batches and answers.
 
 from __future__ import annotations
 
@@ -40,23 +38,23 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 RESERVE: Final = 2.0
-"""Seconds that are left for final statuses at the end of the last flush, if its artifacts take longer."""
+"""Seconds at the end of the last flush that are kept for final statuses, if artifacts take longer."""
 
 
 class Sender:
     """
-    Delivers what an accumulator holds. An async context manager: what still runs at its end is cancelled.
+    Delivers what an accumulator holds. An async context manager: work that is under way at its end is cancelled.
 
     Args:
-        accumulator: Where the lanes are.
-        uploads: Requests of side lanes at once.
-        alive: Counts what shows that a request of a side lane goes on; such a one may last as long as it likes.
-        deliver, check, bounds, max_workers, retry, on_outage: See [Dispatch][runqueue.queueing.delivery._dispatch.Dispatch].
-        streams: Whether ticks go on sending what no flush waits for.
-        pause: Called between two pieces of work while nobody waits for them, and what is queued is little; stops for as
-            long as another thread needs to get hold of the interpreter.
-        patience: Seconds in which some request has to end, if only by failing; else the store has got stuck, and no
-            flush waits for it any longer. More than any healthy store needs, its outages included.
+        accumulator: Holds the lanes.
+        deliver, check, bounds, max_workers, retry, on_outage: See `Dispatch` in `_dispatch`.
+        uploads: Requests for artifacts at once, besides `max_workers`.
+        alive: A counter that grows while an upload makes progress. Such a request may take as long as it needs.
+        streams: Whether ticks go on sending entries that no flush waits for.
+        pause: Called between two pieces of work while no flush waits and little is queued. It stops for as long as another
+            thread needs to get hold of the interpreter.
+        patience: Seconds within which some request has to end, if only by failing. Otherwise the store counts as stuck, and no
+            flush waits for it any longer. The bound has to exceed what any healthy store takes, outages included.
     """
 
     def __init__(
@@ -90,15 +88,15 @@ class Sender:
         )
         self.outage = self._dispatch.outage
         self._alive = alive
-        self._last = False  # whether what a flush does not send now will never be sent
-        self._waived = False  # whether final statuses wait for artifacts no longer
+        self._last = False  # whether the last flush has begun
+        self._waived = False  # whether final statuses no longer wait for artifacts
         self._streams = streams
         self._pause = pause
         self._patience = patience
         self._moved: anyio.Event | None = None
         self._pumps: dict[Lane, Pump] = {}
         self._flushes: list[Flush] = []
-        self._children: dict[Lane, set[Pump]] = {}  # those that wait for this lane's run
+        self._children: dict[Lane, set[Pump]] = {}  # pumps that wait for the creation of this lane's run
         self._stack = AsyncExitStack()
         self._tasks: TaskGroup
         self._crew: Crew
@@ -112,7 +110,7 @@ class Sender:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._tasks.cancel_scope.cancel()
-        # Not told of the exception: the task group would wrap it into a group.
+        # The exception is not passed on: the task group would wrap it into an exception group.
         await self._stack.__aexit__(None, None, None)
 
     def __repr__(self) -> str:
@@ -126,11 +124,11 @@ class Sender:
         Send what is queued now.
 
         Args:
-            lane: Only this run (and the creation of its parents). None: all.
-            timeout: Seconds after which what is left stays queued, and is reported so. None: no bound but retrying's.
+            lane: Only this run, and the creation of its parents. None: all runs.
+            timeout: Seconds after which unsent entries stay queued and are reported so. None: only the retry policy ends it.
 
         Returns:
-            What was not stored. Failures are reported once, by the first flush to end whose window holds them.
+            The entries that were not stored. A failure is reported once, by the first flush to end whose window holds it.
         """
         flush = self.begin(lane)
         await self.completion(flush, timeout)
@@ -139,7 +137,7 @@ class Sender:
         return report
 
     async def completion(self, flush: Flush, timeout: float | None) -> None:
-        """Wait for a flush that `begin` has begun."""
+        """Wait for a flush that `begin` has started."""
         try:
             now = since = anyio.current_time()
             seen = self._signs()
@@ -165,7 +163,7 @@ class Sender:
             self._end(flush)
 
     def _signs(self) -> int:
-        """Whatever shows that the store answers, counted."""
+        """A number that changes whenever the store shows that it answers."""
         return self._dispatch.ended + self._aside.ended + self._alive()
 
     def _waive(self) -> None:
@@ -176,12 +174,11 @@ class Sender:
 
     def begin(self, lane: Lane | None = None, *, last: bool = False) -> Flush:
         """
-        Close a window in each lane concerned and start what is needed to empty it; does not wait.
+        Close a window in each lane of the flush, and start the pumps that empty them. Returns at once.
 
         Args:
             lane: Only this run.
-            last: What it does not send will never be sent: final statuses go without the artifacts that cannot be
-                stored, or not in time.
+            last: No flush follows. Final statuses are sent without artifacts that cannot be stored, or not in time.
         """
         self._last = self._last or last
         for dispatch in (self._dispatch, self._aside):
@@ -212,10 +209,10 @@ class Sender:
 
     def tidy(self, flush: Flush | None = None) -> None:
         """
-        Let lanes go that have nothing to do.
+        Release lanes that have nothing to do.
 
         Args:
-            flush: It has ended, and has reported.
+            flush: A flush that has ended and has been reported.
         """
         if flush is not None:
             self.accumulator.nominate(flush.goals)
@@ -236,10 +233,10 @@ class Sender:
 
     def tick(self, full: Iterable[Lane] | None = None) -> None:
         """
-        Send what waits, and wait for nothing. In an outage that retrying has given up, only now and then, to probe.
+        Send what is queued, without waiting. While the store is given up, only a probe from time to time.
 
         Args:
-            full: Only these lanes, and of each only what fills batches. None: all, and everything.
+            full: Only these lanes, and of each only what fills batches. None: all lanes, and everything.
         """
         if not self.outage.may_probe(anyio.current_time()):
             return
@@ -247,7 +244,7 @@ class Sender:
             if lane.doomed:
                 continue
             for parent in _unopened_parents(lane):
-                if not parent.dealt:  # what comes first is its creation, and nothing else of it is wanted here
+                if not parent.dealt:  # The first record is the creation; nothing else of the parent is needed here.
                     parent.deal(most=1, tick=True)
                 self._go_on(parent)
             if full is None:
@@ -268,16 +265,16 @@ class Sender:
 
     @property
     def bounds(self) -> Bounds:
-        """Of a batch; they come down where the store refuses one as too large."""
+        """The bounds of a batch. They shrink when the store refuses a batch as too large."""
         return self._dispatch.bounds
 
     @property
     def busy(self) -> bool:
-        """Whether anything is being sent, or waits to be sent again."""
+        """Whether a request is under way, or waits to be repeated."""
         return bool(self._pumps)
 
     def moved(self) -> None:
-        """Entries may have been settled: tell whoever waits for that."""
+        """Note that entries may have been settled, and wake the callers of `progress`."""
         if self.accumulator.intake is not None:
             self.accumulator.intake.settle()
         if self._moved is not None:
@@ -317,11 +314,11 @@ class Sender:
             await pump.empty()
         except StopError as stop:
             lane.stuck = stop.reason
-        except Exception as error:  # a defect of ours must not end the engine; what is queued stays so, and is reported
+        except Exception as error:  # A defect here must not end the engine: the entries stay queued and are reported.
             lane.stuck = StoreError(f"a defect in runqueue: {type(error).__name__}: {error}")
             lane.stuck.__cause__ = error
         finally:
-            if lane.flying is not None:  # we were cancelled in mid-request
+            if lane.flying is not None:  # The pump was cancelled during a request.
                 lane.give_back()
             del self._pumps[lane]
             self.accumulator.nominate([lane])
@@ -337,7 +334,7 @@ class Sender:
             pump.check()
 
     def _hold(self, lane: Lane) -> bool:
-        """See `Pump`."""
+        """Whether the lane's final status has to wait for artifacts; see `Pump`."""
         awaited = lane.awaited
         if not awaited or self._waived:
             return False
@@ -352,7 +349,7 @@ class Sender:
         return self._dispatch if lane.owner is None else self._aside
 
     def _dependent(self, dispatch: Dispatch) -> list[Lane]:
-        """The busy lanes that send this way, or wait for one that does."""
+        """The busy lanes that send by this dispatch, or wait for a lane that does."""
         return [
             lane
             for lane, pump in self._pumps.items()

@@ -1,15 +1,13 @@
-"""
-The ticks of a client that streams: everything that waits is sent once an interval, and full batches sooner.
+"""The stream: the ticks of a client that streams. Everything queued is sent once an interval, full batches sooner."""
 
-    nothing queued  ->  asleep, until the first record rings
-    something is    ->  a tick at the end of each interval; in between, a lane that has filled a batch rings for itself
-    a steady flow   ->  the engine looks by itself when the next batches should be full, a few at a time: nobody rings,
-                        which would cost the caller a system call, and a wait for the interpreter's lock
-    no room         ->  a tick at once if nothing is being sent; what nobody will ever send is given up
-
-Rules of this file: it decides when, `Sender.tick` does the rest. Whatever is worth a word is handed to `tell` here, in
-the engine's thread, never by a log call.
-"""
+#     nothing queued   asleep until a log call wakes the engine
+#     entries queued   a tick at the end of each interval; in between, a lane that has filled a batch wakes the engine
+#     a steady flow    the engine looks by itself when the next batches should be full, a few at a time. No log call wakes it,
+#                      which would cost the caller a system call and a wait for the interpreter's lock
+#     no room          a tick at once if no request is under way; entries that can never be sent are dropped
+#
+# Rules of this file: it decides when, and `Sender.tick` does the rest. Notices are emitted only here, in the engine's
+# thread. A log call must not run the user's logging handlers: they may log to runqueue again.
 
 from __future__ import annotations
 
@@ -28,28 +26,32 @@ from runqueue.queueing.lanes._intake import Intake
 from runqueue.queueing.lanes._lane import Lane
 
 SOONEST: Final = 0.005
-"""Seconds between two looks that nobody has rung for."""
+"""The shortest sleep, in seconds, between two looks that no log call has asked for."""
 LATE: Final = 1.05
-"""By how much a look comes after the time at which a batch should be full."""
+"""The factor by which a look comes later than the predicted time of a full batch."""
 COMPANY: Final = 0.25
-"""Seconds that a full batch of a steady flow waits for others at most. They share one awakening: beside a thread that
-computes, it finds cold caches and takes the interpreter's lock away, and both cost more than the work itself."""
+"""
+Seconds that a full batch of a steady flow waits for further ones, at most. They share one wake-up: beside a thread that
+computes, each wake-up finds cold caches and takes the interpreter's lock away, which costs more than the sending.
+"""
 TOGETHER: Final = 4
-"""Batches that go together at most; fewer than are calm, see `_intake`."""
+"""Batches that are sent by one look, at most."""
 PRESSED: Final = 1.0
-"""Seconds between two ticks while there is no room, however long the interval: somebody loses data, or waits."""
+"""Seconds between two ticks while the queue is full, however long the interval is."""
 QUIET: Final = 60.0
-"""Seconds between two words on entries that were dropped at the bound: beside a dead server, each step drops some."""
+"""Seconds between two notices on dropped entries: beside a dead server, entries are dropped at each step."""
 
 
 class Stream:
     """
+    Ticks for all lanes of a client.
+
     Args:
-        accumulator: With an intake.
-        sender: Of the same accumulator.
-        interval: Seconds.
-        tell: Is given the first failure of each cause, and entries that were dropped, by run.
-        claims: Whether failures may be let go once they are told, when there are too many of them to keep for a flush.
+        accumulator: Holds the lanes. It must have an intake.
+        sender: The sender of the same accumulator.
+        interval: Seconds between two ticks.
+        tell: Called with the first failure of each cause, and with the numbers of dropped entries by run.
+        claims: Whether reported failures may be released when there are too many of them to keep them for a flush.
     """
 
     def __init__(
@@ -68,29 +70,29 @@ class Stream:
         self._interval = interval
         self._tell = tell
         self._claims = claims
-        self._claimed = 0  # of the log's count, when failures were let go last
-        self._refusals: set[str] = set()  # causes for which runs were not created, that were told
-        self._full: list[Lane] = []  # that hold a full batch, which cannot be sent now; they do not ring
+        self._claimed = 0  # the count of failures when failures were released last
+        self._refusals: set[str] = set()  # reported causes for which runs were not created
+        self._full: list[Lane] = []  # lanes with a full batch that cannot be sent now
         self._called = False
         self._sleep: anyio.CancelScope | None = None
         self._due = 0.0
-        self._next = math.inf  # when a batch should be full
-        self._seen = self._seen_at = 0.0  # entries that had come in for runs that are sent, at the last look
-        self._pace = 0.0  # of what comes in, in entries a second
-        self._mute_until = -math.inf  # about what is dropped
+        self._next = math.inf  # the predicted time of a full batch
+        self._seen = self._seen_at = 0.0  # entries accepted by the last look, for runs that can be sent
+        self._pace = 0.0  # new entries a second
+        self._mute_until = -math.inf  # until then, no notice on dropped entries
 
     def hear(self) -> None:
-        """The bell. In the engine's thread."""
+        """Wake the stream. Must be called in the engine's thread."""
         self._called = True
         if self._sleep is not None:
             self._sleep.cancel()
 
     async def drain(self) -> None:
-        """Wait until there is room: for what was refused last, or for another entry."""
+        """Wait until there is room for the entries that were refused last, or for another entry."""
         complained = -math.inf
         while not self._intake.roomy:
             now = anyio.current_time()
-            if now >= complained + PRESSED:  # no call may have found it full yet, nor will one meanwhile
+            if now >= complained + PRESSED:  # Perhaps no log call has found the queue full yet.
                 complained, self._intake.crowded = now, True
                 self.hear()
             with anyio.move_on_after(complained + PRESSED - now):
@@ -98,10 +100,10 @@ class Stream:
         self._intake.wanted = 1
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Run until cancelled."""
         try:
             await self._run()
-        finally:  # should another one follow, the next call is to ring for it
+        finally:  # If the engine starts another stream, the next log call must wake it.
             self._intake.answer()
             self._intake.rest()
 
@@ -110,8 +112,8 @@ class Stream:
         self._postpone()
         while True:
             if self._is_idle():
-                # A record may be on its way still that has seen the mark before it was lowered; it has arrived by the
-                # end of another interval. The mark stays down meanwhile.
+                # A log call may have compared its inbox with the mark before the mark was lowered. Its record has
+                # arrived by the end of another interval; the mark stays low until then.
                 asleep, resting = resting, True
                 self._intake.rest()
                 if not asleep:
@@ -128,7 +130,7 @@ class Stream:
             self._turn()
 
     async def _listen(self, seconds: float) -> None:
-        # Not an event with a deadline: in a steady flow nobody calls, and the end of a sleep costs much less.
+        # Not an event with a deadline: in a steady flow no call sets it, and the end of a sleep costs much less.
         with anyio.CancelScope() as self._sleep:
             await anyio.sleep(0 if self._called else min(seconds, self._hush()))
         self._sleep = None
@@ -147,7 +149,7 @@ class Stream:
         if due or (crowded and not self._sender.busy):
             self._sender.tick()
             self._postpone()
-            self._sender.tidy()  # not by every turn: it looks closer than the others
+            self._sender.tidy()  # Not at every look: it is more thorough than the rest.
             full += self._full
             self._full = []
         elif full:
@@ -155,7 +157,7 @@ class Stream:
         for lane in self._intake.rearm(full):
             if self._sender.outage.spent or lane.doomed:
                 self._full.append(lane)
-            else:  # it was filled anew meanwhile
+            else:  # The lane was filled again in the meantime.
                 self._intake.bells.append(lane)
                 self._called = True
         self._intake.settle()
@@ -166,25 +168,27 @@ class Stream:
         self._say()
 
     def _expect(self) -> None:
-        """By the pace of what came in since the last look: when will the fullest lane have filled its batches?"""
+        """Predict from the rate of new entries when the fullest lane will have filled its batches."""
         now, full = anyio.current_time(), self._intake.full
         waiting = [lane.fresh for lane in self._accumulator.live() if not lane.doomed]
         seen = self._accumulator.ledger.dealt + sum(waiting)
         elapsed, came = now - self._seen_at, seen - self._seen
         self._seen_at, self._seen = now, seen
-        # A producer that has stopped for a moment (a validation, the interpreter's lock) goes on as before.
+        # A producer that pauses (for a validation, for the interpreter's lock) continues at its old rate afterwards.
         self._pace = max(came / elapsed if elapsed >= SOONEST / 2 else 0.0, self._pace / 2)
         self._next = math.inf
         wanted = self._together() * full
         if self._pace > 0 and wanted and not self._sender.outage.spent:
-            # Rather a little late than early: an early look is one more, and a late one finds a batch as full.
+            # A little late rather than early: an early look has to be repeated, a late one finds the batch full.
             expected = now + max(SOONEST, LATE * (wanted - max(waiting, default=0)) / self._pace)
             if expected < self._due:
                 self._next = expected
-        self._intake.loud = full if self._next == math.inf else wanted + full  # a burst rings all the same
+        self._intake.loud = full if self._next == math.inf else wanted + full  # a burst still wakes the engine
 
     def _together(self) -> int:
-        """Full batches that the next look waits for; 0: there is so little room that each has to ring."""
+        """
+        The number of full batches that the next look waits for. 0: there is so little room that each batch wakes the engine.
+        """
         within = 1 + COMPANY * self._pace / self._intake.full
         room = self._intake.max_pending / (4 * self._intake.full)
         return int(min(within, room, TOGETHER))
@@ -193,14 +197,14 @@ class Stream:
         return not any(lane.inbox or not lane.idle for lane in self._accumulator.families())
 
     def _shed(self) -> None:
-        """Make room: nothing of a run that was refused will ever be sent without somebody's doing."""
+        """Make room: drop the entries of runs that the store refused to create, as they can never be sent."""
         for lane in self._accumulator.busy():
             if lane.doomed and (count := lane.keep_only(RUN, STATUS)):
                 self._intake.note(lane, count)
         self._sender.moved()
 
     def _hush(self) -> float:
-        """Seconds until somebody is to be told of what was dropped."""
+        """Seconds until the next notice on dropped entries is due."""
         if not self._intake.has_news:
             return math.inf
         return max(PRESSED, self._mute_until - anyio.current_time())
@@ -219,11 +223,13 @@ class Stream:
             self._tell(news, dropped)
 
     def _refused(self) -> Iterator[Failure]:
-        """The first run for each cause that the store will not create; it stays queued, so no log of failures has it."""
+        """
+        For each cause, the first run that the store refused to create. Such a run stays queued, so the log of failures lacks it.
+        """
         for lane in self._accumulator.busy():
             stuck, text = lane.stuck, str(lane.stuck)
             waits = not lane.opened and isinstance(stuck, StoreError) and stuck.scope is Scope.LANE
-            if waits:  # for another process; its text names the run
+            if waits:  # The run is created by another process. The error's text names the run.
                 text = type(stuck).__name__
             if (
                 stuck is None

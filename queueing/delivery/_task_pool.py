@@ -1,9 +1,7 @@
-"""
-Tasks that outlive what they run: to begin a piece of work with one that waits for it costs a tenth of a new task.
+"""A pool of tasks that are used again: handing work to a waiting task costs a tenth of starting a new one."""
 
-Rule of this file: work that was given is begun, whatever is cancelled meanwhile; it is cancelled at its first wait then,
-as a new task's would be.
-"""
+# Rules of this file: work that was accepted is started, even if the task is cancelled in the meantime. It is cancelled at
+# its first wait then, as in a new task.
 
 from __future__ import annotations
 
@@ -16,11 +14,11 @@ from anyio.abc import TaskGroup
 Work: TypeAlias = Callable[[], Awaitable[object]]
 
 KEPT: Final = 32
-"""Tasks that wait, at most. The rest of a burst ends with it."""
+"""Tasks that wait for work, at most. Further tasks end after their work."""
 
 
 class _Hand:
-    """One task that waits."""
+    """A task that waits for work."""
 
     __slots__ = ("bell", "work")
 
@@ -31,8 +29,10 @@ class _Hand:
 
 class Crew:
     """
+    Runs work in tasks of a task group.
+
     Args:
-        tasks: Where the tasks are; they are cancelled with it, and what work raises is raised there.
+        tasks: The task group. The tasks are cancelled with it, and an exception that work raises is raised there.
     """
 
     def __init__(self, tasks: TaskGroup) -> None:
@@ -41,7 +41,7 @@ class Crew:
 
     def start(self, work: Work) -> None:
         """
-        Begin it at the loop's next turn, and do not wait for it.
+        Start the work at the loop's next turn. Returns at once.
 
         Raises:
             RuntimeError: The task group has ended.
@@ -55,7 +55,7 @@ class Crew:
 
     async def _serve(self, work: Work) -> None:
         await work()
-        del work  # nothing that was done is kept meanwhile
+        del work  # A waiting task must not keep finished work alive.
         while len(self._waiting) < KEPT:
             hand = _Hand()
             self._waiting.append(hand)
