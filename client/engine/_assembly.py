@@ -77,7 +77,7 @@ class Assembly:
             bounds=bounds_of(config, store.limits),
             max_workers=config.max_workers,
             uploads=UPLOADS,
-            alive=lambda: meter.heartbeats,
+            upload_progress=lambda: meter.heartbeats,
             retry=RetryPolicy(**attrs.asdict(config.retry_settings())),
             on_outage=on_outage,
             streams=config.streams,
@@ -87,7 +87,7 @@ class Assembly:
         self._stream: Stream | None = None
         if config.flush_interval is not None:
             self._stream = Stream(
-                accumulator, self._sender, config.flush_interval, self._warn, claims=config.only_warns
+                accumulator, self._sender, config.flush_interval, self._warn, releases_failures=config.only_warns
             )
         self._tasks: TaskGroup
 
@@ -113,7 +113,7 @@ class Assembly:
     def wake(self) -> None:
         """Let the stream look at what is queued."""
         assert self._stream is not None
-        self._stream.hear()
+        self._stream.wake()
 
     async def drain(self) -> None:
         """

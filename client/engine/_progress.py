@@ -95,7 +95,7 @@ class Shown:
 def uploaded(flush: Flush, meter: Meter) -> Callable[[], tuple[int, int]]:
     """Of the artifacts of a flush that has begun: how many bytes are stored, and how many there are."""
     begun, total = meter.sent, 0
-    for lane, goal in flush.goals.items():
+    for lane, goal in flush.last_windows.items():
         if lane.owner is not None:
             for each in lane.outstanding(goal, Exception()):
                 total += sum(map(size_of, islice(each.record[1].values(), each.start, each.stop)))

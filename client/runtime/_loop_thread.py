@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     import anyio
 
-    from runqueue.queueing.delivery._task_pool import Crew
+    from runqueue.queueing.delivery._task_pool import TaskPool
 
 T = TypeVar("T")
 
@@ -62,7 +62,7 @@ class LoopThread:
         self._relay = _notices.LogRelay()
         self._context: contextvars.Context
         self._stop: anyio.Event
-        self._crew: Crew
+        self._task_pool: TaskPool
 
     def __repr__(self) -> str:
         return f"<LoopThread {self.state}>"
@@ -270,12 +270,12 @@ class LoopThread:
 
         import anyio
 
-        from runqueue.queueing.delivery._task_pool import Crew
+        from runqueue.queueing.delivery._task_pool import TaskPool
 
         resolve_names_in_threads(asyncio.get_running_loop())
         async with self._setup(), anyio.create_task_group() as tasks:
             starting.close()
-            self._crew = Crew(tasks)
+            self._task_pool = TaskPool(tasks)
             self._stop = anyio.Event()
             self._context = contextvars.copy_context()
             self._loop = asyncio.get_running_loop()
@@ -294,7 +294,7 @@ class LoopThread:
 
     def _spawn(self, call: _Call) -> None:
         try:
-            self._crew.start(call.run)
+            self._task_pool.start(call.run)
         except RuntimeError as error:  # the task group has just ended
             call.fail(error)
 

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from runqueue.queueing.batches._batch import TAG, Batch
 
 
-class Returned:
+class Bisection:
     """The unstored batches of one window. They are tried again before anything else of their lane."""
 
     def __init__(self) -> None:

@@ -18,9 +18,9 @@ import anyio
 from runqueue.queueing._errors import Scope, StoreError
 from runqueue.queueing.batches._batch import Batch, Bounds, Record
 from runqueue.queueing.batches._evidence import Evidence
-from runqueue.queueing.delivery._flush import HaltedError
+from runqueue.queueing.delivery._flush import NotWaitedForError
 from runqueue.queueing.delivery._retry import Outage, Retrying, RetryPolicy
-from runqueue.queueing.delivery._task_pool import Crew
+from runqueue.queueing.delivery._task_pool import TaskPool
 from runqueue.queueing.lanes._lane import Lane
 
 Deliver: TypeAlias = Callable[[Lane, Batch], Awaitable[Sequence[Record]]]
@@ -35,9 +35,9 @@ Check: TypeAlias = Callable[[Lane, Batch], Awaitable[None]]
 store works for the batch's run.
 """
 
-SLOW: Final = 0.005
+ENCODE_AHEAD_FROM: Final = 0.005
 """Seconds to an answer from which on the next batch is encoded in the meantime. A task for it costs a tenth of that."""
-SOON: Final = 0.9
+ENCODE_AHEAD_AT: Final = 0.9
 """
 The share of the last answer's time after which the next batch is encoded: late enough that the bytes are still in the
 processor's caches when they are sent, and in memory no longer than necessary.
@@ -58,7 +58,7 @@ class Dispatch:
 
     Args:
         deliver: See `Deliver`.
-        check: See `Check`. It is asked before an answer that an outage could cause counts as a rejection. None: the answer
+        check: See `Check`. It is bound_by_retry_after before an answer that an outage could cause counts as a rejection. None: the answer
             counts without a check.
         bounds: Bounds of a batch.
         max_workers: Requests under way at once.
@@ -84,20 +84,20 @@ class Dispatch:
         self.retry = Retrying(policy, self.outage)
         self.ended = 0
         """Requests that have ended, whatever their outcome."""
-        self.crew: Crew
+        self.task_pool: TaskPool
         self.give_way = give_way
         self._deliver = deliver
         self._check = check
-        self._answered = 0.0  # seconds that the last request took
+        self._last_duration = 0.0  # seconds that the last request took
         self._slots = anyio.Semaphore(max_workers, fast_acquire=True)
         self._probe = anyio.Lock()
 
     def __repr__(self) -> str:
-        state = "spent" if self.outage.spent else "failing" if self.outage.since is not None else "healthy"
+        state = "given up" if self.outage.given_up else "failing" if self.outage.since is not None else "healthy"
         return f"<Dispatch {state} ended={self.ended}>"
 
     @asynccontextmanager
-    async def admitted(
+    async def worker_slot(
         self, check: Callable[[], None], sleep: Callable[[float], Awaitable[None]]
     ) -> AsyncGenerator[None, None]:
         """
@@ -108,27 +108,27 @@ class Dispatch:
             sleep: Waits for so many seconds, or until it is woken.
 
         Raises:
-            StopError: The store asked for a longer wait than the policy allows.
+            StopError: The store bound_by_retry_after for a longer wait than the policy allows.
         """
         probing = False
         try:
             while True:
-                if self.outage.spent and not probing:
+                if self.outage.given_up and not probing:
                     await self._probe.acquire()
                     probing = True
-                if probing and not self.outage.spent:  # An earlier probe succeeded.
+                if probing and not self.outage.given_up:  # An earlier probe succeeded.
                     self._probe.release()
                     probing = False
                 await self._slots.acquire()
                 # A probe ignores an earlier Retry-After: that was longer than the policy allows, and the answer repeats it.
-                asked = not probing and self.outage.not_before > -math.inf
-                wait = self.outage.not_before - anyio.current_time() if asked else 0.0
-                if wait <= 0 and probing == self.outage.spent:
+                bound_by_retry_after = not probing and self.outage.not_before > -math.inf
+                wait = self.outage.not_before - anyio.current_time() if bound_by_retry_after else 0.0
+                if wait <= 0 and probing == self.outage.given_up:
                     break
                 self._slots.release()
                 check()
                 if wait > self.outage.left(anyio.current_time()):
-                    raise StopError(self.outage.error or HaltedError("the store asked to wait"))
+                    raise StopError(self.outage.error or NotWaitedForError("the store bound_by_retry_after to wait"))
                 if wait > 0:
                     await sleep(wait)
             try:
@@ -151,9 +151,9 @@ class Dispatch:
         assert batch is not None
         self.give_way()
         try:
-            leftovers = await self._delivered(lane, batch)
+            leftovers = await self._deliver_batch(lane, batch)
         except StoreError as error:
-            found = error if error.rejects_after is None else await self._examined(lane, batch, error)
+            found = error if error.rejects_after is None else await self._error_to_act_on(lane, batch, error)
             if found.retriable and found.scope is not Scope.LANE:
                 self.outage.failed(found, anyio.current_time())
             elif found.scope in (Scope.ENTRY, Scope.LANE):
@@ -169,24 +169,24 @@ class Dispatch:
         self.evidence.stored()
         lane.store(leftovers)
 
-    async def _delivered(self, lane: Lane, batch: Batch) -> Sequence[Record]:
+    async def _deliver_batch(self, lane: Lane, batch: Batch) -> Sequence[Record]:
         began = anyio.current_time()
         # Not while other lanes wait for a slot: they fill the time, and each would keep a whole body in memory.
-        if self._answered >= SLOW and not self._slots.statistics().tasks_waiting:
-            self.crew.start(partial(self._prepare, lane))
+        if self._last_duration >= ENCODE_AHEAD_FROM and not self._slots.statistics().tasks_waiting:
+            self.task_pool.start(partial(self._prepare, lane))
         try:
             return await self._deliver(lane, batch)
         finally:
             self.ended += 1
-            self._answered = anyio.current_time() - began
+            self._last_duration = anyio.current_time() - began
 
     async def _prepare(self, lane: Lane) -> None:
         """Encode the next batch while the answer to this one is under way."""
-        await anyio.sleep(SOON * self._answered)
+        await anyio.sleep(ENCODE_AHEAD_AT * self._last_duration)
         if lane.flying is not None:
             lane.prepare(self.bounds)
 
-    async def _examined(self, lane: Lane, batch: Batch, error: StoreError) -> StoreError:
+    async def _error_to_act_on(self, lane: Lane, batch: Batch, error: StoreError) -> StoreError:
         """The error to act on: that of the store if a check finds the store out of order, else the given one."""
         between = self.evidence.refused(batch)
         # One check before the last refusal and one after it: a single check could fall into the end of an outage.

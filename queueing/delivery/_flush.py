@@ -13,7 +13,7 @@ from runqueue.queueing.batches._batch import RUN
 from runqueue.queueing.lanes._lane import Lane
 
 
-class HaltedError(StoreError):
+class NotWaitedForError(StoreError):
     """
     The reason given for entries that are still queued only because the time was over, or because the flush was stopped.
     """
@@ -27,12 +27,12 @@ class Flush:
     A flush under way: for each of its lanes, the window up to which it waits.
 
     Args:
-        goals: The last window of each lane that belongs to the flush.
+        last_windows: The last window of each lane that belongs to the flush.
         total: Entries that the flush reports on.
         open: Lanes that are not done yet.
     """
 
-    goals: dict[Lane, int]
+    last_windows: dict[Lane, int]
     total: int
     open: set[Lane]
     parents: set[Lane]
@@ -40,14 +40,14 @@ class Flush:
     number: int
     """The serial number of the flush: 1 for a sender's first flush."""
     done: anyio.Event = attrs.field(factory=anyio.Event)
-    late: str = "the engine was stopped"
+    ended_early_because: str = "the engine was stopped"
     """Why the flush ended before it was done, if it did."""
     given_up: dict[Lane, StoreError] = attrs.field(factory=dict)
     """Lanes that the flush no longer waits for, with the store's last error."""
 
     def progress(self, lane: Lane, *, ended: bool) -> None:
         """Note that entries of the lane may have been settled, or that its pump has ended."""
-        if ended or lane.done >= self.goals[lane] or (lane in self.parents and lane.opened):
+        if ended or lane.done >= self.last_windows[lane] or (lane in self.parents and lane.opened):
             self.open.discard(lane)
         if not self.open:
             self.done.set()
@@ -61,9 +61,11 @@ class Flush:
     def report(self) -> Report:
         """The entries that this ended flush did not store. Each failure is reported by one flush only."""
         failures: list[Failure] = []
-        late = HaltedError(f"still queued when {self.late}")
-        for lane, goal in self.goals.items():
-            reason = self.given_up.get(lane) or (late if lane in self.open else lane.stuck or late)
+        ended_early_because = NotWaitedForError(f"still queued when {self.ended_early_because}")
+        for lane, goal in self.last_windows.items():
+            reason = self.given_up.get(lane) or (
+                ended_early_because if lane in self.open else lane.stuck or ended_early_because
+            )
             if lane in self.parents:
                 if not lane.opened:
                     failures += [each for each in lane.outstanding(goal, reason) if each.kind == RUN]

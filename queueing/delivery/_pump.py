@@ -15,7 +15,7 @@ The pump of a lane: it takes a batch, delivers it, settles it, and takes the nex
 #   - no flush waits for the lane any longer: it timed out or was cancelled, or no request has ended for too long. A request
 #     that is under way then is neither cancelled nor repeated: the pump settles it and ends
 #
-# Rules of this file: there is one pump a lane at a time. While it holds a worker slot, it waits for its request only.
+# Rules of this file: there is one pump a lane at a time. While it waits_for_uploads a worker slot, it waits for its request only.
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from runqueue.queueing._errors import Scope, StoreError
 from runqueue.queueing._report import Ledger
 from runqueue.queueing.batches._batch import Batch
 from runqueue.queueing.delivery._dispatch import Dispatch, StopError
-from runqueue.queueing.delivery._flush import HaltedError
-from runqueue.queueing.delivery._retry import SpentError
+from runqueue.queueing.delivery._flush import NotWaitedForError
+from runqueue.queueing.delivery._retry import RetriesEndedError
 from runqueue.queueing.lanes._lane import Lane
 
 
@@ -40,10 +40,10 @@ class Pump:
         lane: The lane to empty.
         dispatch: The way to the store.
         ledger: Counts the repeated attempts.
-        moved: Called whenever entries of the lane may have been settled.
-        spend: Gives the store up until the next flush. Its second argument is the number of flushes begun when the attempt
+        settled: Called whenever entries of the lane may have been settled.
+        give_up: Gives the store up until the next flush. Its second argument is the number of flushes begun when the attempt
             started; it returns False if another flush has begun since, which has not had its own attempt yet.
-        hold: Whether the final status that comes next has to wait. Raises a StopError if it would wait in vain.
+        must_wait: Whether the final status that comes next has to wait. Raises a StopError if it would wait in vain.
     """
 
     def __init__(
@@ -52,24 +52,24 @@ class Pump:
         dispatch: Dispatch,
         ledger: Ledger,
         *,
-        moved: Callable[[], None],
-        spend: Callable[[StoreError, int], bool],
-        hold: Callable[[Lane], bool],
+        settled: Callable[[], None],
+        give_up: Callable[[StoreError, int], bool],
+        must_wait: Callable[[Lane], bool],
     ) -> None:
         self.epoch = dispatch.outage.epoch
         self.halted = False
         self._lane = lane
         self._dispatch = dispatch
         self._ledger = ledger
-        self._moved = moved
-        self._spend = spend
-        self._hold = hold
-        self.holds = False
+        self._settled = settled
+        self._give_up = give_up
+        self._must_wait = must_wait
+        self.waits_for_uploads = False
         """Whether the pump waits for artifacts before the final status."""
-        self._nap: anyio.Event | None = None
+        self._wake_event: anyio.Event | None = None
         # Whether the pump begins by trying an entry that was left in doubt, as the store may have recovered; and whether
         # that try is under way. If it fails, the rest of the lane is tried as well.
-        self._tries_doubt = self._retries_doubt = False
+        self._tries_doubted_entry = self._trying_doubted_entry = False
 
     def __repr__(self) -> str:
         return f"<Pump {self._lane!r}>"
@@ -82,23 +82,23 @@ class Pump:
             StopError: The lane cannot go on.
         """
         lane = self._lane
-        self._tries_doubt = bool(lane.doubts)
+        self._tries_doubted_entry = bool(lane.doubts)
         while not lane.idle:
             if lane.doubts:
                 self._weigh_doubts()
-            await self._wait_for_sides()
-            await self._turn()
+            await self._wait_for_uploads()
+            await self._deliver_one()
 
     async def sleep(self, seconds: float | None) -> None:
         """Sleep for so many seconds, or until `wake` is called. None: until then."""
-        self._nap = anyio.Event()
+        self._wake_event = anyio.Event()
         with anyio.move_on_after(seconds):
-            await self._nap.wait()
-        self._nap = None
+            await self._wake_event.wait()
+        self._wake_event = None
 
     def wake(self) -> None:
-        if self._nap is not None:
-            self._nap.set()
+        if self._wake_event is not None:
+            self._wake_event.set()
 
     def check(self) -> None:
         """
@@ -106,35 +106,35 @@ class Pump:
             StopError: The pump has to end.
         """
         if self.halted:
-            raise StopError(HaltedError("no flush waits for it any longer"))
+            raise StopError(NotWaitedForError("no flush waits for it any longer"))
         if not self._dispatch.outage.admits(self.epoch):
-            raise StopError(self._dispatch.outage.error or HaltedError("the store is out of reach"))
+            raise StopError(self._dispatch.outage.error or NotWaitedForError("the store is out of reach"))
 
-    async def _wait_for_sides(self) -> None:
-        while self._lane.sides and self._hold(self._lane):
-            self.holds = True
+    async def _wait_for_uploads(self) -> None:
+        while self._lane.sides and self._must_wait(self._lane):
+            self.waits_for_uploads = True
             await self.sleep(None)
-            self.holds = False
+            self.waits_for_uploads = False
             self.check()
 
-    async def _turn(self) -> None:
+    async def _deliver_one(self) -> None:
         """Deliver one batch, or a part of a halved one, with as many attempts as it takes."""
 
-        lane, attempts, asked = self._lane, 0, 0
+        lane, attempts, flushes = self._lane, 0, 0
 
         async def attempt() -> None:
-            nonlocal attempts, asked
-            async with self._dispatch.admitted(self.check, self.sleep):
+            nonlocal attempts, flushes
+            async with self._dispatch.worker_slot(self.check, self.sleep):
                 self._dispatch.give_way()
                 if lane.flying is None and lane.take(self._dispatch.bounds) is None:
                     return
-                self._moved()
-                asked = self._dispatch.outage.asked
+                self._settled()
+                flushes = self._dispatch.outage.flushes
                 attempts += 1
                 if attempts > 1:
                     self._ledger.retried += 1
                 await self._dispatch.attempt(lane)
-                self._moved()
+                self._settled()
 
         def rejected(error: StoreError) -> bool:
             batch = lane.flying
@@ -151,30 +151,32 @@ class Pump:
             if lane.flying is not None:
                 lane.give_back()
             raise
-        except SpentError as spent:
+        except RetriesEndedError as spent:
             # A probe with an entry that may be bad itself proves nothing for the other lanes.
-            probes_doubt = self._dispatch.outage.spent and lane.flying is not None and lane.flying.doubted is not None
+            probes_doubt = (
+                self._dispatch.outage.given_up and lane.flying is not None and lane.flying.doubted is not None
+            )
             lane.give_back()
-            if self._goes_on():
+            if self._retries_other_entries():
                 return
-            if spent.error.scope is not Scope.LANE and not probes_doubt and not self._spend(spent.error, asked):
+            if spent.error.scope is not Scope.LANE and not probes_doubt and not self._give_up(spent.error, flushes):
                 return
             raise StopError(spent.error) from None
         except StoreError as error:
             batch = lane.flying
-            if error.retriable and batch is not None and not self._stands(batch):
+            if error.retriable and batch is not None and not self._is_rejection(batch):
                 self._suspect(batch, error)
                 return
             if error.too_large and batch is not None and batch.count > 1:
                 self._dispatch.bounds = self._dispatch.bounds.below(batch.size)
             goes_on = lane.reject(error)
-            self._moved()
+            self._settled()
             if not goes_on:
-                if error.scope is Scope.STORE and not self._spend(error, asked):
+                if error.scope is Scope.STORE and not self._give_up(error, flushes):
                     return
                 raise StopError(error) from None
 
-    def _stands(self, batch: Batch) -> bool:
+    def _is_rejection(self, batch: Batch) -> bool:
         """Whether an answer that came often enough to count as a rejection was one."""
         # A refused create-run stays queued in any case.
         stands = batch.opens or self._dispatch.evidence.proves(batch)
@@ -188,12 +190,12 @@ class Pump:
             self._lane.reject(error)
         else:
             self._lane.doubt(error)
-        self._moved()
-        if not self._goes_on() and self._dispatch.outage.spent:  # The request was a probe.
+        self._settled()
+        if not self._retries_other_entries() and self._dispatch.outage.given_up:  # The request was a probe.
             raise StopError(error) from None
 
-    def _goes_on(self) -> bool:
-        goes_on, self._retries_doubt = self._retries_doubt, False
+    def _retries_other_entries(self) -> bool:
+        goes_on, self._trying_doubted_entry = self._trying_doubted_entry, False
         return goes_on and (self._lane.searching or self._lane.untouched)
 
     def _weigh_doubts(self) -> None:
@@ -204,9 +206,9 @@ class Pump:
         elif not lane.searching and self._dispatch.evidence.lets_pass(doubts):
             self._dispatch.outage.succeeded()
             lane.fail_doubts()
-            self._moved()
-        elif self._tries_doubt:
-            self._tries_doubt, self._retries_doubt = False, True
+            self._settled()
+        elif self._tries_doubted_entry:
+            self._tries_doubted_entry, self._trying_doubted_entry = False, True
             lane.retry_doubts(1)
         elif not lane.searching and not lane.untouched:
-            raise StopError(doubts[0].doubted or HaltedError("in doubt"))
+            raise StopError(doubts[0].doubted or NotWaitedForError("in doubt"))

@@ -15,7 +15,7 @@ import tenacity
 
 from runqueue.queueing._errors import Scope, StoreError
 
-TELL_AFTER: Final = 5.0
+REPORT_AFTER: Final = 5.0
 """Seconds of an outage after which it is reported. Shorter outages are left to the retries."""
 PROBE_PAUSE: Final = 30.0
 """The longest pause, in seconds, between two probes of a store that was given up."""
@@ -45,24 +45,24 @@ class Outage:
 
     - healthy: `since` is None.
     - failing: `since` is set. Each lane retries at its own pace until `timeout` is over.
-    - given up: `spent` is set. Until the next success only one request at a time is sent, as a probe. Each failed probe
+    - given up: `given_up` is set. Until the next success only one request at a time is sent, as a probe. Each failed probe
       begins a new `epoch`, and a lane that was started before it stops without a request of its own.
     """
 
     timeout: float
     on_outage: Callable[[StoreError], None] | None = None
-    """Called once an outage: when it has lasted for `TELL_AFTER` seconds, or when the store is given up."""
+    """Called once an outage: when it has lasted for `REPORT_AFTER` seconds, or when the store is given up."""
     since: float | None = None
     not_before: float = -math.inf
-    spent: bool = False
+    given_up: bool = False
     epoch: int = 0
     error: StoreError | None = None
-    asked: int = 0
+    flushes: int = 0
     """
-    Flushes begun so far. A request that was sent before a flush began does not count for that flush: the store may have been
+    Flushes resumed_once so far. A request that was sent before a flush began does not count for that flush: the store may have been
     repaired in between.
     """
-    told: bool = False
+    reported: bool = False
     probe_at: float = -math.inf
     _pause: float = 0.0
 
@@ -72,33 +72,33 @@ class Outage:
             self.since = now
         if error.retry_after is not None:
             self.not_before = max(self.not_before, now + error.retry_after)
-        if now - self.since >= TELL_AFTER:
-            self._tell(error)
+        if now - self.since >= REPORT_AFTER:
+            self._report(error)
 
     def succeeded(self) -> None:
         self.since = self.error = None
-        if self.spent:  # A probe succeeded: an earlier Retry-After no longer counts.
+        if self.given_up:  # A probe succeeded: an earlier Retry-After no longer counts.
             self.not_before = -math.inf
-        self.spent = self.told = False
+        self.given_up = self.reported = False
         self.probe_at, self._pause = -math.inf, 0.0
 
     def left(self, now: float) -> float:
         """Seconds until trying ends."""
         return self.timeout if self.since is None else self.since + self.timeout - now
 
-    def spend(self, error: StoreError) -> None:
+    def give_up(self, error: StoreError) -> None:
         """Give the store up until the next flush."""
         self.error = error
-        self.spent = True
+        self.given_up = True
         self.epoch += 1
-        self._tell(error)
+        self._report(error)
 
     def may_probe(self, now: float) -> bool:
         """
         Whether a caller that asks regularly, such as a tick, may try the store now. Always true unless the store was given up;
         then only after the time that the store asked for, and in pauses that grow to `PROBE_PAUSE`.
         """
-        if not self.spent:
+        if not self.given_up:
             return True
         if now < max(self.probe_at, self.not_before):
             return False
@@ -106,17 +106,17 @@ class Outage:
         self.probe_at = now + self._pause
         return True
 
-    def _tell(self, error: StoreError) -> None:
-        if self.on_outage is not None and not self.told:
-            self.told = True
+    def _report(self, error: StoreError) -> None:
+        if self.on_outage is not None and not self.reported:
+            self.reported = True
             self.on_outage(error)
 
     def admits(self, epoch: int) -> bool:
         """Whether a lane that was started in this epoch may still send."""
-        return not self.spent or epoch == self.epoch
+        return not self.given_up or epoch == self.epoch
 
 
-class SpentError(Exception):
+class RetriesEndedError(Exception):
     """Raised inside the engine when trying has ended although the batch is not at fault."""
 
     def __init__(self, error: StoreError) -> None:
@@ -149,7 +149,7 @@ class Retrying:
 
         Raises:
             StoreError: The batch is at fault; another attempt would not change that.
-            SpentError: Another attempt might succeed, but trying has ended.
+            RetriesEndedError: Another attempt might succeed, but trying has ended.
         """
 
         first: StoreError
@@ -161,13 +161,13 @@ class Retrying:
                 raise
             first = error
 
-        since, begun = anyio.current_time(), False
+        since, resumed_once = anyio.current_time(), False
 
         async def resumed() -> None:
             # Tenacity is set up only after a first failure: it costs as much as the rest of a request in the engine.
-            nonlocal begun
-            if not begun:
-                begun = True
+            nonlocal resumed_once
+            if not resumed_once:
+                resumed_once = True
                 raise first
             await attempt()
 
@@ -179,10 +179,10 @@ class Retrying:
             left = self._outage.left(anyio.current_time())
             if first.scope is Scope.LANE:  # Only this run has to wait: the store is healthy.
                 left = since + self._outage.timeout - anyio.current_time()
-            return left <= 0 or self._asked(state) > left or state.attempt_number > self._retries
+            return left <= 0 or self._retry_after(state) > left or state.attempt_number > self._retries
 
         def pause(state: tenacity.RetryCallState) -> float:
-            wait = max(self._wait(state), self._asked(state))
+            wait = max(self._wait(state), self._retry_after(state))
             return max(0.0, min(wait, self._outage.left(anyio.current_time())))
 
         retrying = tenacity.AsyncRetrying(retry=again, stop=over, wait=pause, sleep=sleep, reraise=True)
@@ -190,11 +190,11 @@ class Retrying:
             await retrying(resumed)
         except StoreError as error:
             if error.retriable and not rejected(error):
-                raise SpentError(error) from None
+                raise RetriesEndedError(error) from None
             raise
 
     @staticmethod
-    def _asked(state: tenacity.RetryCallState) -> float:
+    def _retry_after(state: tenacity.RetryCallState) -> float:
         error = _error(state)
         return (error.retry_after or 0.0) if isinstance(error, StoreError) else 0.0
 

@@ -27,10 +27,10 @@ from runqueue.queueing._errors import StoreError
 from runqueue.queueing._report import Report
 from runqueue.queueing.batches._batch import METRIC, Bounds
 from runqueue.queueing.delivery._dispatch import Check, Deliver, Dispatch, StopError
-from runqueue.queueing.delivery._flush import Flush, HaltedError
+from runqueue.queueing.delivery._flush import Flush, NotWaitedForError
 from runqueue.queueing.delivery._pump import Pump
 from runqueue.queueing.delivery._retry import RetryPolicy
-from runqueue.queueing.delivery._task_pool import Crew
+from runqueue.queueing.delivery._task_pool import TaskPool
 from runqueue.queueing.lanes._accumulator import Accumulator
 from runqueue.queueing.lanes._lane import Lane
 
@@ -49,7 +49,7 @@ class Sender:
         accumulator: Holds the lanes.
         deliver, check, bounds, max_workers, retry, on_outage: See `Dispatch` in `_dispatch`.
         uploads: Requests for artifacts at once, besides `max_workers`.
-        alive: A counter that grows while an upload makes progress. Such a request may take as long as it needs.
+        upload_progress: A counter that grows while an upload makes progress. Such a request may take as long as it needs.
         streams: Whether ticks go on sending entries that no flush waits for.
         pause: Called between two pieces of work while no flush waits and little is queued. It stops for as long as another
             thread needs to get hold of the interpreter.
@@ -66,7 +66,7 @@ class Sender:
         check: Check | None = None,
         max_workers: int = 8,
         uploads: int = 4,
-        alive: Callable[[], int] = lambda: 0,
+        upload_progress: Callable[[], int] = lambda: 0,
         retry: RetryPolicy | None = None,
         on_outage: Callable[[StoreError], None] | None = None,
         streams: bool = False,
@@ -74,7 +74,7 @@ class Sender:
         patience: float = math.inf,
     ) -> None:
         self.accumulator = accumulator
-        self._dispatch, self._aside = (
+        self._dispatch, self._uploads = (
             Dispatch(
                 deliver,
                 check,
@@ -87,23 +87,23 @@ class Sender:
             for workers in (max_workers, uploads)
         )
         self.outage = self._dispatch.outage
-        self._alive = alive
+        self._upload_progress = upload_progress
         self._last = False  # whether the last flush has begun
-        self._waived = False  # whether final statuses no longer wait for artifacts
+        self._uploads_waived = False  # whether final statuses no longer wait for artifacts
         self._streams = streams
         self._pause = pause
         self._patience = patience
-        self._moved: anyio.Event | None = None
+        self._settled: anyio.Event | None = None
         self._pumps: dict[Lane, Pump] = {}
         self._flushes: list[Flush] = []
         self._children: dict[Lane, set[Pump]] = {}  # pumps that wait for the creation of this lane's run
         self._stack = AsyncExitStack()
         self._tasks: TaskGroup
-        self._crew: Crew
+        self._task_pool: TaskPool
 
     async def __aenter__(self) -> Self:
         self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
-        self._crew = self._dispatch.crew = self._aside.crew = Crew(self._tasks)
+        self._task_pool = self._dispatch.task_pool = self._uploads.task_pool = TaskPool(self._tasks)
         return self
 
     async def __aexit__(
@@ -114,7 +114,7 @@ class Sender:
         await self._stack.__aexit__(None, None, None)
 
     def __repr__(self) -> str:
-        state = "spent" if self.outage.spent else "failing" if self.outage.since is not None else "healthy"
+        state = "given up" if self.outage.given_up else "failing" if self.outage.since is not None else "healthy"
         return f"<Sender {state} pumps={len(self._pumps)} flushes={len(self._flushes)}>"
 
     # -- flush -------------------------------------------------------------------------------------------------------
@@ -140,36 +140,36 @@ class Sender:
         """Wait for a flush that `begin` has started."""
         try:
             now = since = anyio.current_time()
-            seen = self._signs()
+            seen = self._signs_of_life()
             end = math.inf if timeout is None else since + timeout
-            waive = math.inf if timeout is None or not self._last else end - min(RESERVE, timeout / 4)
+            waive_at = math.inf if timeout is None or not self._last else end - min(RESERVE, timeout / 4)
             while not flush.done.is_set():
                 if now >= end:
-                    flush.late = f"the flush timed out after {timeout:g} s"
+                    flush.ended_early_because = f"the flush timed out after {timeout:g} s"
                     return
-                if seen != self._signs():
-                    seen, since = self._signs(), now
+                if seen != self._signs_of_life():
+                    seen, since = self._signs_of_life(), now
                 elif now - since >= self._patience:
-                    flush.late = f"no request had ended for {self._patience:g} s"
+                    flush.ended_early_because = f"no request had ended for {self._patience:g} s"
                     return
-                if now >= waive:
-                    waive = math.inf
-                    self._waive()
-                with anyio.move_on_after(min(end, waive, since + self._patience) - now):
+                if now >= waive_at:
+                    waive_at = math.inf
+                    self._stop_waiting_for_uploads()
+                with anyio.move_on_after(min(end, waive_at, since + self._patience) - now):
                     await flush.done.wait()
                     return
                 now = anyio.current_time()
         finally:
             self._end(flush)
 
-    def _signs(self) -> int:
+    def _signs_of_life(self) -> int:
         """A number that changes whenever the store shows that it answers."""
-        return self._dispatch.ended + self._aside.ended + self._alive()
+        return self._dispatch.ended + self._uploads.ended + self._upload_progress()
 
-    def _waive(self) -> None:
-        self._waived = True
+    def _stop_waiting_for_uploads(self) -> None:
+        self._uploads_waived = True
         for pump in self._pumps.values():
-            if pump.holds:
+            if pump.waits_for_uploads:
                 pump.wake()
 
     def begin(self, lane: Lane | None = None, *, last: bool = False) -> Flush:
@@ -181,20 +181,22 @@ class Sender:
             last: No flush follows. Final statuses are sent without artifacts that cannot be stored, or not in time.
         """
         self._last = self._last or last
-        for dispatch in (self._dispatch, self._aside):
-            dispatch.outage.asked += 1
+        for dispatch in (self._dispatch, self._uploads):
+            dispatch.outage.flushes += 1
         lanes: Iterable[Lane] = self.accumulator.busy()
         if lane is not None:
             lanes = [*_unopened_parents(lane), lane]
-        goals: dict[Lane, int] = {}
+        last_windows: dict[Lane, int] = {}
         for each in lanes:
             whole = lane is None or each is lane
             each.deal(most=None if whole else 1)
-            goals |= {member: member.dealt for member in (each.family if whole else (each,))}
-        parents = set(goals) - set(lane.family) if lane is not None else set[Lane]()
-        total = sum(each.owed for each in goals if each not in parents) + len(parents)
-        flush = Flush(goals, total, {each for each in goals if not each.idle}, parents, self.outage.asked)
-        for each in goals:
+            last_windows |= {member: member.dealt for member in (each.family if whole else (each,))}
+        parents = set(last_windows) - set(lane.family) if lane is not None else set[Lane]()
+        total = sum(each.owed for each in last_windows if each not in parents) + len(parents)
+        flush = Flush(
+            last_windows, total, {each for each in last_windows if not each.idle}, parents, self.outage.flushes
+        )
+        for each in last_windows:
             if each in flush.open:
                 self._start(each)
         self._flushes.append(flush)
@@ -215,11 +217,11 @@ class Sender:
             flush: A flush that has ended and has been reported.
         """
         if flush is not None:
-            self.accumulator.nominate(flush.goals)
+            self.accumulator.nominate(flush.last_windows)
         self.accumulator.tidy(self._needs)
 
     def _needs(self, lane: Lane) -> bool:
-        return lane in self._pumps or any(lane in flush.goals for flush in self._flushes)
+        return lane in self._pumps or any(lane in flush.last_windows for flush in self._flushes)
 
     def _halt_unless_awaited(self, lane: Lane) -> None:
         if self._streams:
@@ -246,14 +248,14 @@ class Sender:
             for parent in _unopened_parents(lane):
                 if not parent.dealt:  # The first record is the creation; nothing else of the parent is needed here.
                     parent.deal(most=1, tick=True)
-                self._go_on(parent)
+                self._start_if_busy(parent)
             if full is None:
                 lane.deal(tick=True)
             else:
                 lane.deal_batches(self.bounds.room(METRIC))
-            self._go_on(lane)
+            self._start_if_busy(lane)
             sides = [side for side in lane.sides if not side.idle]
-            if sides and self._aside.outage.may_probe(anyio.current_time()):
+            if sides and self._uploads.outage.may_probe(anyio.current_time()):
                 for side in sides:
                     self._start(side)
 
@@ -273,21 +275,21 @@ class Sender:
         """Whether a request is under way, or waits to be repeated."""
         return bool(self._pumps)
 
-    def moved(self) -> None:
+    def note_settled(self) -> None:
         """Note that entries may have been settled, and wake the callers of `progress`."""
         if self.accumulator.intake is not None:
             self.accumulator.intake.settle()
-        if self._moved is not None:
-            self._moved.set()
-            self._moved = None
+        if self._settled is not None:
+            self._settled.set()
+            self._settled = None
 
     async def progress(self) -> None:
         """Wait until some entry may have been settled."""
-        if self._moved is None:
-            self._moved = anyio.Event()
-        await self._moved.wait()
+        if self._settled is None:
+            self._settled = anyio.Event()
+        await self._settled.wait()
 
-    def _go_on(self, lane: Lane) -> None:
+    def _start_if_busy(self, lane: Lane) -> None:
         if not lane.idle:
             self._start(lane)
 
@@ -295,14 +297,19 @@ class Sender:
 
     def _start(self, lane: Lane) -> None:
         pump = self._pumps.get(lane)
-        dispatch = self._way(lane)
+        dispatch = self._dispatch_of(lane)
         if pump is None:
-            moved = partial(self._progress, lane, ended=False)
-            spend = partial(self._spend, dispatch)
+            settled = partial(self._progress, lane, ended=False)
+            give_up = partial(self._give_up, dispatch)
             self._pumps[lane] = pump = Pump(
-                lane, dispatch, self.accumulator.ledger, moved=moved, spend=spend, hold=self._hold
+                lane,
+                dispatch,
+                self.accumulator.ledger,
+                settled=settled,
+                give_up=give_up,
+                must_wait=self._must_wait_for_uploads,
             )
-            self._crew.start(partial(self._pump, lane, pump))
+            self._task_pool.start(partial(self._pump, lane, pump))
         else:
             pump.epoch = dispatch.outage.epoch
             pump.halted = False
@@ -328,54 +335,55 @@ class Sender:
         parent = lane.parent
         while parent is not None and not (lane.opened or parent.opened):
             if parent not in self._pumps:
-                raise StopError(HaltedError(f"its parent, the run {parent.run}, was not created"))
+                raise StopError(NotWaitedForError(f"its parent, the run {parent.run}, was not created"))
             self._children.setdefault(parent, set()).add(pump)
             await pump.sleep(None)
             pump.check()
 
-    def _hold(self, lane: Lane) -> bool:
+    def _must_wait_for_uploads(self, lane: Lane) -> bool:
         """Whether the lane's final status has to wait for artifacts; see `Pump`."""
         awaited = lane.awaited
-        if not awaited or self._waived:
+        if not awaited or self._uploads_waived:
             return False
         stuck = [side for side in awaited if side not in self._pumps]
         if self._last:
             return len(stuck) < len(awaited)
         if stuck:
-            raise StopError(HaltedError(f"the artifacts that come before it were not stored: {stuck[0].stuck}"))
+            raise StopError(NotWaitedForError(f"the artifacts that come before it were not stored: {stuck[0].stuck}"))
         return True
 
-    def _way(self, lane: Lane) -> Dispatch:
-        return self._dispatch if lane.owner is None else self._aside
+    def _dispatch_of(self, lane: Lane) -> Dispatch:
+        return self._dispatch if lane.owner is None else self._uploads
 
-    def _dependent(self, dispatch: Dispatch) -> list[Lane]:
+    def _lanes_depending_on(self, dispatch: Dispatch) -> list[Lane]:
         """The busy lanes that send by this dispatch, or wait for a lane that does."""
         return [
             lane
             for lane, pump in self._pumps.items()
-            if self._way(lane) is dispatch or (pump.holds if dispatch is self._aside else not lane.opened)
+            if self._dispatch_of(lane) is dispatch
+            or (pump.waits_for_uploads if dispatch is self._uploads else not lane.opened)
         ]
 
-    def _spend(self, dispatch: Dispatch, error: StoreError, asked: int) -> bool:
-        if asked < dispatch.outage.asked:
-            earlier = [flush for flush in self._flushes if flush.number <= asked]
-            for lane in self._dependent(dispatch):
+    def _give_up(self, dispatch: Dispatch, error: StoreError, flushes_begun: int) -> bool:
+        if flushes_begun < dispatch.outage.flushes:
+            earlier = [flush for flush in self._flushes if flush.number <= flushes_begun]
+            for lane in self._lanes_depending_on(dispatch):
                 for flush in earlier:
                     flush.give_up(lane, error)
                 self._halt_unless_awaited(lane)
             return False
-        dispatch.outage.spend(error)
+        dispatch.outage.give_up(error)
         for pump in self._pumps.values():
             pump.wake()
         return True
 
     def _progress(self, lane: Lane, *, ended: bool) -> None:
-        self.moved()
+        self.note_settled()
         for flush in self._flushes:
             if lane in flush.open:
                 flush.progress(lane, ended=ended)
         owner = None if lane.owner is None else self._pumps.get(lane.owner)
-        if owner is not None and owner.holds:
+        if owner is not None and owner.waits_for_uploads:
             owner.wake()
         if ended or lane.opened:
             for child in self._children.pop(lane, ()):

@@ -13,21 +13,21 @@ from anyio.abc import TaskGroup
 
 Work: TypeAlias = Callable[[], Awaitable[object]]
 
-KEPT: Final = 32
+MOST_WAITING: Final = 32
 """Tasks that wait for work, at most. Further tasks end after their work."""
 
 
-class _Hand:
+class _Worker:
     """A task that waits for work."""
 
-    __slots__ = ("bell", "work")
+    __slots__ = ("wake_event", "work")
 
     def __init__(self) -> None:
-        self.bell = anyio.Event()
+        self.wake_event = anyio.Event()
         self.work: Work | None = None
 
 
-class Crew:
+class TaskPool:
     """
     Runs work in tasks of a task group.
 
@@ -37,7 +37,7 @@ class Crew:
 
     def __init__(self, tasks: TaskGroup) -> None:
         self._tasks = tasks
-        self._waiting: list[_Hand] = []
+        self._waiting: list[_Worker] = []
 
     def start(self, work: Work) -> None:
         """
@@ -47,22 +47,22 @@ class Crew:
             RuntimeError: The task group has ended.
         """
         if self._waiting:
-            hand = self._waiting.pop()
-            hand.work = work
-            hand.bell.set()
+            worker = self._waiting.pop()
+            worker.work = work
+            worker.wake_event.set()
         else:
             self._tasks.start_soon(self._serve, work, name="runqueue work")
 
     async def _serve(self, work: Work) -> None:
         await work()
         del work  # A waiting task must not keep finished work alive.
-        while len(self._waiting) < KEPT:
-            hand = _Hand()
-            self._waiting.append(hand)
+        while len(self._waiting) < MOST_WAITING:
+            worker = _Worker()
+            self._waiting.append(worker)
             try:
-                await hand.bell.wait()
+                await worker.wake_event.wait()
             finally:
-                if hand.work is None:
-                    self._waiting.remove(hand)
+                if worker.work is None:
+                    self._waiting.remove(worker)
                 else:
-                    await hand.work()
+                    await worker.work()

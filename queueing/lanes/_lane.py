@@ -30,7 +30,7 @@ from typing import Final
 from runqueue.queueing._errors import Scope, StoreError
 from runqueue.queueing._report import Failure, Ledger
 from runqueue.queueing.batches._batch import KINDS, STATUS, TAG, Batch, Bounds, Record, weight
-from runqueue.queueing.batches._bisection import Returned
+from runqueue.queueing.batches._bisection import Bisection
 from runqueue.queueing.batches._part import JoinError, Slice
 from runqueue.queueing.lanes._account import Account
 from runqueue.queueing.lanes._inbox import Inbox
@@ -92,12 +92,12 @@ class Lane:
         self._gate = Gate(encode, self._account)
         self._windows: deque[Window] = deque()
         self._open = False  # whether the last window may still grow
-        self._returned = Returned()
+        self._bisection = Bisection()
 
     @property
     def idle(self) -> bool:
         """Whether everything that was dealt is settled."""
-        return not self._windows and not self._returned and self.flying is None
+        return not self._windows and not self._bisection and self.flying is None
 
     @property
     def quiet(self) -> bool:
@@ -117,7 +117,7 @@ class Lane:
     @property
     def awaited(self) -> list[Lane]:
         """If a final status comes next: the side lanes that are not through with what it has to come after."""
-        window = None if self._returned.untried else next(filter(None, self._windows), None)
+        window = None if self._bisection.untried else next(filter(None, self._windows), None)
         if window is None or not window.ends:
             return []
         return [side for side, serial in window.awaited if side.done < serial]
@@ -224,16 +224,16 @@ class Lane:
 
     def prepare(self, bounds: Bounds) -> None:
         """Encode ahead what comes after the batch that is out."""
-        if self._windows and not self._returned:
+        if self._windows and not self._bisection:
             self._windows[0].prepare(bounds, self._gate)
 
     def _next(self, bounds: Bounds) -> Batch | None:
-        if self._returned.untried:
-            return self._gate.screen(self._returned.next())
+        if self._bisection.untried:
+            return self._gate.screen(self._bisection.next())
         window = next(filter(None, self._windows), None)  # an emptied one stays as long as some of it is in doubt
         if window is None:
             return None
-        self._returned.passed_over()
+        self._bisection.passed_over()
         batch = window.fill(bounds, self._gate)
         if self._gate.never is not None:
             self._fail_rest(self._gate.never)
@@ -241,7 +241,7 @@ class Lane:
 
     def _retire(self) -> None:
         """Drop the windows that are emptied; at once, as a flush waits for that."""
-        while self._windows and not self._returned and not self._windows[0]:
+        while self._windows and not self._bisection and not self._windows[0]:
             self.done = self._windows.popleft().serial
 
     # -- settled -----------------------------------------------------------------------------------------------------
@@ -259,10 +259,10 @@ class Lane:
             self.parent = None  # else a chain of nested runs would keep each other
             for side in self.sides:
                 side.opened = True
-        self._returned.stored(batch)
+        self._bisection.stored(batch)
         self._gate.remember(batch)
         self._account.store(batch.weight)
-        self._fail_doubts(self._returned.overtaken(batch))
+        self._fail_doubts(self._bisection.overtaken(batch))
         for record in reversed(leftovers):
             self._account.deal(weight(record))
             self._account.ledger.redealt += weight(record)
@@ -271,7 +271,7 @@ class Lane:
 
     def give_back(self) -> None:
         """The batch that is out was not delivered; it comes first again."""
-        self._returned.give_back(self._land())
+        self._bisection.give_back(self._land())
 
     def reject(self, error: StoreError) -> bool:
         """
@@ -283,13 +283,13 @@ class Lane:
         batch = self._land()
         scope = error.scope
         if scope is Scope.STORE:
-            self._returned.give_back(batch)
+            self._bisection.give_back(batch)
             return False
         if batch.opens:
             return self._reject_opening(batch, error)
         if scope is Scope.ENTRY and batch.count > 1:
             try:
-                self._returned.halve(batch, bad=not error.too_large)
+                self._bisection.halve(batch, bad=not error.too_large)
             except JoinError:  # a defect of ours: the whole batch fails, as nothing smaller can be sent
                 scope = Scope.BATCH
             else:
@@ -299,7 +299,7 @@ class Lane:
             if scope is Scope.ENTRY and error.bars_key:
                 self._gate.bar(part, error)
         if scope is Scope.ENTRY:
-            self._returned.isolated(batch)
+            self._bisection.isolated(batch)
         if scope is Scope.LANE:
             self._fail_rest(error)
         self._retire()
@@ -311,17 +311,17 @@ class Lane:
         """The store refused the batch that is out, as it might in an outage; nothing proves yet which of both it is."""
         batch = self._land()
         batch.doubted = error
-        self._returned.doubt(batch)
+        self._bisection.doubt(batch)
 
     @property
     def doubts(self) -> Sequence[Batch]:
         """What is in doubt."""
-        return self._returned.doubts
+        return self._bisection.doubts
 
     @property
     def searching(self) -> bool:
         """Whether something that came with it is to be tried next."""
-        return self._returned.untried
+        return self._bisection.untried
 
     @property
     def untouched(self) -> bool:
@@ -330,12 +330,12 @@ class Lane:
 
     def retry_doubts(self, most: int | None = None) -> None:
         """Have another go at so many of what is in doubt; None: all."""
-        self._returned.retry(most)
+        self._bisection.retry(most)
 
     def fail_doubts(self) -> None:
         """What is in doubt has failed for good."""
-        self._fail_doubts(self._returned.doubts)
-        self._returned.doubts.clear()
+        self._fail_doubts(self._bisection.doubts)
+        self._bisection.doubts.clear()
         self._retire()
 
     def _fail_doubts(self, doubts: Sequence[Batch]) -> None:
@@ -347,12 +347,12 @@ class Lane:
     def _reject_opening(self, batch: Batch, error: StoreError) -> bool:
         if error.scope is not Scope.ENTRY or TAG not in batch.groups:
             batch.rejections = 0  # the next flush is a new chance, with all its retries
-            self._returned.give_back(batch)
+            self._bisection.give_back(batch)
             return False
         # One of the tags may be what was refused; as entries of a log batch they are isolated like any other.
         for rider in reversed(list(batch.slices_of(TAG))):
             self._windows[0].put_back(rider)
-        self._returned.give_back(batch.with_parts(part for part in batch.parts() if part.kind != TAG))
+        self._bisection.give_back(batch.with_parts(part for part in batch.parts() if part.kind != TAG))
         return True
 
     def _fail_rest(self, error: Exception) -> None:
@@ -361,7 +361,7 @@ class Lane:
         self._forget()
 
     def _forget(self) -> None:
-        self._returned.clear()
+        self._bisection.clear()
         self._windows.clear()
         self.done = self.dealt
 
@@ -379,7 +379,7 @@ class Lane:
 
     def outstanding(self, serial: int, error: Exception) -> Iterator[Failure]:
         """What of the windows up to `serial` is still queued, in flight included, in order."""
-        for batch in [*([self.flying] if self.flying else []), *self._returned]:
+        for batch in [*([self.flying] if self.flying else []), *self._bisection]:
             if batch.serial <= serial:
                 for part in batch.parts():
                     for record, start, stop in part.stretches():
@@ -413,11 +413,11 @@ class Lane:
         """Give up what is queued, in no request, and not of these kinds; the number of entries."""
         self.deal(tick=True)
         kept = [item for window in self._windows for kind in kinds for item in window.items(kind)]
-        if not any(kind in batch.groups for batch in self._returned for kind in kinds):
-            self._returned.clear()
+        if not any(kind in batch.groups for batch in self._bisection for kind in kinds):
+            self._bisection.clear()
         self._windows.clear()
         self._windows.append(Window(self.dealt))
-        left = sum(batch.weight for batch in self._returned) + (self.flying.weight if self.flying else 0)
+        left = sum(batch.weight for batch in self._bisection) + (self.flying.weight if self.flying else 0)
         records = [item.record if isinstance(item, Slice) else item for item in kept]
         left += self._windows[0].put([*chain.from_iterable(records)])
         count = self._account.pending - left

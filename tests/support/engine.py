@@ -403,7 +403,7 @@ async def bench(
     interval: float | None = None,
     max_pending: float = math.inf,
     on_full: OnFull = "raise",
-    claims: bool = False,
+    releases_failures: bool = False,
     pause: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Bench]:
     """
@@ -420,7 +420,7 @@ async def bench(
         interval: Of a stream. None: there is none.
         max_pending: Entries.
         on_full: What happens at that bound; "block" is for tests with threads.
-        claims: Of the stream.
+        releases_failures: Of the stream.
         pause: Of the sender.
     """
     limits = limits or bounds()
@@ -432,7 +432,7 @@ async def bench(
             max_pending=max_pending,
             on_full=on_full,
             full=limits.entities if streams else math.inf,
-            ring=lambda: b.stream.hear() if streams else None,
+            ring=lambda: b.stream.wake() if streams else None,
             drains=lambda: streams,
             mark=-1 if streams else max_pending,
         )
@@ -459,7 +459,9 @@ async def bench(
             if interval is None:
                 yield b
             else:
-                b.streams.append(CountedStream(accumulator, sender, interval, partial(_hear, b), claims=claims))
+                b.streams.append(
+                    CountedStream(accumulator, sender, interval, partial(_hear, b), releases_failures=releases_failures)
+                )
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(b.stream.run)
                     yield b

@@ -149,7 +149,7 @@ def history(
         ledger = books(lane)
         seen.append((ledger.dealt, ledger.stored, ledger.failed, ledger.in_flight, lane.done, repr(lane)))
         if answer is not None:
-            seen.append([(part.start, part.stop, part.joined) for each in lane._returned for part in each.slices()])
+            seen.append([(part.start, part.stop, part.joined) for each in lane._bisection for part in each.slices()])
     assert lane.idle
     seen.append(told(lane.claim(lane.dealt), number))
     return seen

@@ -243,7 +243,7 @@ async def test_an_upload_that_lasts_is_not_taken_for_a_store_that_is_stuck() -> 
     beats = 0
 
     async with bench(patience=30) as b:
-        b.sender._alive = lambda: beats
+        b.sender._upload_progress = lambda: beats
         b.store.upload_seconds = 1_000.0
         b.lane("r", *files(1))
         async with anyio.create_task_group() as tasks:

@@ -90,7 +90,7 @@ async def test_trying_ends_retry_timeout_after_the_first_failure() -> None:
         assert (report.total, report.not_stored) == (25, 25)
         assert not any(failure.final for failure in report.failures)
         assert str(report.failures[0].error) == "503"
-        assert repr(b.sender) == "<Sender spent pumps=0 flushes=0>"
+        assert repr(b.sender) == "<Sender given up pumps=0 flushes=0>"
         down = False
         await anyio.sleep(1)
         assert await b.flush() == Report(total=25)

@@ -24,7 +24,7 @@ from runqueue.queueing import Failure, Lane, QueueFullError, Record, RejectedErr
 from runqueue.queueing._report import KEPT_IN_FULL
 from runqueue.queueing.batches._batch import METRIC, RUN
 from runqueue.queueing.delivery._retry import PROBE_PAUSE
-from runqueue.queueing.delivery._stream import COMPANY, LATE, QUIET, TOGETHER
+from runqueue.queueing.delivery._stream import DROP_NOTICE_INTERVAL, FULL_BATCH_LINGER, LATENESS, MOST_BATCHES
 from runqueue.queueing.lanes._intake import CALM
 from support.chaos import Chaos
 from support.engine import (
@@ -216,13 +216,13 @@ async def test_a_bell_that_is_rung_while_a_tick_runs_is_heard() -> None:
 
 
 async def test_what_is_logged_while_it_tells_is_sent_too() -> None:
-    """Whoever is told may log."""
+    """Whoever is notices may log."""
     async with bench(lambda r: RejectedError("no") if r.number == 0 else None, interval=10, limits=TEN) as b:
 
         def tell(news: list[Failure], dropped: dict[Any, int]) -> None:
             b.lane("r", *points(10))
 
-        b.stream._tell = tell
+        b.stream._notify_user = tell
         b.lane("r", metrics(0, bad=1))
         await anyio.sleep(10_000)
         assert b.store.stored["r"] == flat(points(10))
@@ -266,11 +266,11 @@ async def test_in_a_steady_flow_the_engine_looks_by_itself_and_nobody_rings(
     """A call that rings waits for the interpreter's lock. A producer that stalls for a moment is expected back."""
     rings: list[float] = []
     async with bench(interval=60, limits=HUNDRED, seconds=0.01) as b:
-        hear = b.stream.hear
+        wake = b.stream.wake
 
         def ring() -> None:
             rings.append(anyio.current_time())
-            hear()
+            wake()
 
         monkeypatch.setattr(b.intake, "ring", ring)
         lane = b.lane("r")
@@ -292,7 +292,7 @@ async def test_in_a_steady_flow_the_engine_looks_by_itself_and_nobody_rings(
         (300, math.inf, 1),
         (500, math.inf, 2),
         (1_000, math.inf, 3),
-        (9_000, math.inf, TOGETHER),
+        (9_000, math.inf, MOST_BATCHES),
         (1_000, 800, 2),
         (1_000, 799, 1),
         (1_000, 103, 1),
@@ -310,7 +310,7 @@ async def test_in_a_steady_flow_full_batches_go_together(pace: int, max_pending:
         begun = [request.at for request in b.store.requests]
         assert (
             max(at - full for at, full in zip(begun, full_at, strict=True))
-            < COMPANY + 2 * 100 * (LATE - 1) / pace + 0.1
+            < FULL_BATCH_LINGER + 2 * 100 * (LATENESS - 1) / pace + 0.1
         )
         looks = 1 + sum(after - before > 0.005 for before, after in pairwise(begun[6:]))
         assert len(begun[6:]) / looks == pytest.approx(together, rel=0.25)
@@ -500,10 +500,12 @@ def fault_bad(request: Request) -> StoreError | None:
     return RejectedError(f"{bad[0]} is refused") if bad else None
 
 
-@pytest.mark.parametrize("claims", [False, True])
-async def test_failures_met_on_the_way_are_told_once_a_cause_and_reported_by_the_next_flush(claims: bool) -> None:
+@pytest.mark.parametrize("releases_failures", [False, True])
+async def test_failures_met_on_the_way_are_told_once_a_cause_and_reported_by_the_next_flush(
+    releases_failures: bool,
+) -> None:
     """All of them, once, with or without somebody to raise them."""
-    async with bench(fault_bad, interval=2, limits=TEN, claims=claims) as b:
+    async with bench(fault_bad, interval=2, limits=TEN, releases_failures=releases_failures) as b:
         for step in range(5):
             b.lane("a", metrics(step, bad=1), metrics(step, good=1))
             b.lane("b", metrics(step, worse=1))
@@ -517,7 +519,9 @@ async def test_failures_met_on_the_way_are_told_once_a_cause_and_reported_by_the
 
 async def test_failures_that_nobody_flushes_for_do_not_fill_the_memory() -> None:
     """Where nobody is to raise them, more than a report can be read for are let go."""
-    async with bench(lambda r: StoreError("gone", scope=Scope.LANE), interval=2, limits=HUNDRED, claims=True) as b:
+    async with bench(
+        lambda r: StoreError("gone", scope=Scope.LANE), interval=2, limits=HUNDRED, releases_failures=True
+    ) as b:
         lane = b.lane("r")
         count = 0
         while count < 3 * KEPT_IN_FULL:
@@ -579,8 +583,8 @@ async def test_a_refused_run_is_told_at_once_and_once() -> None:
         for name in ("bad", "worse", "good"):
             b.lane(name, run(), *points(3), opened=False)
         await anyio.sleep(100)
-        ((told, kind, final),) = [(each.run, each.kind, each.final) for each in b.told]
-        assert told in ("bad", "worse") and (kind, final) == (RUN, False)
+        ((notices, kind, final),) = [(each.run, each.kind, each.final) for each in b.told]
+        assert notices in ("bad", "worse") and (kind, final) == (RUN, False)
         assert sorted(b.store.runs()) == ["bad", "good", "good", "worse"]
 
 
@@ -663,13 +667,13 @@ async def test_room_is_made_for_a_record_that_does_not_fit_although_the_bound_is
 
 async def test_a_drop_of_nothing_is_not_worth_a_word() -> None:
     """A full queue with nothing left to give up says so once, not at every turn."""
-    told: list[dict[Any, int]] = []
+    notices: list[dict[Any, int]] = []
     async with bench(Server(refused(), runs=(0, 1, 2)), interval=2, max_pending=3) as b:
-        b.stream._tell = lambda news, dropped: told.append(dropped)
+        b.stream._notify_user = lambda news, dropped: notices.append(dropped)
         for n in range(3):
             b.lane(n, run(), opened=False)
         await anyio.sleep(100)
-        assert all(count for dropped in told for count in dropped.values())
+        assert all(count for dropped in notices for count in dropped.values())
 
 
 async def test_a_full_queue_is_sent_at_once_where_nothing_is_under_way() -> None:
@@ -722,14 +726,16 @@ async def test_drops_are_told_by_run() -> None:
 )
 async def test_drops_are_told_at_once_and_once_a_minute_and_wake_nobody(script: Any, seconds: float) -> None:
     """A training of 15 hours that drops at each step: a line a minute, not one a step, and no work for each."""
-    told: list[tuple[float, int]] = []
+    notices: list[tuple[float, int]] = []
     async with bench(script, interval=2, limits=TEN, max_pending=30, on_full="drop", seconds=seconds, timeout=20) as b:
-        b.stream._tell = lambda _, dropped: told.extend((anyio.current_time(), count) for count in dropped.values())
+        b.stream._notify_user = lambda _, dropped: notices.extend(
+            (anyio.current_time(), count) for count in dropped.values()
+        )
         began = anyio.current_time()
         await log(b.lane("r"), 60_000, every=0.01)
-        assert told[0][0] - began < 1
-        assert len(told) <= 600 / QUIET + 1
-        assert sum(count for _, count in told) >= 0.89 * b.accumulator.counts()["dropped"] > 40_000
+        assert notices[0][0] - began < 1
+        assert len(notices) <= 600 / DROP_NOTICE_INTERVAL + 1
+        assert sum(count for _, count in notices) >= 0.89 * b.accumulator.counts()["dropped"] > 40_000
         assert b.stream.wakes <= 60_000 / 20
 
 
@@ -783,30 +789,32 @@ async def test_whoever_drains_has_room_for_what_was_refused(refused: int) -> Non
 @pytest.mark.parametrize("interval", [2, 600, 3_600])
 async def test_what_is_dropped_after_a_word_on_it_is_told_a_minute_later(interval: float) -> None:
     """Also if nothing is queued by then, and however long the interval is."""
-    told: list[tuple[float, int]] = []
+    notices: list[tuple[float, int]] = []
     async with bench(interval=interval, limits=TEN, max_pending=30, on_full="drop") as b:
-        b.stream._tell = lambda _, dropped: told.extend((anyio.current_time(), count) for count in dropped.values())
+        b.stream._notify_user = lambda _, dropped: notices.extend(
+            (anyio.current_time(), count) for count in dropped.values()
+        )
         began = anyio.current_time()
         for _ in range(2):
             b.lane("r", *points(50))
             await anyio.sleep(0.1)
         await anyio.sleep(10_000)
-        assert [(round(at - began), count) for at, count in told] == [(0, 20), (QUIET, 50)]
+        assert [(round(at - began), count) for at, count in notices] == [(0, 20), (DROP_NOTICE_INTERVAL, 50)]
         assert b.stream.wakes < 100
 
 
 @pytest.mark.parametrize("interval", [0.05, 0.5, 2])
 async def test_a_server_that_is_well_between_bursts_does_not_make_a_word_of_each(interval: float) -> None:
     """The queue is empty each time, and overflows the next time."""
-    told: list[int] = []
+    notices: list[int] = []
     async with bench(interval=interval, limits=TEN, max_pending=30, on_full="drop", seconds=0.01) as b:
-        b.stream._tell = lambda _, dropped: told.extend(dropped.values())
+        b.stream._notify_user = lambda _, dropped: notices.extend(dropped.values())
         for _ in range(600):
             b.lane("r", *points(50))
             await anyio.sleep(2 * interval)
-        await anyio.sleep(2 * QUIET)
-        assert sum(told) == b.accumulator.counts()["dropped"] == 600 * 20
-        assert len(told) <= 600 * 2 * interval / QUIET + 2
+        await anyio.sleep(2 * DROP_NOTICE_INTERVAL)
+        assert sum(notices) == b.accumulator.counts()["dropped"] == 600 * 20
+        assert len(notices) <= 600 * 2 * interval / DROP_NOTICE_INTERVAL + 2
 
 
 async def test_runs_that_are_made_beside_a_dead_server_do_not_wake_the_engine_each() -> None:
@@ -850,7 +858,7 @@ async def test_an_outage_that_was_given_up_is_probed_by_one_request_at_a_time_in
     async with bench(server, interval=2, limits=TEN, timeout=20, seconds=0.5) as b:
         for n in range(20):
             b.lane(n, *points(25))
-        await until(lambda: b.sender.outage.spent)
+        await until(lambda: b.sender.outage.given_up)
         before, b.store.most_busy = len(b.store.requests), 0
         await anyio.sleep(600)
         probes = [request.at for request in b.store.requests[before:]]
@@ -872,7 +880,7 @@ async def test_a_fast_producer_does_not_wake_a_stream_that_cannot_send(error: St
     async with bench(server, interval=2, limits=TEN, timeout=5) as b:
         lane = b.lane("r", *points(20))
         await anyio.sleep(60)
-        assert b.sender.outage.spent
+        assert b.sender.outage.given_up
         wakes = b.stream.wakes
         await log(lane, 10_000, 0.01, 20)
         assert b.stream.wakes - wakes < 150

@@ -1,4 +1,4 @@
-"""A crew's tasks go from one piece of work to the next; to whoever gives it some, each is as good as a new one."""
+"""A pool's tasks go from one piece of work to the next; to whoever gives it some, each is as good as a new one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from anyio import wait_all_tasks_blocked
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
-from runqueue.queueing.delivery._task_pool import KEPT, Crew
+from runqueue.queueing.delivery._task_pool import MOST_WAITING, TaskPool
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -21,13 +21,13 @@ if sys.version_info < (3, 11):
 pytestmark = pytest.mark.anyio
 
 
-async def crew_of(tasks: TaskGroup, waiting: int) -> Crew:
-    """A crew of which so many tasks wait."""
-    crew = Crew(tasks)
+async def crew_of(tasks: TaskGroup, waiting: int) -> TaskPool:
+    """A pool of which so many tasks wait."""
+    pool = TaskPool(tasks)
     for _ in range(waiting):
-        crew.start(checkpoint)
+        pool.start(checkpoint)
     await wait_all_tasks_blocked()
-    return crew
+    return pool
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])  # trio has no order
@@ -40,10 +40,10 @@ async def test_work_is_begun_in_the_order_in_which_it_was_given_whoever_does_it(
         await checkpoint()
 
     async with anyio.create_task_group() as tasks:
-        crew = Crew(tasks)
+        pool = TaskPool(tasks)
         for numbers in (range(3), range(3, 8)):
             for number in numbers:
-                crew.start(partial(work, number))
+                pool.start(partial(work, number))
             assert begun == list(range(numbers.start))
             await wait_all_tasks_blocked()
             assert begun == list(range(numbers.stop))
@@ -58,9 +58,9 @@ async def test_work_that_follows_work_is_done_by_the_same_task() -> None:
         by.append(anyio.get_current_task().id)
 
     async with anyio.create_task_group() as tasks:
-        crew = Crew(tasks)
+        pool = TaskPool(tasks)
         for _ in range(5):
-            crew.start(work)
+            pool.start(work)
             await wait_all_tasks_blocked()
         tasks.cancel_scope.cancel()
     assert len(by) == 5
@@ -70,13 +70,13 @@ async def test_work_that_follows_work_is_done_by_the_same_task() -> None:
 async def test_of_a_burst_only_so_many_tasks_stay() -> None:
     """The others end."""
     async with anyio.create_task_group() as tasks:
-        crew = Crew(tasks)
-        for _ in range(KEPT + 20):
-            crew.start(lambda: anyio.sleep(1))
+        pool = TaskPool(tasks)
+        for _ in range(MOST_WAITING + 20):
+            pool.start(lambda: anyio.sleep(1))
         await anyio.sleep(2)
-        assert len(crew._waiting) == KEPT
+        assert len(pool._waiting) == MOST_WAITING
         tasks.cancel_scope.cancel()
-    assert crew._waiting == []
+    assert pool._waiting == []
 
 
 async def test_a_task_that_waits_keeps_nothing_of_what_it_has_done() -> None:
@@ -86,11 +86,11 @@ async def test_a_task_that_waits_keeps_nothing_of_what_it_has_done() -> None:
         async def work(self) -> None: ...
 
     async with anyio.create_task_group() as tasks:
-        crew = Crew(tasks)
+        pool = TaskPool(tasks)
         for _ in range(2):
             kept = Kept()
             seen = weakref.ref(kept)
-            crew.start(kept.work)
+            pool.start(kept.work)
             del kept
             await wait_all_tasks_blocked()
             gc.collect()
@@ -132,7 +132,7 @@ async def test_work_that_is_given_before_the_end_is_begun_and_cancelled_at_its_f
 async def test_after_the_end_of_the_task_group_nothing_is_begun() -> None:
     """It is refused, as by the group itself."""
     async with anyio.create_task_group() as tasks:
-        crew = await crew_of(tasks, 1)
+        pool = await crew_of(tasks, 1)
         tasks.cancel_scope.cancel()
     with pytest.raises(RuntimeError):
-        crew.start(checkpoint)
+        pool.start(checkpoint)

@@ -571,7 +571,7 @@ async def test_a_failed_status_is_named_by_the_next_flush_of_a_stream() -> None:
 async def test_runs_whose_status_is_refused_are_let_go_where_nobody_will_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once there are very many of them; each was told."""
     monkeypatch.setattr("runqueue.queueing.delivery._stream.KEPT_IN_FULL", 20)
-    async with bench(lambda r: RejectedError("gone"), interval=2.0, claims=True) as b:
+    async with bench(lambda r: RejectedError("gone"), interval=2.0, releases_failures=True) as b:
         for n in range(50):
             lane = b.lane(n)
             lane.ended = True
