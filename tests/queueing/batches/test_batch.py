@@ -21,7 +21,7 @@ counts = st.integers(0, 60)
 
 @st.composite
 def windows(draw: st.DrawFn, sizes: st.SearchStrategy[int] | None = None) -> list[Record]:
-    """What several calls have queued: params with a key each, tags, metrics, in calls of any size."""
+    """The records of several calls: params with distinct keys, tags and metrics, in calls of any size."""
     records: list[Record] = []
     serial = 0
     for kind, count in draw(st.lists(st.tuples(st.sampled_from(MERGED), st.integers(1, 9)), max_size=25)):
@@ -39,7 +39,7 @@ def bounds_of(draw: st.DrawFn, body: int = 1_000_000) -> Bounds:
 
 
 def holds(limits: Bounds, batches: list[Batch]) -> bool:
-    """Whether one batch could hold all of these."""
+    """Whether one batch could hold all of these entries."""
     kinds = [kind for batch in batches for kind, _, _, _ in inside(batch)]
     return (
         all(kinds.count(kind) <= limits.caps[kind] for kind in (PARAM, TAG, METRIC, DATASET))
@@ -51,13 +51,13 @@ def holds(limits: Bounds, batches: list[Batch]) -> bool:
 @pytest.mark.parametrize("value", [0, -1, 1.0, True, "10", 2.5])
 @pytest.mark.parametrize("field", ["metrics", "params", "tags", "entities", "datasets", "bytes"])
 def test_limits_take_only_whole_numbers_from_one(field: str, value: object) -> None:
-    """A bound that cannot be honoured is refused at once, by its name."""
+    """A bound that cannot be honoured is refused at once, with its name."""
     with pytest.raises(ConfigError, match=f"Limits\\({field}=\\.\\.\\.\\)"):
         Limits(**{field: value})  # type: ignore[arg-type]
 
 
 def test_limits_fall_back_field_by_field() -> None:
-    """A field that is None is the store's."""
+    """A field that is None takes the store's bound."""
     assert Limits(metrics=200).over(FULL) == Limits(
         metrics=200, params=100, tags=100, entities=1_000, datasets=1_000, bytes=1_000_000
     )
@@ -71,13 +71,13 @@ def test_bounds_refuse_limits_that_are_not_set() -> None:
 
 
 def test_bounds_refuse_a_body_smaller_than_its_envelope() -> None:
-    """A limit that no entry fits under is named, not worked around."""
+    """A limit that leaves no room for an entry is refused."""
     with pytest.raises(ConfigError, match="bytes=320"):
         Bounds.of(Limits(bytes=320).over(FULL), envelope=320, riders=1, rider_bytes=1)
 
 
 def test_bounds_keep_riders_within_the_other_limits() -> None:
-    """A request that creates a run is a request like any other."""
+    """The other limits hold for the request that creates a run, too."""
     made = Bounds.of(Limits(entities=50, bytes=1_000).over(FULL), envelope=320, riders=1_000, rider_bytes=250_000)
     assert (made.body, made.riders, made.rider_bytes) == (680, 50, 680)
     assert [made.room(kind) for kind in (PARAM, METRIC, DATASET, STATUS)] == [50, 50, 1_000, 1]
@@ -85,7 +85,7 @@ def test_bounds_keep_riders_within_the_other_limits() -> None:
 
 @given(st.lists(counts, min_size=3, max_size=3), st.lists(small, min_size=3, max_size=3), small)
 def test_must_take_leaves_no_kind_too_much(queued: list[int], rooms: list[int], entities: int) -> None:
-    """What must be taken fits into a batch, and what is left fits into the batches that are left."""
+    """The entries that must be taken fit into one batch, and the rest fits into the remaining batches."""
     caps = [min(room, entities) for room in rooms]
     if not any(queued):
         return
@@ -99,7 +99,7 @@ def test_must_take_leaves_no_kind_too_much(queued: list[int], rooms: list[int], 
 
 @given(windows(), bounds_of())
 def test_batches_lose_nothing_keep_order_and_obey_every_count(records: list[Record], limits: Bounds) -> None:
-    """Whatever is queued arrives once, kind by kind in order, in batches within the bounds."""
+    """Every queued entry arrives once, in the order of its kind, in batches within the bounds."""
     lane = lane_of(*records)
     lane.deal()
     batches = drain(lane, limits)
@@ -110,7 +110,7 @@ def test_batches_lose_nothing_keep_order_and_obey_every_count(records: list[Reco
 
 @given(windows(), bounds_of())
 def test_the_number_of_batches_is_minimal_where_counts_bind(records: list[Record], limits: Bounds) -> None:
-    """No plan could need fewer requests than the largest of these quotients."""
+    """No plan needs fewer requests than the largest of these quotients."""
     lane = lane_of(*records)
     lane.deal()
     have = [sum(len(record[1]) for record in records if record[0] == kind) for kind in MERGED]
@@ -120,7 +120,7 @@ def test_the_number_of_batches_is_minimal_where_counts_bind(records: list[Record
 
 @given(windows(st.integers(1, 59)), bounds_of(body=60))
 def test_no_two_neighbours_fit_into_one_where_bytes_bind(records: list[Record], limits: Bounds) -> None:
-    """A batch is closed only when what comes next is too much for it."""
+    """A batch is closed only if the next entry does not fit into it."""
     lane = lane_of(*records)
     lane.deal()
     batches = drain(lane, limits)
@@ -131,7 +131,7 @@ def test_no_two_neighbours_fit_into_one_where_bytes_bind(records: list[Record], 
 
 @given(st.lists(st.lists(st.integers(1, 59), min_size=1, max_size=9), max_size=9), small)
 def test_datasets_are_batched_by_their_own_bound(calls: list[list[int]], cap: int) -> None:
-    """Datasets obey their own count and the bytes, and keep their order."""
+    """Datasets obey their own count and the bound of bytes, and keep their order."""
     records = [datasets(*map(Sized, call)) for call in calls]
     lane = lane_of(*records)
     lane.deal()
@@ -144,7 +144,9 @@ def test_datasets_are_batched_by_their_own_bound(calls: list[list[int]], cap: in
 
 
 def test_a_run_of_250_params_120_tags_and_5000_metrics_takes_five_batches() -> None:
-    """With MLflow's limits, entities together bind: 5,370 need six; without the tags and params of one batch, five."""
+    """
+    With MLflow's limits the bound on entities decides: 5,370 entries need six batches, and five without the params and tags of one batch.
+    """
     lane = lane_of(
         record_of(PARAM, {f"p{n}": n for n in range(250)}),
         tags({f"t{n}": n for n in range(120)}),
@@ -156,7 +158,7 @@ def test_a_run_of_250_params_120_tags_and_5000_metrics_takes_five_batches() -> N
 
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=12))
 def test_halves_hold_the_whole_in_order_and_neither_is_empty(sizes: list[int]) -> None:
-    """Halving cuts once, inside a record where need be."""
+    """A batch is cut once, inside of a record if necessary."""
     batch = Batch.of(3, (Slice(record_of(METRIC, {n: n for n in range(size)}, at), 0, [b"%d" % n for n in range(size)])
                          for at, size in enumerate(sizes)))  # fmt: skip
     if batch.count < 2:
@@ -170,7 +172,7 @@ def test_halves_hold_the_whole_in_order_and_neither_is_empty(sizes: list[int]) -
 
 @given(st.lists(st.text(max_size=5), min_size=1, max_size=9), st.data())
 def test_joined_fragments_come_apart_as_they_were(keys: list[str], data: st.DataObject) -> None:
-    """Cut apart or not, a slice has the same bytes, and so have its parts."""
+    """A slice has the same bytes before and after it is cut, and so have its parts."""
     pieces = [key.replace(";", "").encode() + b";" for key in keys]
     whole = Slice(record_of(METRIC, dict.fromkeys(keys), 0), 0, Joined(b",".join(pieces), len(pieces), b";"))
     assert (whole.count, whole.stop, whole.size) == (len(pieces), len(pieces), sum(map(len, pieces)) + len(pieces))
@@ -180,7 +182,7 @@ def test_joined_fragments_come_apart_as_they_were(keys: list[str], data: st.Data
 
 
 def test_batches_and_slices_tell_what_they_hold() -> None:
-    """The repr counts the comma that parts entries."""
+    """The size in the repr includes the comma behind each fragment."""
     part = Slice(record_of(PARAM, {"a": 1, "b": 2, "c": 3}), 1, [b"12", b"345"])
     assert repr(part) == "<Slice kind=1 1:3 bytes=7>"
     assert repr(Batch.of(1, [part])) == "<Batch entries=2 bytes=7>"

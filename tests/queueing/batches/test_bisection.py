@@ -1,4 +1,4 @@
-"""Isolation: what the store refuses costs only itself."""
+"""Isolation: an entry that the store rejects costs only itself."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from support.engine import (
 
 
 def refuses(bad: set[Entry], bars_key: bool = False) -> Any:
-    """A judge who refuses any batch with one of these entries."""
+    """A store that rejects every batch which holds one of these entries."""
 
     def judge(entries: list[Entry]) -> StoreError | None:
         return RejectedError("bad", bars_key=bars_key and len(entries) == 1) if bad & set(entries) else None
@@ -77,7 +77,7 @@ def test_exactly_the_bad_entries_are_reported_and_all_others_stored(
 @pytest.mark.parametrize("place", [0, 499, 500, 999])
 @pytest.mark.parametrize("kind", ["one record", "a record each", "params, tags and metrics"])
 def test_one_bad_entry_in_a_thousand_costs_at_most_21_requests(place: int, kind: str) -> None:
-    """Halving a thousand takes ten steps of two requests."""
+    """Halving a thousand entries takes ten steps of two requests."""
     records = [metrics(0, **{f"m{n}": n for n in range(1_000)})]
     if kind == "a record each":
         records = points(1_000)
@@ -95,7 +95,7 @@ def test_one_bad_entry_in_a_thousand_costs_at_most_21_requests(place: int, kind:
 def test_a_store_that_contradicts_itself_still_gets_each_entry_stored_or_reported_once(
     case: tuple[list[Record], set[Entry]], entities: int, random: Any
 ) -> None:
-    """What is inferred of a half saves requests; it never blames an entry that was not refused alone."""
+    """Inferring a bad half only saves requests: an entry fails only if it was rejected alone."""
     records, _ = case
     lane = lane_of(*records)
     lane.deal()
@@ -135,7 +135,7 @@ def test_a_name_that_was_refused_alone_is_not_sent_again(bad_first: bool) -> Non
 
 
 def test_a_barred_name_stays_barred_in_later_windows_and_for_its_kind_alone() -> None:
-    """The bar belongs to the run, and a tag of the same name is another name."""
+    """The name is barred for its run and kind: a tag of the same name is still sent."""
     lane = lane_of(metrics(0, x=0))
     lane.deal()
     drain(lane, judge=refuses({(METRIC, "x", 0, 0)}, bars_key=True))
@@ -159,7 +159,7 @@ def test_a_barred_tag_or_param_is_not_sent_again_either() -> None:
 
 @pytest.mark.parametrize("record", [datasets("d"), datasets({"unhashable": 1}), status()])
 def test_a_name_is_not_barred_where_there_is_no_name(record: Record) -> None:
-    """Datasets and the final status have no key; the flag must not cost the lane its life."""
+    """Datasets and the final status have no key, and the lane goes on."""
     lane = lane_of(record)
     lane.deal()
     assert lane.take(bounds()) is not None
@@ -168,7 +168,7 @@ def test_a_name_is_not_barred_where_there_is_no_name(record: Record) -> None:
 
 
 def test_a_batch_scope_error_fails_the_batch_without_halving() -> None:
-    """To halve it would prove nothing; the next batch goes on."""
+    """Halving would prove nothing; the next batch is sent."""
     lane = lane_of(*points(25))
     lane.deal()
     answers = iter([StoreError("odd"), None, None])
@@ -177,8 +177,8 @@ def test_a_batch_scope_error_fails_the_batch_without_halving() -> None:
     assert named(lane.claim(1)) == flat(points(10))
 
 
-def test_a_lane_scope_error_fails_all_that_was_dealt() -> None:
-    """An unknown run is not asked for again: not its returned parts, nor its later stages and windows."""
+def test_a_lane_scope_error_fails_every_entry_of_a_closed_window() -> None:
+    """Nothing more is sent to an unknown run: neither returned parts nor later stages and windows."""
     records = [*points(25), tags({"t": 1}), datasets("d"), status()]
     lane = lane_of(*records)
     lane.deal()
@@ -196,7 +196,7 @@ def test_a_lane_scope_error_fails_all_that_was_dealt() -> None:
 
 
 def test_a_store_scope_error_keeps_everything_queued() -> None:
-    """Refused credentials say nothing about entries."""
+    """Refused credentials say nothing about the entries."""
     lane = lane_of(*points(25))
     lane.deal()
     assert len(drain(lane, bounds(metrics=10), lambda _: StoreError("401", scope=Scope.STORE))) == 1
@@ -210,7 +210,7 @@ def test_a_store_scope_error_keeps_everything_queued() -> None:
 
 
 def test_the_final_status_is_sent_although_data_was_rejected() -> None:
-    """A run whose data was refused still ends."""
+    """A run whose data was rejected still ends."""
     lane = lane_of(status(), params(p=1), datasets("d"))
     lane.deal()
     batches = drain(lane, judge=lambda entries: RejectedError("no") if entries[0][0] != STATUS else None)
@@ -219,7 +219,7 @@ def test_the_final_status_is_sent_although_data_was_rejected() -> None:
 
 
 def test_a_rejected_status_is_one_failure_that_counts_no_entry() -> None:
-    """The books count entries, and a status is none."""
+    """The counts are of entries, and a final status is none."""
     lane = lane_of(status())
     lane.deal()
     drain(lane, judge=lambda _: RejectedError("no"))
@@ -234,7 +234,7 @@ def _opening(lane: Lane) -> None:
 
 
 def test_a_rejected_creation_keeps_everything_queued() -> None:
-    """A run may be created later; what was logged for it waits."""
+    """The run may be created later; its data waits."""
     for error in (RejectedError("no"), StoreError("no"), StoreError("no", scope=Scope.LANE)):
         lane = lane_of(run(), *points(3), status(), opened=False)
         _opening(lane)
@@ -246,7 +246,7 @@ def test_a_rejected_creation_keeps_everything_queued() -> None:
 
 
 def test_riders_are_dropped_after_a_rejection_and_isolated_as_a_log_batch() -> None:
-    """One of the tags may be what was refused: the run is created without them, then they are judged by themselves."""
+    """One of the tags may be at fault: the run is created without the tags, which are then sent by log-batch."""
     records = [run(), tags({"a": 1, "bad": 2, "c": 3})]
     lane = lane_of(*records, opened=False)
     _opening(lane)

@@ -1,4 +1,4 @@
-"""Refusals that an outage gives too: nothing fails for good while nothing shows that the store works."""
+"""Refusals that an outage could cause as well: no entry fails for good without proof that the store works."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ READ_FAULTS = {
 
 
 class Server:
-    """Stores, and can be read, until told otherwise; some entries it never takes."""
+    """Stores requests and answers reads until its state is changed; some entries it always refuses."""
 
     def __init__(self, *bad: Any) -> None:
         self.bad = set(bad)
@@ -46,7 +46,7 @@ class Server:
 async def test_an_outage_is_waited_out_though_every_answer_could_be_a_rejection(
     fault: StoreError, opened: bool
 ) -> None:
-    """Minutes of INTERNAL_ERROR: nothing is halved, nothing fails, and the run's order is kept."""
+    """During minutes of INTERNAL_ERROR nothing is halved, nothing fails, and the run's order is kept."""
     server = Server()
     server.down = fault
     records = [*points(25), status()]
@@ -68,7 +68,7 @@ async def test_an_outage_is_waited_out_though_every_answer_could_be_a_rejection(
 
 @pytest.mark.parametrize("fault", READ_FAULTS.values(), ids=READ_FAULTS)
 async def test_an_outage_longer_than_retrying_leaves_everything_queued_and_whole(fault: StoreError) -> None:
-    """Flush after flush; then all is stored, in as few requests as it takes."""
+    """Several flushes fail; afterwards everything is stored in as few requests as possible."""
     server = Server()
     server.down = fault
     async with bench(server.write, check=server.read, timeout=20, limits=TEN) as b:
@@ -86,8 +86,8 @@ async def test_an_outage_longer_than_retrying_leaves_everything_queued_and_whole
         assert all(b.store.stored[lane] == flat(points(25)) for lane in range(3))
 
 
-async def test_a_stream_sits_out_an_outage_and_stores_everything() -> None:
-    """Ticks go on; what comes meanwhile waits."""
+async def test_a_stream_waits_through_an_outage_and_stores_everything() -> None:
+    """Ticks go on, and entries that are logged in the meantime wait."""
     server = Server()
     server.down = INTERNAL
     async with bench(server.write, check=server.read, interval=2, timeout=60, limits=TEN) as b:
@@ -104,7 +104,7 @@ async def test_a_stream_sits_out_an_outage_and_stores_everything() -> None:
 
 @pytest.mark.parametrize("timeout", [0, 20, 300])
 async def test_a_store_that_is_read_and_takes_nothing_costs_no_entry_of_a_large_batch(timeout: float) -> None:
-    """A full disk: nothing was stored, so nothing shows that a thousand entries are bad; later all of them are stored."""
+    """A full disk: nothing was stored, so nothing proves that a thousand entries are bad. All are stored later."""
     server = Server()
     server.read_only = True
     async with bench(server.write, check=server.read, timeout=timeout) as b:
@@ -120,7 +120,7 @@ async def test_a_store_that_is_read_and_takes_nothing_costs_no_entry_of_a_large_
 
 
 async def test_a_store_that_takes_nothing_costs_a_stream_a_few_entries_at_most() -> None:
-    """One entry a tick, alone each time, for hours: a bound, and then it is an outage."""
+    """One entry a tick, alone each time, for hours: after a bounded number of failures it counts as an outage."""
     server = Server()
     async with bench(server.write, check=server.read, interval=2, timeout=60) as b:
         b.lane("r", *points(1))
@@ -139,7 +139,7 @@ async def test_a_store_that_takes_nothing_costs_a_stream_a_few_entries_at_most()
 
 
 async def test_one_bad_entry_with_nothing_else_to_send_fails_and_is_named() -> None:
-    """The store can be read, so it is not down."""
+    """The store answers reads, so it is not down."""
     bad = flat([params(kept="new")])[0]
     server = Server(bad)
     async with bench(server.write, check=server.read) as b:
@@ -153,7 +153,7 @@ async def test_one_bad_entry_with_nothing_else_to_send_fails_and_is_named() -> N
 
 @pytest.mark.parametrize("place", [0, 1, 7, 8, 15])
 async def test_a_bad_entry_among_good_ones_is_found_wherever_it_stands(place: int) -> None:
-    """Something else is stored, and that is the proof."""
+    """The other entries are stored, and that is the proof."""
     bad = flat(points(16))[place]
     server = Server(bad)
     async with bench(server.write, check=server.read) as b:
@@ -166,7 +166,9 @@ async def test_a_bad_entry_among_good_ones_is_found_wherever_it_stands(place: in
 
 
 async def test_many_bad_entries_at_the_head_of_a_batch_keep_nothing_from_being_stored() -> None:
-    """A hundred params that conflict, then metrics: the search turns to the other end, and finds its proof there."""
+    """
+    A hundred conflicting params before metrics: the search continues from the other end and finds its proof there.
+    """
     bad = flat([params(**{f"p{n}": n for n in range(100)})])
     server = Server(*bad)
     async with bench(server.write, check=server.read, seconds=0.1, timeout=60) as b:
@@ -178,12 +180,12 @@ async def test_many_bad_entries_at_the_head_of_a_batch_keep_nothing_from_being_s
 
 
 def per_status(entries: list[Any]) -> list[Any]:
-    """The final status where it came, what came before it sorted."""
+    """The requests, sorted between the final statuses."""
     return [*sorted(entries[:-1]), entries[-1]]
 
 
 async def test_bad_entries_alone_that_are_many_wait_for_a_proof_and_hold_up_nothing() -> None:
-    """A script begins anew with other params, and logs its metrics later: these are stored, those have failed then."""
+    """A restarted script logs other params, and metrics later: the metrics are stored, and the params fail then."""
     bad = flat([params(**{f"p{n}": n for n in range(30)})])
     server = Server(*bad)
     async with bench(server.write, check=server.read, seconds=0.1) as b:
@@ -201,7 +203,7 @@ async def test_bad_entries_alone_that_are_many_wait_for_a_proof_and_hold_up_noth
 
 
 async def test_a_run_in_doubt_does_not_keep_others_from_being_tried() -> None:
-    """Also when nothing was stored for so long that every request is a probe."""
+    """This holds also if nothing was stored for so long that every request is a probe."""
     bad = [flat([params(**{f"p{n}": n})])[0] for n in range(30)]
     server = Server(*bad)
     async with bench(server.write, check=server.read, timeout=30) as b:
@@ -217,7 +219,7 @@ async def test_a_run_in_doubt_does_not_keep_others_from_being_tried() -> None:
 
 
 async def test_a_read_that_refuses_the_credentials_ends_the_flush() -> None:
-    """Nothing is at fault but them."""
+    """Only the credentials are at fault."""
     server = Server()
     server.down = StoreError("401", scope=Scope.STORE)
     async with bench(server.write, check=server.read, limits=TEN) as b:
@@ -228,7 +230,7 @@ async def test_a_read_that_refuses_the_credentials_ends_the_flush() -> None:
 
 
 async def test_a_store_whose_reads_prove_nothing_is_taken_for_one_that_works() -> None:
-    """A gateway that lets no read pass: isolation goes on as it would without."""
+    """Behind a gateway that blocks reads, bisection goes on as it would without checks."""
     bad = flat(points(16))[5]
     server = Server(bad)
 
@@ -240,8 +242,8 @@ async def test_a_store_whose_reads_prove_nothing_is_taken_for_one_that_works() -
         assert named((await b.flush()).failures) == [bad]
 
 
-async def test_a_doubt_that_an_outage_has_raised_is_cleared_by_another_go() -> None:
-    """The store recovers in the midst of a search: what was refused before is tried again, and stored."""
+async def test_an_entry_that_an_outage_has_put_in_doubt_is_tried_again() -> None:
+    """The store recovers during a search: an entry that was refused before is tried again and stored."""
     server = Server()
     server.read_only = True
     async with bench(server.write, check=server.read, timeout=300) as b:
@@ -257,7 +259,7 @@ async def test_a_doubt_that_an_outage_has_raised_is_cleared_by_another_go() -> N
 
 
 async def test_a_tag_in_doubt_never_overwrites_a_later_one() -> None:
-    """The store recovers in the midst of a search: the last value of a name stays the last."""
+    """The store recovers during a search: the last value of a tag stays the last."""
     server = Server()
     server.read_only = True
 

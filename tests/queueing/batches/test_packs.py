@@ -1,4 +1,4 @@
-"""Records that are encoded in one go: nobody can tell them from those that are encoded one by one."""
+"""Records that are encoded in one go behave exactly like records that are encoded one by one."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ ANSWERS: Final[tuple[Answer, ...]] = (
 
 @st.composite
 def calls(draw: st.DrawFn) -> list[Record]:
-    """Metrics of a few key sets that come again and again, most of them plain, with other kinds between."""
+    """Metrics of a few recurring key sets, most of them plain, with other kinds between them."""
     oddity = draw(st.integers(0, 12))  # one in so many; 0: none
     odd = st.just(False) if not oddity else st.integers(0, oddity).map(lambda at: at == oddity)
     pool = st.sampled_from(KEYS + ODD_KEYS) if draw(odd) else st.sampled_from(KEYS)
@@ -106,7 +106,7 @@ def told(failures: Sequence[Failure], number: dict[int, int]) -> list[Any]:
 def history(
     encoding: Any, records: list[Record], script: list[Answer], at_first: int, limit: Bounds, ahead: Sequence[bool] = ()
 ) -> list[Any]:
-    """All that can be seen of a lane from without, while a store gives these answers; some batches are made ahead."""
+    """Everything that can be observed of a lane while a store gives these answers; some batches are encoded ahead."""
     lane = Lane("r", encoding, Ledger(), opened=True)
     number = {id(record[1]): at for at, record in enumerate(records)}
     waiting = list(records)
@@ -159,7 +159,7 @@ def history(
 def test_packs_change_nothing_that_can_be_seen(
     records: list[Record], script: list[Answer], at_first: int, limit: Bounds
 ) -> None:
-    """The same bodies byte for byte, the same batches, books and reports, whatever is logged and answered."""
+    """Bodies, batches, counts and reports are equal, whatever is logged and answered."""
     packed, single = Encoder(), Encoder()
     expected = history(single.encode.one, records, script, at_first, limit)
     assert history(packed.encode, records, script, at_first, limit) == expected
@@ -170,14 +170,14 @@ def test_packs_change_nothing_that_can_be_seen(
 def test_the_pieces_that_records_are_drawn_in_cannot_be_seen(
     records: list[Record], script: list[Answer], at_first: int, limit: Bounds, piece: int
 ) -> None:
-    """Those of metrics lie flat until their turn comes; an end of a piece is met by everything that can happen."""
+    """Metric records lie flat until they are needed; every event can fall on the boundary of a piece."""
     expected = history(Encoder().encode, records, script, at_first, limit)
     with patch("runqueue.queueing.lanes._inbox.PIECE", piece):
         assert history(Encoder().encode, records, script, at_first, limit) == expected
 
 
 def test_of_a_long_window_few_records_are_upright() -> None:
-    """A million tuples, made in one go, would hold up the other threads, and be walked by the garbage collector."""
+    """A million tuples made in one go would hold up other threads and be walked by the garbage collector."""
     lane = lane_of(*points(5_500))
     lane.deal()
     (window,) = lane._windows
@@ -194,14 +194,14 @@ def test_of_a_long_window_few_records_are_upright() -> None:
 def test_to_encode_ahead_changes_nothing_that_can_be_seen(
     records: list[Record], script: list[Answer], at_first: int, limit: Bounds, ahead: list[bool]
 ) -> None:
-    """Whatever becomes of the batch that is out meanwhile, and whatever bounds the next one has in the end."""
+    """Whatever becomes of the batch in flight, and whatever the bounds of the next batch are."""
     expected = history(Encoder().encode, records, script, at_first, limit)
     assert history(Encoder().encode, records, script, at_first, limit, ahead) == expected
 
 
 @given(calls())
 def test_many_records_are_encoded_as_each_of_them_is(records: list[Record]) -> None:
-    """Joined, the bytes are those of the parts; one odd record and nothing is encoded."""
+    """Joined bytes equal the bytes of the parts; a single odd record makes the encoder refuse."""
     group = [record for record in records if record[0] == METRIC]
     if not group:
         return
@@ -221,7 +221,7 @@ def test_many_records_are_encoded_as_each_of_them_is(records: list[Record]) -> N
 
 @pytest.mark.parametrize("keys", [1, 3, 10, 999, 1_000])
 def test_a_full_batch_of_plain_metrics_is_a_pack_or_two(keys: int) -> None:
-    """This is what packs are for: the cost of a batch does not grow with the records in it."""
+    """The cost of a batch does not grow with the records in it."""
     lane = lane_of(*(metrics(step, **{f"m{at}": step for at in range(keys)}) for step in range(3_000 // keys)))
     lane.deal()
     while (batch := lane.take(bounds())) is not None:
@@ -231,7 +231,7 @@ def test_a_full_batch_of_plain_metrics_is_a_pack_or_two(keys: int) -> None:
 
 
 def test_what_was_encoded_ahead_is_not_encoded_again() -> None:
-    """A batch costs the same as without."""
+    """Encoding ahead does no work twice."""
     encoded: list[int] = []
 
     def many(group: Sequence[Record], memory: dict[Any, Any]) -> Any:
@@ -251,7 +251,7 @@ def test_what_was_encoded_ahead_is_not_encoded_again() -> None:
 
 
 def test_an_odd_record_costs_only_its_own_pack() -> None:
-    """Those that went one by one because of it are no more than it was tried with, and packs go on behind it."""
+    """Only the records of that attempt are encoded one by one; packs follow behind them."""
     records: list[Record] = points(5_000)
     records[100] = metrics(100, loss=lambda: None)
     encoded: list[int] = []
@@ -276,7 +276,7 @@ def test_an_odd_record_costs_only_its_own_pack() -> None:
 
 @pytest.mark.parametrize("body", [500, 5_000, 50_000])
 def test_little_is_encoded_in_vain_where_bytes_bind(body: int) -> None:
-    """How much fits is learned from the pack before."""
+    """The number of records to encode is estimated from the pack before."""
     encoded = 0
 
     def many(group: Sequence[Record], memory: dict[Any, Any]) -> Any:
@@ -297,7 +297,7 @@ def test_little_is_encoded_in_vain_where_bytes_bind(body: int) -> None:
 
 
 def test_an_encoder_whose_packs_do_not_come_apart_costs_the_batch_only() -> None:
-    """A defect of ours: what it concerns is named, and the lane goes on."""
+    """Such a defect is reported with its entries, and the lane goes on."""
 
     def many(group: Sequence[Record], memory: dict[Any, Any]) -> Any:
         joined, tails = encode.many(group, memory) or (b"", ())
@@ -319,7 +319,7 @@ def test_an_encoder_whose_packs_do_not_come_apart_costs_the_batch_only() -> None
 
 
 def test_an_encoder_that_raises_for_many_is_asked_for_each() -> None:
-    """The fault is found at the record that has it."""
+    """The failure is attributed to the record that causes it."""
 
     def many(group: Sequence[Record], memory: dict[Any, Any]) -> Any:
         raise ZeroDivisionError
@@ -332,7 +332,7 @@ def test_an_encoder_that_raises_for_many_is_asked_for_each() -> None:
 
 
 def test_packs_tell_what_they_hold() -> None:
-    """The repr counts the comma that parts entries, as that of a slice does."""
+    """The size in the repr includes the comma behind each fragment, as in that of a slice."""
     pack = Pack(points(2), b"a;,b;", [b";", b";"], 2)
     assert repr(pack) == "<Pack kind=3 records=2 entries=2 bytes=6>"
     assert (pack.keys(), pack.weight) == (["loss", "loss"], 2)
@@ -356,7 +356,7 @@ class Counted(list[bytes]):
 @pytest.mark.parametrize("kind", [PARAM, METRIC, TAG])
 @pytest.mark.parametrize("barred", [False, True])
 def test_a_large_call_is_cut_into_batches_in_linear_time(kind: int, barred: bool) -> None:
-    """Each fragment is looked at a few times, however many batches the call makes (50,000 params took 2.8 s)."""
+    """Each fragment is visited a few times, however many batches the call makes (50,000 params took 2.8 s)."""
     made: list[Counted] = []
 
     def counting(record: Record, memory: dict[Any, Any]) -> Fragments:

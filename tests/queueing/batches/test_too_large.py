@@ -1,4 +1,4 @@
-"""A store that takes no batch of as many bytes as was thought."""
+"""A store that accepts fewer bytes a request than its documented limit."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ pytestmark = pytest.mark.anyio
 
 
 def hundred_bytes(record: Record, memory: dict[Any, Any]) -> Fragments:
-    """Each entry takes 100 bytes with its comma."""
+    """Encode each entry to 100 bytes, its comma included."""
     return [b"x" * 99] * len(record[1]), None
 
 
 async def test_a_store_that_refuses_a_size_is_sent_no_such_batch_again() -> None:
-    """One refusal teaches the bound for the rest of the sender's life; nothing is lost."""
+    """One 413 sets the bound for the rest of the sender's life; nothing is lost."""
     sent: list[tuple[int, bool]] = []
 
     async def deliver(lane: Lane, batch: Batch) -> tuple[Record, ...]:
@@ -42,7 +42,7 @@ async def test_a_store_that_refuses_a_size_is_sent_no_such_batch_again() -> None
 
 
 async def test_one_entry_that_is_too_large_teaches_nothing() -> None:
-    """It fails alone; the others are as many in a batch as before."""
+    """It fails alone; later batches are as large as before."""
     sizes: list[int] = []
 
     async def deliver(lane: Lane, batch: Batch) -> tuple[Record, ...]:
@@ -63,7 +63,7 @@ async def test_one_entry_that_is_too_large_teaches_nothing() -> None:
 
 
 async def test_what_was_put_back_before_a_bound_came_down_fails_alone_if_it_is_larger() -> None:
-    """It fits into no request any more; the lane went round for ever."""
+    """It fits into no request any more; the lane used to loop for ever."""
 
     async def deliver(lane: Lane, batch: Batch) -> tuple[Record, ...]:
         if batch.size > 90:

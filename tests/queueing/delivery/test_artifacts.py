@@ -1,4 +1,4 @@
-"""Artifacts take a way of their own beside the rest of their run: behind its creation, before its final status."""
+"""Artifacts are uploaded beside the other entries of their run: after its creation, before its final status."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def files(count: int, start: int = 0) -> list[Any]:
 
 
 def kinds(b: Bench) -> list[int]:
-    """Of each request, in the order in which they began."""
+    """The kinds of each request, in the order in which the requests began."""
     return [request.entries[0][0] for request in b.store.requests]
 
 
@@ -46,7 +46,7 @@ def down(request: Request) -> StoreError | None:
 
 
 async def test_artifacts_go_behind_the_creation_beside_the_metrics_and_before_the_final_status() -> None:
-    """However long one takes, no metric waits for it."""
+    """A long upload delays no metric."""
     async with bench(limits=bounds(metrics=10)) as b:
         b.store.upload_seconds = 1_000.0
         b.lane("r", run(), *files(3), status(), *points(30), opened=False)
@@ -75,7 +75,7 @@ async def test_artifacts_hold_no_worker_slot_and_never_more_than_their_own() -> 
 
 
 async def test_of_one_key_the_last_artifact_is_stored_last() -> None:
-    """Of one path, that is; others overtake."""
+    """Artifacts of other paths may overtake."""
     async with bench(lambda request: StoreError("x", retriable=True) if random.random() < 0.3 else None) as b:
         for value in range(20):
             b.lane("r", artifacts(a=value, b=value))
@@ -95,7 +95,7 @@ async def test_the_files_of_one_run_go_side_by_side() -> None:
 
 
 async def test_an_artifact_that_is_refused_fails_alone_and_the_final_status_is_sent() -> None:
-    """Like any other entry of a run."""
+    """An artifact fails like any other entry of a run."""
 
     def script(request: Request) -> StoreError | None:
         return RejectedError("gone", scope=Scope.BATCH) if request.entries[0][1] == "bad" else None
@@ -110,7 +110,7 @@ async def test_an_artifact_that_is_refused_fails_alone_and_the_final_status_is_s
 
 
 async def test_an_outage_of_the_artifacts_store_costs_no_metric_and_holds_back_the_final_status() -> None:
-    """Both are still queued, and a later flush sends them in order."""
+    """Artifacts and status stay queued, and a later flush sends them in order."""
     async with bench(down, timeout=20) as b:
         b.lane("r", *files(3), *points(5), status())
         report = await b.flush()
@@ -130,7 +130,7 @@ async def test_an_outage_of_the_artifacts_store_costs_no_metric_and_holds_back_t
 async def test_in_an_outage_of_the_artifacts_store_a_flush_waits_for_its_metrics_though_another_began(
     ends: bool,
 ) -> None:
-    """Of a try that a later flush does not count, each flush gives up what was tried, and no more."""
+    """Each flush gives up only the entries whose attempt a later flush does not count."""
     async with bench(down, timeout=5, limits=bounds(metrics=1)) as b:
         lane = b.lane("r", *files(3))
         await b.flush()
@@ -152,7 +152,7 @@ async def test_in_an_outage_of_the_artifacts_store_a_flush_waits_for_its_metrics
 
 
 async def test_an_outage_of_the_metrics_store_costs_no_artifact() -> None:
-    """The other way round."""
+    """Artifacts are uploaded while metrics cannot be sent."""
     async with bench(
         lambda r: None if r.entries[0][0] == ARTIFACT else StoreError("x", retriable=True), timeout=20
     ) as b:
@@ -163,7 +163,7 @@ async def test_an_outage_of_the_metrics_store_costs_no_artifact() -> None:
 
 
 async def test_the_last_flush_sends_the_final_status_without_artifacts_that_cannot_be_stored() -> None:
-    """Nothing comes after it: a run that has ended must not be left running."""
+    """No flush follows, and an ended run must not be left RUNNING."""
     async with bench(down, timeout=20) as b:
         b.lane("r", *files(3), status())
         flush = b.sender.begin(last=True)
@@ -174,7 +174,7 @@ async def test_the_last_flush_sends_the_final_status_without_artifacts_that_cann
 
 
 async def test_the_last_flush_leaves_time_for_the_final_status() -> None:
-    """An upload that takes longer than there is time for."""
+    """An upload takes longer than the flush may last."""
     async with bench() as b:
         b.store.upload_seconds = 1_000.0
         b.lane("r", *files(3), status())
@@ -185,7 +185,7 @@ async def test_the_last_flush_leaves_time_for_the_final_status() -> None:
 
 
 async def test_a_final_status_waits_only_for_what_was_logged_before_its_flush() -> None:
-    """A later flush's artifacts do not hold it back, or a busy logger could for ever."""
+    """Artifacts of later flushes do not delay it; otherwise a busy logger could delay it for ever."""
     async with bench() as b:
         b.store.upload_seconds = 10.0
         lane = b.lane("r", *files(1), status())
@@ -202,7 +202,7 @@ async def test_a_final_status_waits_only_for_what_was_logged_before_its_flush() 
 
 
 async def test_a_flush_of_a_nested_run_does_not_wait_for_the_artifacts_of_its_parent() -> None:
-    """Only for its creation."""
+    """It waits for the parent's creation only."""
     async with bench() as b:
         parent = b.lane("p", run(), *files(2), opened=False)
         child = b.lane("c", run(), *files(2), *points(2), opened=False, parent=parent)
@@ -213,7 +213,7 @@ async def test_a_flush_of_a_nested_run_does_not_wait_for_the_artifacts_of_its_pa
 
 
 async def test_artifacts_of_a_run_that_cannot_be_created_stay_queued() -> None:
-    """And are reported so, under their own kind."""
+    """They are reported as queued, under their own kind."""
     async with bench(lambda request: RejectedError("no such experiment") if request.opens else None) as b:
         b.lane("r", run(), *files(3), opened=False)
         report = await b.flush()
@@ -224,7 +224,7 @@ async def test_artifacts_of_a_run_that_cannot_be_created_stay_queued() -> None:
 
 
 async def test_a_flush_that_timed_out_leaves_artifacts_queued_and_sends_none_twice() -> None:
-    """What was under way then is settled all the same."""
+    """Uploads under way at the timeout are settled later."""
     async with bench() as b:
         b.store.upload_seconds = 10.0
         b.lane("r", *files(12), status())
@@ -239,7 +239,7 @@ async def test_a_flush_that_timed_out_leaves_artifacts_queued_and_sends_none_twi
 
 
 async def test_an_upload_that_lasts_is_not_taken_for_a_store_that_is_stuck() -> None:
-    """As long as it goes on; one that does not is given up."""
+    """An upload may last as long as it makes progress; without progress it is given up."""
     beats = 0
 
     async with bench(patience=30) as b:
@@ -265,7 +265,7 @@ async def test_an_upload_that_lasts_is_not_taken_for_a_store_that_is_stuck() -> 
 
 
 async def test_a_client_that_streams_sends_artifacts_by_its_ticks() -> None:
-    """And forgets the run when it has ended."""
+    """The lane is released when the run has ended."""
     async with bench(interval=2.0, max_pending=100) as b:
         b.lane("r", run(), *files(5), *points(3), status(), opened=False).ended = True
         await anyio.sleep(30)
@@ -277,7 +277,7 @@ async def test_a_client_that_streams_sends_artifacts_by_its_ticks() -> None:
 
 
 async def test_ticks_try_artifacts_again_and_metrics_go_on() -> None:
-    """After an outage that retrying has given up."""
+    """The outage lasts longer than the retry policy allows."""
     async with bench(down, interval=2.0, timeout=10) as b:
         b.lane("r", *files(3), status())
         for step in range(50):
@@ -293,7 +293,7 @@ async def test_ticks_try_artifacts_again_and_metrics_go_on() -> None:
 
 
 async def test_artifacts_of_a_run_that_will_never_be_sent_make_room() -> None:
-    """They are dropped, with counts, like its other entries."""
+    """They are dropped and counted, like the other entries of the run."""
     async with bench(
         lambda request: RejectedError("no such experiment") if request.opens else None, interval=2.0, max_pending=10
     ) as b:
@@ -308,7 +308,7 @@ async def test_artifacts_of_a_run_that_will_never_be_sent_make_room() -> None:
 
 
 async def test_what_is_abandoned_counts_the_artifacts() -> None:
-    """Queued in the inbox, and dealt."""
+    """Artifacts in the inbox and in closed windows are counted."""
     async with bench(down, timeout=1) as b:
         b.lane("r", *files(3))
         await b.flush()
@@ -318,7 +318,7 @@ async def test_what_is_abandoned_counts_the_artifacts() -> None:
 
 
 def test_a_window_of_artifacts_alone_leaves_no_window_behind() -> None:
-    """Nor does it open one that a flush has closed."""
+    """It does not reopen a window that a flush has closed."""
     from support.engine import lane_of
 
     lane = lane_of(*points(1))
@@ -334,7 +334,7 @@ def test_a_window_of_artifacts_alone_leaves_no_window_behind() -> None:
 
 @pytest.mark.parametrize("seed", range(30))
 async def test_whatever_happens_each_artifact_is_stored_or_reported_once_and_before_the_final_status(seed: int) -> None:
-    """Flushes of all runs and of one, with timeouts, cancelled, overlapping, through outages: the books are exact."""
+    """Flushes of all runs and of one, with timeouts, cancelled, overlapping, through outages: all counts are exact."""
     chaos = Chaos(random.Random(seed), scope=Scope.BATCH)
     logged: dict[str, list[Entry]] = {}
     failed: list[tuple[Any, Entry]] = []

@@ -1,4 +1,4 @@
-"""The engine under a store, callers and a clock that do whatever they like; drawn from a seed, so that it can be repeated."""
+"""The engine with arbitrary answers, callers and timing, drawn from a seed so that a failure can be repeated."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BATCH = 10
 
 @pytest.mark.parametrize("seed", range(40))
 async def test_whatever_happens_each_entry_is_stored_or_reported_once_and_in_order(seed: int) -> None:
-    """Flushes of all runs and of one, with timeouts, cancelled, overlapping, through outages: the books are exact."""
+    """Flushes of all runs and of one, with timeouts, cancelled, overlapping, through outages: all counts are exact."""
     chaos = Chaos(random.Random(seed))
     logged: dict[int, list[Record]] = defaultdict(list)
     failed: dict[Any, list[Entry]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Entries that cannot be sent: each fails alone, and takes nothing with it."""
+"""Entries that cannot be sent: each fails alone."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def keys(batches: list[Batch]) -> list[list[str]]:
 
 
 def test_faulted_entries_fail_alone() -> None:
-    """What cannot be encoded is named, and its neighbours are sent."""
+    """An entry that cannot be encoded is reported, and its neighbours are sent."""
     wrong = TypeError("no number")
     records = [metrics(7, a=Fault(wrong), b=1, c=Fault(wrong), d=2), metrics(8, e=Fault(wrong)), metrics(9, f=3)]
     lane = lane_of(*records)
@@ -50,7 +50,7 @@ def test_faulted_entries_fail_alone() -> None:
 
 
 def test_fragments_that_do_not_come_apart_cost_their_record_only() -> None:
-    """A defect of ours again, found late: what was set aside for the next batch must not be lost with it."""
+    """The defect shows late: the entries set aside for the next batch must not be lost with it."""
 
     def careless(record: Record, memory: dict[Any, Any]) -> Fragments:
         return (Joined(b"a;,b;,c;", 2, b";"), None) if record[0] == METRIC else encode(record, memory)
@@ -65,7 +65,7 @@ def test_fragments_that_do_not_come_apart_cost_their_record_only() -> None:
 
 
 def test_a_rejected_batch_that_does_not_come_apart_is_not_lost() -> None:
-    """Nor where it is found when a batch is to be halved."""
+    """The defect shows when the batch is to be halved."""
 
     def careless(record: Record, memory: dict[Any, Any]) -> Fragments:
         return Joined(b"a;,b;,c;", 4, b";"), None
@@ -80,7 +80,7 @@ def test_a_rejected_batch_that_does_not_come_apart_is_not_lost() -> None:
 
 
 def test_an_encoder_that_raises_costs_its_record_only() -> None:
-    """A defect of ours may cost a call, never a run."""
+    """A defect in the encoder may cost one call, never a run."""
     defect = ZeroDivisionError("ours")
     lane = lane_of(metrics(0, a=1), metrics(1, b=Explosive(defect), c=1), metrics(2, d=1), status())
     lane.deal()
@@ -90,7 +90,7 @@ def test_an_encoder_that_raises_costs_its_record_only() -> None:
 
 @pytest.mark.parametrize("record", [params(big=Sized(100)), tags({"big": Sized(100)}), datasets(Sized(100))])
 def test_an_entry_larger_than_a_request_fails_alone(record: Record) -> None:
-    """It could never be sent, and must not keep others from being sent."""
+    """It can never be sent, and must not block other entries."""
     lane = lane_of(record, metrics(0, a=Sized(99), b=Sized(100), c=1))
     lane.deal()
     batches = drain(lane, bounds(body=100))
@@ -103,7 +103,7 @@ def test_an_entry_larger_than_a_request_fails_alone(record: Record) -> None:
 
 @pytest.mark.parametrize("value", [Sized(100), Fault(TypeError("no"))])
 def test_nothing_is_sent_to_a_run_whose_creation_cannot_be_encoded(value: object) -> None:
-    """Data must not be delivered for a run that does not exist: it has to be reported, and the lane may not go on."""
+    """The creation is reported as failed, and no data is sent for a run that does not exist."""
     lane = lane_of(record_of(RUN, (value,), ()), metrics(0, a=1), status(), opened=False)
     lane.deal()
     assert keys(drain(lane, bounds(body=100))) == []

@@ -1,4 +1,4 @@
-"""The retry policy: what is sent again, when, how often, and when trying is over."""
+"""The retry policy: which batches are sent again, when, how often, and when trying ends."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def test_back_off_grows_and_is_jittered() -> None:
 
 
 async def test_a_bad_entry_among_many_is_isolated_by_an_error_that_is_retriable_at_first() -> None:
-    """A store that answers 500 to one bad entry: three times for each batch that holds it."""
+    """A store that answers 500 to one bad entry: three times for each batch that holds the entry."""
     bad = flat(points(1, 7))[0]
     async with bench(lambda r: INTERNAL if bad in r.entries else None) as b:
         b.lane("r", *points(16))
@@ -99,7 +99,7 @@ async def test_trying_ends_retry_timeout_after_the_first_failure() -> None:
 
 
 async def test_retry_timeout_is_counted_across_lanes_from_the_last_success() -> None:
-    """A lane that fails later has no time of its own; one that succeeds gives time to all."""
+    """A lane that fails later gets no time of its own; a success gives time to all lanes."""
     async with bench(lambda r: later(1.0) if r.run != "healthy" or r.number > 40 else None, seconds=0, timeout=10,
                      base=0, limits=bounds(metrics=1)) as b:  # fmt: skip
         started = anyio.current_time()
@@ -119,7 +119,7 @@ async def test_retry_timeout_is_counted_across_lanes_from_the_last_success() -> 
 
 
 async def test_a_second_lane_shares_the_time_of_the_first() -> None:
-    """The outage is the store's, not a run's."""
+    """The outage concerns the store, not a single run."""
     async with bench(lambda _: later(1.0), seconds=0, timeout=10, base=0) as b:
         started = anyio.current_time()
         b.lane("first", *points(1))
@@ -148,7 +148,9 @@ async def test_after_the_outage_one_probe_fails_and_ends_the_flush() -> None:
 
 
 async def test_after_the_outage_a_successful_probe_releases_everything() -> None:
-    """One request first; when it is stored, all lanes go on side by side, and all is stored once, in order."""
+    """
+    One request goes first; when it is stored, all lanes are sent side by side, and everything is stored once, in order.
+    """
     down = True
     async with bench(lambda _: later() if down else None, timeout=5, limits=TEN) as b:
         for n in range(8):
@@ -168,7 +170,7 @@ async def test_after_the_outage_a_successful_probe_releases_everything() -> None
 
 
 async def test_one_probe_at_a_time_also_when_flushes_overlap() -> None:
-    """Pumps that were waiting when the outage was declared do not slip past the probe."""
+    """Pumps that wait when the outage is declared do not bypass the probe."""
     async with bench(lambda _: later(), timeout=5, limits=TEN, max_workers=2) as b:
         for n in range(6):
             b.lane(n, *points(15))
@@ -186,7 +188,7 @@ async def test_one_probe_at_a_time_also_when_flushes_overlap() -> None:
 async def test_a_probe_that_was_under_way_does_not_speak_for_a_flush_that_began_after_it(
     fault: StoreError, joins: bool
 ) -> None:
-    """Whoever has mended the server, and flushes, is not told of an answer from before."""
+    """The user may have repaired the server in between: the flush needs an attempt of its own."""
     mended = math.inf
     async with bench(lambda r: fault if r.at < mended else None, timeout=5, limits=TEN) as b:
         probing, other = b.lane("a", *points(15)), b.lane("b", *points(15))
@@ -212,7 +214,7 @@ async def test_flushes_that_follow_each_other_in_an_outage_cost_a_probe_each() -
 
 
 async def test_in_an_outage_no_flush_waits_for_those_that_come_after_it() -> None:
-    """Each has one try that began after it; without an end of new ones the old ones end all the same."""
+    """Each flush gets one attempt that began after it, and ends even if new flushes keep coming."""
     lasted: list[float] = []
     async with bench(lambda _: later(), timeout=5, limits=TEN) as b:
         lane = b.lane("a", *points(15))
@@ -233,7 +235,7 @@ async def test_in_an_outage_no_flush_waits_for_those_that_come_after_it() -> Non
 
 
 async def test_retry_after_holds_back_all_lanes() -> None:
-    """The store asked us to wait, not a run."""
+    """The store asked the client to wait, not one run."""
     async with bench(lambda r: later(10.0) if r.number == 0 else None, base=0, limits=TEN, max_workers=1) as b:
         for n in range(3):
             b.lane(n, *points(15))
@@ -257,7 +259,7 @@ async def test_no_request_falls_inside_the_second_that_was_asked_for() -> None:
 
 
 async def test_a_retry_after_beyond_the_deadline_ends_the_flush_at_once() -> None:
-    """To wait for what will not be tried is a waste; and the next flush probes once, whatever was asked for."""
+    """Waiting for an attempt that is never made would waste time; the next flush probes once all the same."""
     async with bench(lambda r: later(100.0) if r.number == 0 else None, timeout=50, limits=TEN, max_workers=1) as b:
         b.lane("a", *points(15))
         b.lane("b", *points(15))
@@ -294,7 +296,7 @@ async def test_a_lane_that_backs_off_holds_no_worker() -> None:
 
 
 async def test_refused_credentials_end_the_flush_at_once_and_keep_everything() -> None:
-    """No run can do better; one request is enough to know."""
+    """The credentials are the same for all runs, so that one request is enough."""
     bad = True
     refused = StoreError("401", scope=Scope.STORE)
     async with bench(lambda _: refused if bad else None, limits=TEN, max_workers=2) as b:
@@ -313,7 +315,7 @@ async def test_refused_credentials_end_the_flush_at_once_and_keep_everything() -
 
 
 async def test_a_pump_that_is_no_longer_awaited_does_not_sleep_on() -> None:
-    """A flush that timed out with a request under way ends the pump when that request fails."""
+    """A pump of a flush that timed out ends as soon as its request fails."""
     async with bench(lambda _: later(200.0), seconds=2, base=0) as b:
         b.lane("r", *points(3))
         await b.flush(timeout=1)
@@ -322,7 +324,7 @@ async def test_a_pump_that_is_no_longer_awaited_does_not_sleep_on() -> None:
 
 
 async def test_a_creation_is_retried_like_any_other_request() -> None:
-    """A child waits as long, and both are created once."""
+    """A child waits for it, and both runs are created once."""
     async with bench(lambda r: later() if r.number < 3 else None) as b:
         parent = b.lane("parent", run(), *points(2), opened=False)
         b.lane("child", run(), opened=False, parent=parent)
@@ -331,7 +333,7 @@ async def test_a_creation_is_retried_like_any_other_request() -> None:
 
 
 async def test_a_creation_that_was_given_up_after_three_answers_has_three_again_in_the_next_flush() -> None:
-    """The count belongs to one go at it: a new flush is a new chance, with all its retries."""
+    """The count starts anew with each flush."""
     async with bench(lambda r: INTERNAL if r.number < 5 else None) as b:
         b.lane("r", run(), opened=False)
         assert (await b.flush()).not_stored == 1
@@ -341,7 +343,7 @@ async def test_a_creation_that_was_given_up_after_three_answers_has_three_again_
 
 
 async def test_an_outage_at_the_creation_reports_parent_and_child_and_the_next_flush_completes() -> None:
-    """Everything waits for the store, in order."""
+    """All entries wait for the store, in order."""
     down = True
     async with bench(lambda _: later() if down else None, timeout=5) as b:
         parent = b.lane("parent", run(), *points(2), opened=False)
@@ -354,7 +356,7 @@ async def test_an_outage_at_the_creation_reports_parent_and_child_and_the_next_f
 
 
 async def test_without_retry_timeout_a_bad_entry_is_still_isolated_in_the_end() -> None:
-    """An error that becomes a rejection after three answers must not keep a run's head blocked for ever."""
+    """An error that becomes a rejection after three answers must not block the head of a run for ever."""
     bad = flat(points(1, 0))[0]
     async with bench(lambda r: INTERNAL if bad in r.entries else None, timeout=0, limits=TEN) as b:
         b.lane("r", *points(5))

@@ -1,4 +1,4 @@
-"""Pumps: who is sent when, who waits for whom, and what a failure reaches."""
+"""Pumps: the order of lanes, what waits for what, and what a failure affects."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def refuse_runs(*runs: Any) -> Callable[[Request], StoreError | None]:
 
 
 async def test_no_more_requests_run_at_once_than_there_are_workers() -> None:
-    """The bound holds at any moment, and is used up to it."""
+    """The bound is reached and never exceeded."""
     async with bench(limits=TEN, max_workers=3) as b:
         for n in range(10):
             b.lane(n, *points(30))
@@ -61,7 +61,7 @@ async def test_lanes_go_side_by_side_and_each_in_its_own_order() -> None:
 
 
 async def test_a_long_lane_does_not_starve_the_others() -> None:
-    """Lanes that want the only worker get it in turn."""
+    """Lanes get the only worker in turn."""
     async with bench(limits=TEN, max_workers=1) as b:
         b.lane("long", *points(50))
         b.lane("a", *points(20))
@@ -72,7 +72,7 @@ async def test_a_long_lane_does_not_starve_the_others() -> None:
 
 
 async def test_a_child_waits_for_its_parent_but_not_for_its_data() -> None:
-    """However many flushes and workers there are, the parent is created first; then both go on side by side."""
+    """The parent is created first, with any number of flushes and workers; then both are sent side by side."""
     async with bench(limits=TEN) as b:
         parent = b.accumulator.open("parent", opened=False)
         b.lane("child", run(), opened=False, parent=parent)
@@ -86,7 +86,7 @@ async def test_a_child_waits_for_its_parent_but_not_for_its_data() -> None:
 
 
 async def test_a_rejected_creation_keeps_everything_queued_and_reports_all_and_its_children() -> None:
-    """Once the cause is mended, the next flush creates them and stores everything in order."""
+    """Once the cause is repaired, the next flush creates the runs and stores everything in order."""
     broken = ["bad"]
     async with bench(lambda request: refuse_runs(*broken)(request)) as b:
         bad = b.lane("bad", run(), *points(3), status(), opened=False)
@@ -111,7 +111,7 @@ async def test_a_rejected_creation_keeps_everything_queued_and_reports_all_and_i
         assert b.store.stored["child"] == flat([run(), tags({"t": 1})])
 
 
-async def test_a_failed_run_never_touches_another() -> None:
+async def test_a_failed_run_affects_no_other_run() -> None:
     """One of eight runs is unknown; seven complete."""
     gone = StoreError("no such run", scope=Scope.LANE)
     async with bench(lambda r: gone if r.run == 3 else None, limits=TEN) as b:
@@ -124,7 +124,7 @@ async def test_a_failed_run_never_touches_another() -> None:
 
 
 async def test_an_exception_of_the_store_fails_only_its_batch_and_never_the_engine() -> None:
-    """A defect in a store is reported as one, and what follows is sent."""
+    """A defect in a store is reported as such, and later batches are sent."""
     async with bench(lambda r: ZeroDivisionError("oops") if r.number == 0 else None, limits=TEN) as b:
         b.lane("r", *points(25))
         report = await b.flush()
@@ -134,7 +134,7 @@ async def test_an_exception_of_the_store_fails_only_its_batch_and_never_the_engi
 
 
 async def test_a_refused_name_on_a_final_status_does_not_end_the_engine() -> None:
-    """The same at the sender: a flag that makes no sense here must cost one failure, not the client."""
+    """A flag that does not apply here costs one failure, not the client."""
     async with bench(lambda r: RejectedError("Invalid name", bars_key=True)) as b:
         b.lane("r", status())
         b.lane("s", datasets({"name": "d"}))
@@ -143,7 +143,7 @@ async def test_a_refused_name_on_a_final_status_does_not_end_the_engine() -> Non
 
 
 async def test_an_assertion_in_the_encoder_does_not_end_the_engine() -> None:
-    """Neither does it where fragments that come joined do not come apart."""
+    """The same holds for joined fragments that cannot be cut apart."""
     from runqueue.queueing import Fragments, Joined, Record
 
     def careless(record: Record, memory: dict[Any, Any]) -> Fragments:
@@ -157,7 +157,7 @@ async def test_an_assertion_in_the_encoder_does_not_end_the_engine() -> None:
 
 
 async def test_a_sender_that_is_closed_in_mid_request_gives_the_batch_back() -> None:
-    """What was cut off is pending again, to the entry."""
+    """The entries of the cut request are pending again."""
     accumulator = Accumulator(encode)
     lane = accumulator.open("r", opened=True)
     fill(lane, points(25))
@@ -173,7 +173,7 @@ async def test_a_sender_that_is_closed_in_mid_request_gives_the_batch_back() -> 
 
 
 async def test_a_flush_that_waits_while_the_sender_is_closed_reports_what_is_left() -> None:
-    """Its caller must not hang, nor be told of a timeout that it never gave."""
+    """Its caller neither hangs nor gets a report of a timeout that was never set."""
     accumulator = Accumulator(encode)
     fill(accumulator.open("r", opened=True), points(25))
     reports: list[Report] = []
@@ -190,7 +190,7 @@ async def test_a_flush_that_waits_while_the_sender_is_closed_reports_what_is_lef
 
 
 async def test_an_exception_leaves_the_sender_as_it_is() -> None:
-    """The block's own exception is not dressed up by the engine's task group."""
+    """The engine's task group does not wrap the block's own exception."""
     with pytest.raises(ZeroDivisionError):
         async with Sender(Accumulator(encode), FakeStore(), bounds=TEN):
             raise ZeroDivisionError
@@ -205,8 +205,8 @@ async def test_leftovers_of_a_creation_are_sent_before_the_rest() -> None:
         assert b.store.stored["r"] == flat([run(), tags({"x": 1}), *points(2)])
 
 
-async def test_the_sender_tells_its_state() -> None:
-    """Health, busy lanes, and flushes under way."""
+async def test_the_repr_of_a_sender_shows_its_state() -> None:
+    """The repr shows the health, busy lanes, and flushes under way."""
     async with bench(limits=TEN) as b:
         assert repr(b.sender) == "<Sender healthy pumps=0 flushes=0>"
         b.lane("a", *points(3))
@@ -219,7 +219,7 @@ async def test_the_sender_tells_its_state() -> None:
 
 
 async def test_the_next_batch_is_encoded_while_the_answer_is_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the second request on, when it is known that answers take their time."""
+    """It begins with the second request, when the time of an answer is known."""
     encoded: list[float] = []
 
     def many(records: Any, memory: Any) -> Any:
@@ -235,7 +235,7 @@ async def test_the_next_batch_is_encoded_while_the_answer_is_awaited(monkeypatch
 
 
 async def test_nothing_is_encoded_ahead_where_other_runs_wait_for_a_slot(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They fill the time; and each of thousands would keep a body in memory for long."""
+    """The other runs fill the time, and thousands of bodies would lie in memory."""
     lanes = 6
     ahead = 0
 

@@ -1,9 +1,7 @@
-"""
-Ticks: when what is queued is sent without anybody's asking, what an outage and a refusal do to that, and what is said.
+"""Ticks: when entries are sent without a flush, how outages and refusals affect that, and which notices are emitted."""
 
-Rules of this file: time is virtual, so that every second is meant; producers are tasks of the same loop. Calls that
-wait have threads, and are in test_intake.
-"""
+# Rules of this file: time is virtual; producers are tasks of the same loop. Log calls that wait need threads, and are
+# tested in test_intake.
 
 from __future__ import annotations
 
@@ -53,7 +51,7 @@ HUNDRED = bounds(metrics=100, entities=100)
 
 
 class Server:
-    """Answers with `error` as long as there is one; it may be set to concern the creation of some runs alone."""
+    """Answers with `error` while one is set; it may be limited to the creation of some runs."""
 
     def __init__(self, error: StoreError | None = None, *, runs: tuple[Any, ...] | None = None) -> None:
         self.error = error
@@ -76,7 +74,7 @@ def sizes(b: Bench, run: Any = "r") -> list[int]:
 
 
 async def until(condition: Callable[[], bool], step: float = 0.25) -> None:
-    """Look every `step` virtual seconds."""
+    """Check the condition every *step* virtual seconds."""
     for _ in range(100_000):
         if condition():
             return
@@ -85,7 +83,7 @@ async def until(condition: Callable[[], bool], step: float = 0.25) -> None:
 
 
 async def log(lane: Lane, count: int, every: float, start: int = 0) -> None:
-    """So many points, one at a time."""
+    """Log so many points, one a call."""
     for record in points(count, start):
         lane.append(record)
         await anyio.sleep(every)
@@ -95,7 +93,7 @@ async def log(lane: Lane, count: int, every: float, start: int = 0) -> None:
 
 
 async def test_what_is_queued_is_sent_once_an_interval() -> None:
-    """Counted from the first record after a lull; what comes meanwhile goes along."""
+    """The interval starts with the first record after a pause; later records are sent with it."""
     async with bench(interval=10) as b:
         await anyio.sleep(7)
         started = anyio.current_time()
@@ -111,7 +109,7 @@ async def test_what_is_queued_is_sent_once_an_interval() -> None:
 
 
 async def test_a_full_batch_is_sent_at_once_and_what_is_left_waits_for_the_interval() -> None:
-    """No lonely rest goes along with it."""
+    """The remainder is not sent as a small batch."""
     async with bench(interval=100, limits=TEN) as b:
         started = anyio.current_time()
         b.lane("r", *points(9))
@@ -138,7 +136,7 @@ async def test_many_lanes_that_fill_no_batch_go_at_the_interval() -> None:
 
 
 async def test_only_the_lane_that_is_full_goes_before_its_time() -> None:
-    """The others gather on."""
+    """The other lanes go on filling."""
     async with bench(interval=10, limits=TEN) as b:
         b.lane("small", *points(9))
         b.lane("full", *points(10))
@@ -150,7 +148,7 @@ async def test_only_the_lane_that_is_full_goes_before_its_time() -> None:
 
 @pytest.mark.parametrize("records", [[params(a=1, b=2)], [datasets("d")], [status()], [run()]])
 async def test_whatever_is_logged_is_sent(records: list[Record]) -> None:
-    """Also what is no metric, and what counts no entry, after a lull as well."""
+    """This includes kinds other than metrics and records without entries, after a pause as well."""
     async with bench(interval=10) as b:
         for n in range(2):
             await anyio.sleep(1_000)
@@ -160,7 +158,7 @@ async def test_whatever_is_logged_is_sent(records: list[Record]) -> None:
 
 
 async def test_an_idle_stream_does_not_wake_at_all() -> None:
-    """After a lull it has slept for a day; then it is as quick as ever."""
+    """After a day of sleep it reacts as fast as before."""
     async with bench(interval=2) as b:
         for _ in range(3):
             b.lane("r", *points(5))
@@ -172,7 +170,7 @@ async def test_an_idle_stream_does_not_wake_at_all() -> None:
 
 
 async def test_before_it_sleeps_for_good_it_looks_once_more_and_lets_nobody_slip_by_meanwhile() -> None:
-    """From the first look on, every record rings."""
+    """From the first look on, every record wakes the stream."""
     async with bench(interval=2) as b:
         b.lane("r", *points(5))
         await until(lambda: b.intake.mark < 0 and bool(b.store.requests))
@@ -184,7 +182,7 @@ async def test_before_it_sleeps_for_good_it_looks_once_more_and_lets_nobody_slip
 
 
 async def test_a_record_that_slipped_by_before_the_sleep_is_found_by_the_last_look() -> None:
-    """Its thread had seen the mark before it was lowered."""
+    """Its thread had compared the inbox with the mark before the mark was lowered."""
     async with bench(interval=2) as b:
         lane = b.lane("r")
         call = lane.append  # which its thread is in the midst of
@@ -197,8 +195,8 @@ async def test_a_record_that_slipped_by_before_the_sleep_is_found_by_the_last_lo
         assert b.store.stored["r"] == flat([metrics(0, a=1)])
 
 
-async def test_a_bell_that_is_rung_while_a_tick_runs_is_heard() -> None:
-    """A log call from a store's thread, or from the handler of a warning."""
+async def test_a_wake_up_during_a_tick_is_not_lost() -> None:
+    """A log call may come from a store's thread, or from the handler of a warning."""
     async with bench(interval=10, limits=TEN) as b:
         later = points(30, 10)
 
@@ -215,8 +213,8 @@ async def test_a_bell_that_is_rung_while_a_tick_runs_is_heard() -> None:
         assert b.store.stored["other"] == flat(points(10))
 
 
-async def test_what_is_logged_while_it_tells_is_sent_too() -> None:
-    """Whoever is notices may log."""
+async def test_records_that_a_notice_handler_logs_are_sent_too() -> None:
+    """The receiver of a notice may log."""
     async with bench(lambda r: RejectedError("no") if r.number == 0 else None, interval=10, limits=TEN) as b:
 
         def tell(news: list[Failure], dropped: dict[Any, int]) -> None:
@@ -234,7 +232,7 @@ async def test_what_is_logged_while_it_tells_is_sent_too() -> None:
 
 @pytest.mark.parametrize("width", [1, 7, 30])
 async def test_under_a_backlog_every_request_is_full(width: int) -> None:
-    """Ticks and bells between them make no lonely ones, whatever a record holds."""
+    """Ticks and wake-ups send no small batches, whatever a record holds."""
     async with bench(interval=2, limits=HUNDRED, seconds=5) as b:
         lane = b.lane("r")
         records = [metrics(step, **{f"m{n}": step for n in range(width)}) for step in range(9_000 // width)]
@@ -248,7 +246,7 @@ async def test_under_a_backlog_every_request_is_full(width: int) -> None:
 
 
 async def test_records_that_do_not_divide_a_batch_leave_no_crumbs() -> None:
-    """Seven metrics a record: a bell sends 98 of them, and never 98 and then 2."""
+    """With seven metrics a record, 98 are sent each time, never 98 and then 2."""
     async with bench(interval=60, limits=HUNDRED, seconds=0.01) as b:
         lane = b.lane("r")
         for step in range(1_000):
@@ -260,10 +258,10 @@ async def test_records_that_do_not_divide_a_batch_leave_no_crumbs() -> None:
 
 
 @pytest.mark.parametrize("stall", [0.0, 0.8])
-async def test_in_a_steady_flow_the_engine_looks_by_itself_and_nobody_rings(
+async def test_in_a_steady_flow_the_engine_looks_by_itself_and_no_call_wakes_the_engine(
     stall: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A call that rings waits for the interpreter's lock. A producer that stalls for a moment is expected back."""
+    """A wake-up costs the caller a wait for the interpreter's lock. A producer that pauses is expected to continue."""
     rings: list[float] = []
     async with bench(interval=60, limits=HUNDRED, seconds=0.01) as b:
         wake = b.stream.wake
@@ -299,7 +297,7 @@ async def test_in_a_steady_flow_the_engine_looks_by_itself_and_nobody_rings(
     ],
 )
 async def test_in_a_steady_flow_full_batches_go_together(pace: int, max_pending: float, together: int) -> None:
-    """For a quarter of a second they wait for each other, where there is room; a slower flow sends each when it is full."""
+    """They wait for each other for a quarter of a second if there is room; a slower flow sends each when it is full."""
     async with bench(interval=3_600, limits=HUNDRED, max_pending=max_pending, seconds=0.001) as b:
         lane, full_at = b.lane("r"), []
         for at in range(30):
@@ -317,7 +315,9 @@ async def test_in_a_steady_flow_full_batches_go_together(pace: int, max_pending:
 
 
 async def test_while_nobody_waits_the_engine_gives_way_to_the_callers() -> None:
-    """Before each piece of work on a batch; not in a flush, not while it lags behind, and not near the bound."""
+    """
+    It pauses before each piece of work on a batch; but not during a flush, not in a backlog, and not near the bound.
+    """
     ways: list[float] = []
 
     def pause() -> None:
@@ -350,7 +350,7 @@ async def test_while_nobody_waits_the_engine_gives_way_to_the_callers() -> None:
 
 
 async def test_a_burst_of_many_full_batches_goes_in_full_ones() -> None:
-    """All that one bell finds."""
+    """One wake-up sends all of them."""
     async with bench(interval=10, limits=HUNDRED) as b:
         b.lane("r", *points(1_234))
         await anyio.sleep(60)
@@ -358,7 +358,7 @@ async def test_a_burst_of_many_full_batches_goes_in_full_ones() -> None:
 
 
 async def test_params_alone_are_sent_in_full_requests() -> None:
-    """A batch of them is smaller than one of metrics."""
+    """A batch of params is smaller than a batch of metrics."""
     async with bench(interval=10, limits=bounds(metrics=100, entities=100, params=20)) as b:
         b.lane("r", *(params(**{f"p{n}": n}) for n in range(90)))
         await anyio.sleep(60)
@@ -366,7 +366,7 @@ async def test_params_alone_are_sent_in_full_requests() -> None:
 
 
 async def test_a_limit_below_that_of_entities_is_what_a_full_batch_means() -> None:
-    """300 metrics a request and 1,000 entities: a bell at 1,000 sends three full ones, not three and a rest."""
+    """With 300 metrics a request and 1,000 entities, a wake-up at 1,000 sends three full batches and no remainder."""
     async with bench(interval=100, limits=bounds(metrics=300)) as b:
         b.lane("r", *points(1_000))
         await anyio.sleep(50)
@@ -374,7 +374,7 @@ async def test_a_limit_below_that_of_entities_is_what_a_full_batch_means() -> No
 
 
 async def test_a_child_that_is_full_asks_only_for_the_creation_of_its_parent() -> None:
-    """However often it rings: no crumbs of the parent's data go along."""
+    """The parent's data is not sent in small batches along with it."""
     async with bench(interval=100, limits=TEN, seconds=5) as b:
         parent = b.lane("parent", run(), *points(5), opened=False)
         child = b.lane("child", run(), opened=False, parent=parent)
@@ -392,7 +392,7 @@ async def test_a_child_that_is_full_asks_only_for_the_creation_of_its_parent() -
 
 
 async def test_what_is_logged_after_a_final_status_is_sent_too() -> None:
-    """In the same tick before it, in a later one after it."""
+    """In the same tick before it, in a later tick after it."""
     async with bench(interval=10) as b:
         lane = b.lane("r", metrics(0, a=1), status())
         b.lane("r", metrics(1, a=1))
@@ -407,7 +407,7 @@ async def test_what_is_logged_after_a_final_status_is_sent_too() -> None:
 
 
 async def test_data_that_joins_a_tick_while_its_final_status_is_under_way_follows_it() -> None:
-    """Nothing is left behind in a window that seems over."""
+    """No entry is left in a window that looks finished."""
     async with bench(interval=10, limits=TEN, seconds=3) as b:
         b.lane("r", status())
         await anyio.sleep(11)
@@ -416,8 +416,8 @@ async def test_data_that_joins_a_tick_while_its_final_status_is_under_way_follow
         assert b.store.stored["r"] == flat([status(), *points(10), status("KILLED")])
 
 
-async def test_one_runs_order_holds_through_ticks_bells_and_flushes() -> None:
-    """Create, data, inputs, final status; flush after flush."""
+async def test_one_runs_order_holds_through_ticks_wake_ups_and_flushes() -> None:
+    """Create, data, inputs, final status, flush after flush."""
     async with bench(interval=3, limits=TEN) as b:
         lane = b.lane("r", run(), params(p=1), opened=False)
         async with anyio.create_task_group() as tasks:
@@ -437,7 +437,7 @@ async def test_one_runs_order_holds_through_ticks_bells_and_flushes() -> None:
 
 
 async def test_a_flush_waits_for_what_ticks_have_begun() -> None:
-    """It is a barrier for all that was logged before it."""
+    """A flush is a barrier for everything that was logged before it."""
     async with bench(interval=2, limits=TEN, seconds=3) as b:
         lane = b.lane("r")
         async with anyio.create_task_group() as tasks:
@@ -449,7 +449,7 @@ async def test_a_flush_waits_for_what_ticks_have_begun() -> None:
 
 @pytest.mark.parametrize("every", [0.01, 0.3, 2.5])
 async def test_a_flush_under_a_busy_producer_ends(every: float) -> None:
-    """What it has closed, no tick opens again: neither one with data nor one that finds none."""
+    """A window that a flush has closed is not reopened by ticks, with or without data."""
     async with bench(interval=1, limits=TEN, seconds=1) as b:
         lane = b.lane("r", *points(95))
 
@@ -468,7 +468,7 @@ async def test_a_flush_under_a_busy_producer_ends(every: float) -> None:
 
 
 async def test_a_tick_that_finds_nothing_does_not_open_what_a_flush_has_closed() -> None:
-    """Else the flush would wait for data of the next hour."""
+    """Otherwise the flush would wait for data of the next hour."""
     async with bench(interval=2, limits=TEN, seconds=3) as b:
         lane = b.lane("r", *points(35))
         async with anyio.create_task_group() as tasks:
@@ -484,7 +484,7 @@ async def test_a_tick_that_finds_nothing_does_not_open_what_a_flush_has_closed()
 
 
 async def test_a_flush_whose_time_is_over_does_not_stop_the_ticks() -> None:
-    """What it reports as queued still is sent on."""
+    """Entries that it reports as queued are still sent."""
     async with bench(interval=2, limits=TEN) as b:
         b.lane("r", *points(50))
         assert (await b.flush(timeout=1.5)).not_stored == 40
@@ -501,10 +501,10 @@ def fault_bad(request: Request) -> StoreError | None:
 
 
 @pytest.mark.parametrize("releases_failures", [False, True])
-async def test_failures_met_on_the_way_are_told_once_a_cause_and_reported_by_the_next_flush(
+async def test_failures_met_on_the_way_are_reported_once_a_cause_and_reported_by_the_next_flush(
     releases_failures: bool,
 ) -> None:
-    """All of them, once, with or without somebody to raise them."""
+    """The flush reports all of them, once, whether or not it raises them."""
     async with bench(fault_bad, interval=2, limits=TEN, releases_failures=releases_failures) as b:
         for step in range(5):
             b.lane("a", metrics(step, bad=1), metrics(step, good=1))
@@ -518,7 +518,7 @@ async def test_failures_met_on_the_way_are_told_once_a_cause_and_reported_by_the
 
 
 async def test_failures_that_nobody_flushes_for_do_not_fill_the_memory() -> None:
-    """Where nobody is to raise them, more than a report can be read for are let go."""
+    """Where no flush raises them, failures beyond the bound are released."""
     async with bench(
         lambda r: StoreError("gone", scope=Scope.LANE), interval=2, limits=HUNDRED, releases_failures=True
     ) as b:
@@ -535,7 +535,7 @@ async def test_failures_that_nobody_flushes_for_do_not_fill_the_memory() -> None
 
 @pytest.mark.parametrize("lanes", [1, 7])
 async def test_failures_that_wait_for_a_flush_are_kept_in_full_up_to_a_bound_and_counted_beyond(lanes: int) -> None:
-    """A million of them, over many ticks: the flush that raises them tells exact counts."""
+    """A million failures over many ticks: the flush that raises them reports exact counts."""
     million, size = 1_000_000, 10_000
     gone = StoreError("gone", scope=Scope.LANE)
     async with bench(lambda r: gone, interval=2, limits=HUNDRED) as b:
@@ -558,7 +558,7 @@ async def test_failures_that_wait_for_a_flush_are_kept_in_full_up_to_a_bound_and
 
 
 async def test_counted_failures_belong_to_the_flush_whose_window_holds_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ticks find while a flush is under way is reported by the next one, also where it is only counted."""
+    """Failures of ticks during a flush are reported by the next flush, also where they are only counted."""
     monkeypatch.setattr("runqueue.queueing.lanes._account.KEPT_IN_FULL", 10)
     async with bench(lambda r: StoreError("no"), interval=2, limits=TEN) as b:
         b.lane("r", *points(100))
@@ -577,8 +577,8 @@ async def test_counted_failures_belong_to_the_flush_whose_window_holds_them(monk
         assert [(report.total, report.not_stored) for report in reports] == [(100, 100), (200, 200)]
 
 
-async def test_a_refused_run_is_told_at_once_and_once() -> None:
-    """A training may go on for days before anybody flushes; its run will not have been created."""
+async def test_a_refused_run_is_reported_at_once_and_once() -> None:
+    """A training may go on for days before the first flush, with a run that does not exist."""
     async with bench(Server(refused(), runs=("bad", "worse")), interval=2) as b:
         for name in ("bad", "worse", "good"):
             b.lane(name, run(), *points(3), opened=False)
@@ -589,7 +589,7 @@ async def test_a_refused_run_is_told_at_once_and_once() -> None:
 
 
 async def test_ticks_do_not_retry_a_refused_run_and_a_flush_does() -> None:
-    """Its data stay queued, its children's too, and go in order when it is mended."""
+    """Its data and its children's data stay queued, and are sent in order once the cause is repaired."""
     server = Server(refused(), runs=("bad",))
     async with bench(server, interval=2, limits=TEN) as b:
         bad = b.lane("bad", run(), *points(25), status(), opened=False)
@@ -613,8 +613,8 @@ async def test_ticks_do_not_retry_a_refused_run_and_a_flush_does() -> None:
         assert len(b.store.stored["child"]) == 77
 
 
-async def test_a_lane_that_is_refused_does_not_ring_for_each_record() -> None:
-    """It is full for good; whoever logs to it must not wake the engine every time."""
+async def test_a_lane_that_is_refused_does_not_wake_the_engine_for_each_record() -> None:
+    """The lane stays full; further log calls must not wake the engine each time."""
     async with bench(Server(refused(), runs=("bad",)), interval=2, limits=TEN) as b:
         lane = b.lane("bad", run(), opened=False)
         await anyio.sleep(10)
@@ -627,7 +627,7 @@ async def test_a_lane_that_is_refused_does_not_ring_for_each_record() -> None:
 
 
 async def test_at_the_bound_what_is_queued_for_refused_runs_goes_first() -> None:
-    """With counts, by run; the creation and the final status stay, and a flush may yet send them."""
+    """Drops are counted by run. The creation and the final status stay, as a flush may still send them."""
     server = Server(refused(), runs=("bad",))
     async with bench(server, interval=2, limits=TEN, max_pending=50) as b:
         bad = b.lane("bad", run(), *points(20), status(), opened=False)
@@ -653,7 +653,7 @@ async def test_at_the_bound_what_is_queued_for_refused_runs_goes_first() -> None
 
 
 async def test_room_is_made_for_a_record_that_does_not_fit_although_the_bound_is_not_reached() -> None:
-    """Ninety of a hundred pending are too many for twenty more."""
+    """With ninety of a hundred pending, a record of twenty does not fit."""
     async with bench(Server(refused(), runs=("bad",)), interval=2, max_pending=100) as b:
         b.lane("bad", run(), *points(89), opened=False)
         await anyio.sleep(10)
@@ -665,8 +665,8 @@ async def test_room_is_made_for_a_record_that_does_not_fit_although_the_bound_is
         assert b.dropped == {"bad": 89}
 
 
-async def test_a_drop_of_nothing_is_not_worth_a_word() -> None:
-    """A full queue with nothing left to give up says so once, not at every turn."""
+async def test_a_drop_of_no_entries_is_not_reported() -> None:
+    """A full queue with nothing left to drop is reported once, not at every look."""
     notices: list[dict[Any, int]] = []
     async with bench(Server(refused(), runs=(0, 1, 2)), interval=2, max_pending=3) as b:
         b.stream._notify_user = lambda news, dropped: notices.append(dropped)
@@ -677,7 +677,7 @@ async def test_a_drop_of_nothing_is_not_worth_a_word() -> None:
 
 
 async def test_a_full_queue_is_sent_at_once_where_nothing_is_under_way() -> None:
-    """A bound below a full batch costs no producer an interval each time."""
+    """A bound below a full batch does not cost a producer an interval each time."""
     async with bench(interval=1_000, max_pending=50, seconds=1) as b:
         lane = b.lane("r")
         started = anyio.current_time()
@@ -693,8 +693,8 @@ async def test_a_full_queue_is_sent_at_once_where_nothing_is_under_way() -> None
         assert min(sizes(b)) == 50
 
 
-async def test_whoever_waits_for_room_hears_of_what_was_given_up() -> None:
-    """No request needs to end for that."""
+async def test_dropped_entries_wake_a_producer_that_waits_for_room() -> None:
+    """Dropped entries make room without the end of a request."""
     async with bench(Server(refused(), runs=("bad",)), interval=2, max_pending=20) as b:
         b.lane("bad", run(), *points(10), opened=False)
         await anyio.sleep(10)
@@ -704,7 +704,7 @@ async def test_whoever_waits_for_room_hears_of_what_was_given_up() -> None:
                 await b.sender.progress()
 
 
-async def test_drops_are_told_by_run() -> None:
+async def test_drops_are_reported_by_run() -> None:
     """With `drop`, and a producer a hundred times faster than the server."""
     async with bench(interval=2, limits=TEN, max_pending=30, on_full="drop", seconds=1) as b:
         highest = 0
@@ -724,8 +724,8 @@ async def test_drops_are_told_by_run() -> None:
     [(None, math.inf), (lambda _: down(), 0.01), (None, 3.0)],
     ids=["silent", "failing", "slow"],
 )
-async def test_drops_are_told_at_once_and_once_a_minute_and_wake_nobody(script: Any, seconds: float) -> None:
-    """A training of 15 hours that drops at each step: a line a minute, not one a step, and no work for each."""
+async def test_drops_are_reported_at_once_and_once_a_minute_and_wake_nobody(script: Any, seconds: float) -> None:
+    """A training of 15 hours that drops entries at each step gets one notice a minute."""
     notices: list[tuple[float, int]] = []
     async with bench(script, interval=2, limits=TEN, max_pending=30, on_full="drop", seconds=seconds, timeout=20) as b:
         b.stream._notify_user = lambda _, dropped: notices.extend(
@@ -742,7 +742,7 @@ async def test_drops_are_told_at_once_and_once_a_minute_and_wake_nobody(script: 
 @pytest.mark.parametrize("every", [0.01, 5.0])
 @pytest.mark.parametrize("width", [1, 7])
 async def test_however_long_the_interval_a_full_queue_does_not_wait_for_its_end(every: float, width: int) -> None:
-    """After an outage there is room again as soon as a probe may find out, also where the bound is not quite reached."""
+    """After an outage there is room again as soon as a probe succeeds, also where the bound is not quite reached."""
     server = Server(down())
     records = [metrics(0, **{f"m{n}": n for n in range(width)})] * round(300 / every)
     async with bench(server, interval=3_600, limits=TEN, max_pending=30, on_full="drop", seconds=0.01, timeout=20) as b:
@@ -761,7 +761,7 @@ async def test_however_long_the_interval_a_full_queue_does_not_wait_for_its_end(
 
 
 async def test_a_full_queue_is_looked_at_once_a_second_although_nobody_logs_any_more() -> None:
-    """A producer that waits, as coroutines do, makes no call that could complain."""
+    """A producer that awaits room makes no further log call."""
     server = Server(down())
     async with bench(server, interval=3_600, limits=TEN, max_pending=30, on_full="drop", seconds=0.01, timeout=20) as b:
         await log(b.lane("r"), 31, every=0.01)
@@ -772,8 +772,8 @@ async def test_a_full_queue_is_looked_at_once_a_second_although_nobody_logs_any_
 
 
 @pytest.mark.parametrize("refused", [5, 50])
-async def test_whoever_drains_has_room_for_what_was_refused(refused: int) -> None:
-    """Seven of ten: a producer of records of five that only looks for less than ten goes round in circles."""
+async def test_after_drain_there_is_room_for_the_refused_record(refused: int) -> None:
+    """With seven of ten pending, a producer of records of five would otherwise never get room."""
     async with bench(interval=3_600, max_pending=10, seconds=100) as b:
         lane = b.lane("r", metrics(0, **{f"m{n}": n for n in range(7)}))
         large = metrics(1, **{f"m{n}": n for n in range(refused)})
@@ -787,7 +787,7 @@ async def test_whoever_drains_has_room_for_what_was_refused(refused: int) -> Non
 
 
 @pytest.mark.parametrize("interval", [2, 600, 3_600])
-async def test_what_is_dropped_after_a_word_on_it_is_told_a_minute_later(interval: float) -> None:
+async def test_what_is_dropped_after_a_word_on_it_is_reported_a_minute_later(interval: float) -> None:
     """Also if nothing is queued by then, and however long the interval is."""
     notices: list[tuple[float, int]] = []
     async with bench(interval=interval, limits=TEN, max_pending=30, on_full="drop") as b:
@@ -805,7 +805,7 @@ async def test_what_is_dropped_after_a_word_on_it_is_told_a_minute_later(interva
 
 @pytest.mark.parametrize("interval", [0.05, 0.5, 2])
 async def test_a_server_that_is_well_between_bursts_does_not_make_a_word_of_each(interval: float) -> None:
-    """The queue is empty each time, and overflows the next time."""
+    """The queue is emptied each time, and overflows with the next burst."""
     notices: list[int] = []
     async with bench(interval=interval, limits=TEN, max_pending=30, on_full="drop", seconds=0.01) as b:
         b.stream._notify_user = lambda _, dropped: notices.extend(dropped.values())
@@ -818,7 +818,7 @@ async def test_a_server_that_is_well_between_bursts_does_not_make_a_word_of_each
 
 
 async def test_runs_that_are_made_beside_a_dead_server_do_not_wake_the_engine_each() -> None:
-    """They are let in beyond the bound, and it looks at all of them each time."""
+    """New runs are accepted beyond the bound, and each look visits all of them."""
     async with bench(
         Server(down()), interval=2, limits=TEN, max_pending=30, on_full="drop", seconds=0.01, timeout=20
     ) as b:
@@ -875,7 +875,7 @@ async def test_an_outage_that_was_given_up_is_probed_by_one_request_at_a_time_in
 
 @pytest.mark.parametrize("error", [down(), StoreError("401", scope=Scope.STORE)])
 async def test_a_fast_producer_does_not_wake_a_stream_that_cannot_send(error: StoreError) -> None:
-    """Full lanes have nothing to ring for until the server is back."""
+    """Full lanes do not wake the stream until the server is back."""
     server = Server(error)
     async with bench(server, interval=2, limits=TEN, timeout=5) as b:
         lane = b.lane("r", *points(20))
@@ -890,8 +890,8 @@ async def test_a_fast_producer_does_not_wake_a_stream_that_cannot_send(error: St
         assert set(sizes(b)) == {10}
 
 
-async def test_a_401_that_stays_is_told_once_and_treated_as_an_outage() -> None:
-    """Everything stays queued, a probe now and then, delivered when the credentials count again."""
+async def test_a_401_that_stays_is_reported_once_and_treated_as_an_outage() -> None:
+    """Everything stays queued with a probe from time to time, and is delivered when the credentials are valid again."""
     server = Server(StoreError("401", scope=Scope.STORE))
     async with bench(server, interval=2, limits=TEN) as b:
         b.lane("r", *points(5))
@@ -910,7 +910,7 @@ async def test_a_401_that_stays_is_told_once_and_treated_as_an_outage() -> None:
 
 
 async def test_a_flush_in_an_outage_reports_and_ticks_go_on() -> None:
-    """What it could not send is still queued, and arrives once."""
+    """Entries that it could not send stay queued and arrive once."""
     server = Server(down())
     async with bench(server, interval=2, limits=TEN, timeout=5) as b:
         b.lane("r", *points(25))
@@ -925,8 +925,8 @@ async def test_a_flush_in_an_outage_reports_and_ticks_go_on() -> None:
 # -- its end ---------------------------------------------------------------------------------------------------------
 
 
-async def test_when_it_has_ended_the_next_call_rings() -> None:
-    """Should the engine have ended by a defect, a call is what starts another one."""
+async def test_when_it_has_ended_the_next_call_wakes_the_engine() -> None:
+    """If the engine ended by a defect, the next log call starts another one."""
     async with bench(interval=2) as b:
         b.lane("r", *points(3))
         async with anyio.create_task_group() as tasks:
@@ -939,8 +939,8 @@ async def test_when_it_has_ended_the_next_call_rings() -> None:
 # -- everything at once ----------------------------------------------------------------------------------------------
 
 
-async def rage(source: random.Random, interval: float, most: float, drops: bool) -> None:
-    """Log, flush and sleep by chance, in a bad time of the server's; then look whether everything is where it belongs."""
+async def random_actions(source: random.Random, interval: float, most: float, drops: bool) -> None:
+    """Log, flush and sleep at random with a failing server; then check every entry."""
     chaos = Chaos(source)
     logged: dict[Any, list[Record]] = defaultdict(list)
     reported: dict[Any, Counter[Entry]] = defaultdict(Counter)
@@ -1033,5 +1033,5 @@ def virtually(backend: str, function: Callable[..., Any], *args: Any) -> None:
 def test_whatever_happens_each_entry_is_stored_reported_or_dropped_once_and_in_order(
     backend: str, seed: int, interval: float, most: float, drops: bool
 ) -> None:
-    """Ticks, bells, flushes and time-outs through outages, refusals and full queues: the books are exact."""
-    virtually(backend, rage, random.Random(seed), interval, most, drops)
+    """Ticks, wake-ups, flushes and time-outs through outages, refusals and full queues: all counts are exact."""
+    virtually(backend, random_actions, random.Random(seed), interval, most, drops)

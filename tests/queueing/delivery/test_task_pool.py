@@ -1,4 +1,4 @@
-"""A pool's tasks go from one piece of work to the next; to whoever gives it some, each is as good as a new one."""
+"""Tasks of a pool are used again, and work behaves in them as in a new task."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if sys.version_info < (3, 11):
 pytestmark = pytest.mark.anyio
 
 
-async def crew_of(tasks: TaskGroup, waiting: int) -> TaskPool:
-    """A pool of which so many tasks wait."""
+async def pool_of(tasks: TaskGroup, waiting: int) -> TaskPool:
+    """A pool with this many waiting tasks."""
     pool = TaskPool(tasks)
     for _ in range(waiting):
         pool.start(checkpoint)
@@ -31,8 +31,8 @@ async def crew_of(tasks: TaskGroup, waiting: int) -> TaskPool:
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])  # trio has no order
-async def test_work_is_begun_in_the_order_in_which_it_was_given_whoever_does_it() -> None:
-    """By tasks that wait, and by new ones behind them."""
+async def test_work_is_started_in_order_by_waiting_and_by_new_tasks() -> None:
+    """Waiting tasks take work first, new tasks come behind them."""
     begun: list[int] = []
 
     async def work(number: int) -> None:
@@ -51,7 +51,7 @@ async def test_work_is_begun_in_the_order_in_which_it_was_given_whoever_does_it(
 
 
 async def test_work_that_follows_work_is_done_by_the_same_task() -> None:
-    """That is what it is for."""
+    """Reusing the task is what saves time."""
     by: list[int] = []
 
     async def work() -> None:
@@ -67,8 +67,8 @@ async def test_work_that_follows_work_is_done_by_the_same_task() -> None:
     assert len(set(by)) == 1
 
 
-async def test_of_a_burst_only_so_many_tasks_stay() -> None:
-    """The others end."""
+async def test_after_a_burst_a_bounded_number_of_tasks_stays() -> None:
+    """The other tasks end."""
     async with anyio.create_task_group() as tasks:
         pool = TaskPool(tasks)
         for _ in range(MOST_WAITING + 20):
@@ -80,7 +80,7 @@ async def test_of_a_burst_only_so_many_tasks_stay() -> None:
 
 
 async def test_a_task_that_waits_keeps_nothing_of_what_it_has_done() -> None:
-    """A run that has ended, say."""
+    """A run that has ended is released, for example."""
 
     class Kept:
         async def work(self) -> None: ...
@@ -100,20 +100,20 @@ async def test_a_task_that_waits_keeps_nothing_of_what_it_has_done() -> None:
 
 @pytest.mark.parametrize("waiting", [0, 1])
 async def test_what_work_raises_is_raised_by_the_task_group(waiting: int) -> None:
-    """By a task that has waited too."""
+    """This holds for tasks that have waited, too."""
 
     async def fail() -> None:
         raise LookupError("of the work")
 
     with pytest.raises(ExceptionGroup) as caught:
         async with anyio.create_task_group() as tasks:
-            (await crew_of(tasks, waiting)).start(fail)
+            (await pool_of(tasks, waiting)).start(fail)
     assert [type(error) for error in caught.value.exceptions] == [LookupError]
 
 
 @pytest.mark.parametrize("waiting", [0, 1])
 async def test_work_that_is_given_before_the_end_is_begun_and_cancelled_at_its_first_wait(waiting: int) -> None:
-    """Who waits for its outcome is told so; not begun, it could tell nobody."""
+    """Work that never began could not report its cancellation to its caller."""
     seen: list[str] = []
 
     async def work() -> None:
@@ -124,15 +124,15 @@ async def test_work_that_is_given_before_the_end_is_begun_and_cancelled_at_its_f
             seen.append("cancelled")
 
     async with anyio.create_task_group() as tasks:
-        (await crew_of(tasks, waiting)).start(work)
+        (await pool_of(tasks, waiting)).start(work)
         tasks.cancel_scope.cancel()
     assert seen == ["begun", "cancelled"]
 
 
 async def test_after_the_end_of_the_task_group_nothing_is_begun() -> None:
-    """It is refused, as by the group itself."""
+    """The pool refuses work, as the group itself does."""
     async with anyio.create_task_group() as tasks:
-        pool = await crew_of(tasks, 1)
+        pool = await pool_of(tasks, 1)
         tasks.cancel_scope.cancel()
     with pytest.raises(RuntimeError):
         pool.start(checkpoint)
