@@ -1,4 +1,4 @@
-"""Artifacts by MLflow's own repositories: what passes and what does not, and what is said of it."""
+"""Artifacts by MLflow's own repositories: which errors are retried, and how they are described."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = "toy://ann:s3cret-pw@h/bucket"
 
 
 class Toy:
-    """A repository as a plugin brings one."""
+    """A repository as a plugin provides it."""
 
     faults: list[Exception]
     stored: list[tuple[str, str | None, bytes]]
@@ -36,7 +36,7 @@ class Toy:
 
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch, server: ScriptedServer) -> Iterator[type[Toy]]:
-    """Registered, and where the run keeps its artifacts."""
+    """The repository, registered, and named by the run's artifact URI."""
     module: Any = importlib.import_module("mlflow.store.artifact.artifact_repository_registry")
     registry = module._artifact_repository_registry._registry
     monkeypatch.setitem(registry, "toy", Toy)
@@ -56,7 +56,7 @@ def failure(client: runqueue.Client) -> runqueue.OperationFailure:
 def test_a_plugins_repository_gets_files_under_their_names(
     toy: type[Toy], new_client: NewClient, tmp_path: Path
 ) -> None:
-    """Also those that are no files yet, or links."""
+    """Also for bytes in memory, and for links."""
     (tmp_path / "real").write_text("real")
     (tmp_path / "link").symlink_to(tmp_path / "real")
     client = new_client()
@@ -68,8 +68,8 @@ def test_a_plugins_repository_gets_files_under_their_names(
 
 
 @pytest.mark.parametrize("fault", [ConnectionError("reset"), TimeoutError("late"), OSError(28, "No space left")])
-def test_what_passes_is_tried_again(toy: type[Toy], new_client: NewClient, fault: Exception) -> None:
-    """By the engine, as for any other request."""
+def test_a_temporary_error_is_retried(toy: type[Toy], new_client: NewClient, fault: Exception) -> None:
+    """By the engine, as for each other request."""
     toy.faults = [fault, fault]
     client = new_client()
     client.log_text(RUN, "text", "a")
@@ -87,10 +87,10 @@ def test_what_passes_is_tried_again(toy: type[Toy], new_client: NewClient, fault
         (ModuleNotFoundError("No module named 'boto3'", name="boto3"), "pip install boto3"),
     ],
 )
-def test_what_does_not_pass_fails_the_artifact_alone_and_shows_no_secret(
+def test_a_permanent_error_fails_the_artifact_alone_and_shows_no_secret(
     toy: type[Toy], new_client: NewClient, fault: Exception, text: str
 ) -> None:
-    """Others are stored."""
+    """Other artifacts are stored."""
     toy.faults = [fault]
     client = new_client()
     client.log_text(RUN, "text", "a")
@@ -104,7 +104,7 @@ def test_what_does_not_pass_fails_the_artifact_alone_and_shows_no_secret(
 
 
 def test_a_failure_of_an_artifact_is_pickled_without_its_content(toy: type[Toy], new_client: NewClient) -> None:
-    """It leaves the process with a report."""
+    """A report may leave the process."""
     toy.faults = [ValueError("bad")]
     client = new_client()
     client.log_text(RUN, "s" * 10_000, "a")
@@ -116,8 +116,8 @@ def test_a_failure_of_an_artifact_is_pickled_without_its_content(toy: type[Toy],
     assert (str(again.error), again.final) == ("ValueError: bad", True)
 
 
-def test_answers_of_object_stores_are_told_apart() -> None:
-    """By their status, where each library keeps it."""
+def test_answers_of_object_stores_are_judged_by_their_status() -> None:
+    """Each library keeps the status in another place."""
 
     class BotoError(Exception):
         def __init__(self) -> None:
@@ -136,8 +136,8 @@ def test_answers_of_object_stores_are_told_apart() -> None:
     assert not _store_error(AzureError("forbidden"), ROOT).retriable
 
 
-def test_each_file_counts_one_entry_at_the_bound(toy: type[Toy], new_client: NewClient, tmp_path: Path) -> None:
-    """Of a folder, all or none."""
+def test_each_file_counts_as_one_entry(toy: type[Toy], new_client: NewClient, tmp_path: Path) -> None:
+    """The files of a folder are queued all or none."""
     for at in range(5):
         (tmp_path / str(at)).write_text("x")
     client = new_client(max_pending=7, on_full="raise")

@@ -1,4 +1,4 @@
-"""Artifacts through a server: what is sent, what is repeated, what is believed, and who is told who we are."""
+"""Artifacts through a server: requests, retries, checks of an empty 200, credentials, uploads in parts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def transport(request: pytest.FixtureRequest) -> str:
 
 
 def has_run(server: ScriptedServer, root: str = ROOT) -> None:
-    """Let it know the run."""
+    """Let the server know the run."""
     run = {"run": {"info": {"run_id": RUN, "artifact_uri": root}}}
     server.fail("runs/get", Fault.answer(200, run), times=None)
 
@@ -57,10 +57,10 @@ def large(path: Path, size: int = 5 * CHUNK + 7) -> bytes:
 # -- what is sent ----------------------------------------------------------------------------------------------------
 
 
-def test_a_file_and_text_are_put_where_the_run_keeps_its_artifacts(
+def test_a_file_and_text_are_put_at_the_runs_artifact_uri(
     server: ScriptedServer, new_client: NewClient, tmp_path: Path, transport: str
 ) -> None:
-    """Byte for byte, the large one as a stream with its length; the run is asked for its place once."""
+    """Byte for byte; a large file as a stream with its length. The URI is looked up once."""
     has_run(server)
     content = large(tmp_path / "model ü.bin")
     client = new_client(transport=transport)
@@ -83,7 +83,7 @@ def test_a_file_and_text_are_put_where_the_run_keeps_its_artifacts(
 
 
 def test_an_empty_file_is_stored(server: ScriptedServer, new_client: NewClient, tmp_path: Path, transport: str) -> None:
-    """With a body of no bytes, and its length said."""
+    """With an empty body and Content-Length 0."""
     has_run(server)
     (tmp_path / "empty").write_bytes(b"")
     client = new_client(transport=transport)
@@ -93,10 +93,8 @@ def test_an_empty_file_is_stored(server: ScriptedServer, new_client: NewClient, 
     assert (request.body, request.headers["content-length"]) == (b"", "0")
 
 
-def test_the_place_of_a_run_that_is_created_is_known_from_the_answer(
-    server: ScriptedServer, new_client: NewClient
-) -> None:
-    """Nobody asks for it."""
+def test_the_artifact_uri_is_read_from_the_answer_to_create_run(server: ScriptedServer, new_client: NewClient) -> None:
+    """No request is made for it."""
     run = {"run": {"info": {"run_id": RUN, "artifact_uri": ROOT}}}
     server.fail("runs/create", Fault.answer(200, run))
     client = new_client()
@@ -115,10 +113,10 @@ def test_the_place_of_a_run_that_is_created_is_known_from_the_answer(
     "fault",
     [Fault.answer(503), Fault.answer(429, headers={"Retry-After": "0"}), Fault.cut_before_commit(), Fault.answer(502)],
 )
-def test_what_an_outage_answers_is_repeated_from_the_first_byte(
+def test_an_upload_is_retried_from_the_first_byte(
     server: ScriptedServer, new_client: NewClient, tmp_path: Path, fault: Fault, size: int, transport: str
 ) -> None:
-    """As for any other request."""
+    """As each other request."""
     has_run(server)
     content = large(tmp_path / "f", size)
     server.fail("f", fault, times=2)
@@ -130,8 +128,8 @@ def test_what_an_outage_answers_is_repeated_from_the_first_byte(
     assert client.statistics().stored == 1
 
 
-def test_retry_after_is_waited_for(server: ScriptedServer, new_client: NewClient) -> None:
-    """And is not what is drawn by chance."""
+def test_retry_after_is_obeyed(server: ScriptedServer, new_client: NewClient) -> None:
+    """In place of the random back-off."""
     has_run(server)
     server.fail("f", Fault.answer(503, headers={"Retry-After": "1"}))
     client = new_client()
@@ -142,10 +140,10 @@ def test_retry_after_is_waited_for(server: ScriptedServer, new_client: NewClient
     assert second.read_at - first.answered_at >= 0.99
 
 
-def test_what_is_never_taken_stays_queued_and_a_later_flush_sends_it(
+def test_an_artifact_stays_queued_in_an_outage_and_a_later_flush_sends_it(
     server: ScriptedServer, new_client: NewClient
 ) -> None:
-    """With the run's final status behind it; its metrics are stored."""
+    """The run's final status follows it. The metrics are stored meanwhile."""
     has_run(server)
     server.fail("f", Fault.answer(503), times=None)
     client = new_client(retry_timeout=0)
@@ -168,10 +166,10 @@ def test_what_is_never_taken_stays_queued_and_a_later_flush_sends_it(
     assert client.statistics().stored == 2
 
 
-def test_a_client_that_is_closed_in_an_outage_ends_the_run_without_its_artifacts(
+def test_a_client_closed_in_an_outage_ends_the_run_without_its_artifacts(
     server: ScriptedServer, new_client: NewClient
 ) -> None:
-    """They have failed for good then; the run must not be left running."""
+    """The artifacts have failed for good, and the run must not stay RUNNING."""
     has_run(server)
     server.fail("f", Fault.answer(503), times=None)
     client = new_client(retry_timeout=0)
@@ -186,10 +184,10 @@ def test_a_client_that_is_closed_in_an_outage_ends_the_run_without_its_artifacts
 
 
 @pytest.mark.parametrize("size", [7, 5 * CHUNK])
-def test_a_401_is_answered_once_with_a_fresh_token(
+def test_after_a_401_the_upload_is_repeated_once_with_a_fresh_token(
     server: ScriptedServer, new_client: NewClient, tmp_path: Path, size: int, transport: str
 ) -> None:
-    """And with the whole file again."""
+    """And with the whole file."""
     has_run(server)
     content = large(tmp_path / "f", size)
     tokens = iter(["old", "new", "newer"])
@@ -202,7 +200,7 @@ def test_a_401_is_answered_once_with_a_fresh_token(
     ]  # fmt: skip
 
 
-def test_a_401_that_stays_leaves_the_artifact_queued(server: ScriptedServer, new_client: NewClient) -> None:
+def test_a_second_401_leaves_the_artifact_queued(server: ScriptedServer, new_client: NewClient) -> None:
     """The flush ends at once."""
     has_run(server)
     server.fail("f", Fault.answer(401), times=None)
@@ -216,8 +214,8 @@ def test_a_401_that_stays_leaves_the_artifact_queued(server: ScriptedServer, new
 # -- what is believed ------------------------------------------------------------------------------------------------
 
 
-def test_an_empty_200_is_believed_when_the_server_lists_the_file(server: ScriptedServer, new_client: NewClient) -> None:
-    """It is what MLflow answers; asked for once, by the first file."""
+def test_an_empty_200_counts_if_the_server_lists_the_file(server: ScriptedServer, new_client: NewClient) -> None:
+    """MLflow answers so. The list is requested once, for the first file."""
     has_run(server)
     server.fail("f", Fault.answer(200), times=None)
     server.fail("g", Fault.answer(200), times=None)
@@ -241,10 +239,10 @@ def test_an_empty_200_is_believed_when_the_server_lists_the_file(server: Scripte
         Fault.answer(200, {"files": [{"path": "f", "is_dir": False, "file_size": "3"}]}),
     ],
 )
-def test_an_empty_200_of_whoever_does_not_have_the_file_is_no_answer(
+def test_an_empty_200_does_not_count_if_the_server_does_not_list_the_file(
     server: ScriptedServer, new_client: NewClient, listing: Fault
 ) -> None:
-    """A proxy that says yes to everything, say."""
+    """For example that of a proxy that answers 200 to each request."""
     has_run(server)
     server.fail("f", Fault.answer(200), times=None)
     server.fail("mlflow-artifacts/artifacts", listing, times=None)
@@ -272,7 +270,7 @@ def test_an_empty_200_of_whoever_does_not_have_the_file_is_no_answer(
 def test_another_answer_fails_the_artifact_alone(
     server: ScriptedServer, new_client: NewClient, answer: Fault, error: str
 ) -> None:
-    """Others are stored."""
+    """Other artifacts are stored."""
     has_run(server)
     server.fail("bad", answer, times=None)
     client = new_client()
@@ -306,10 +304,10 @@ def test_a_redirect_that_keeps_the_method_is_followed_with_the_whole_file(
 
 
 @pytest.mark.parametrize("scheme", ["mlflow-artifacts", "http"])
-def test_another_server_of_artifacts_is_not_told_who_we_are(
+def test_another_artifact_server_gets_no_credentials(
     server: ScriptedServer, new_client: NewClient, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It gets the file, as the run's URI says so, and nothing that the tracking server knows us by."""
+    """It gets the file, because the run's URI names it."""
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ann")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
     with ScriptedServer() as other:
@@ -325,8 +323,10 @@ def test_another_server_of_artifacts_is_not_told_who_we_are(
     assert puts(server) == []
 
 
-def test_the_same_server_by_its_full_name_is_told(server: ScriptedServer, new_client: NewClient) -> None:
-    """Its origin is what counts."""
+def test_the_tracking_server_named_by_an_http_uri_gets_credentials(
+    server: ScriptedServer, new_client: NewClient
+) -> None:
+    """The origins are compared."""
     has_run(server, f"mlflow-artifacts://{HOST}:{server.port}/1/artifacts")
     client = new_client(token="t")
     client.log_text(RUN, "x", "f")
@@ -339,7 +339,7 @@ def test_the_same_server_by_its_full_name_is_told(server: ScriptedServer, new_cl
 
 @contextlib.contextmanager
 def reader(meanwhile: Callable[[], None]) -> Generator[tuple[str, list[int]], None, None]:
-    """A server that reads a part of what it is sent, and the rest after `meanwhile`; the bytes it has got of each."""
+    """A server that pauses in the middle of a body to call *meanwhile*; it yields its URI and the sizes received."""
     listener = socket.create_server((HOST, 0))
     listener.settimeout(20)
     got: list[int] = []
@@ -371,7 +371,7 @@ def reader(meanwhile: Callable[[], None]) -> Generator[tuple[str, list[int]], No
 def test_a_file_that_changes_in_the_middle_of_its_upload_fails_alone(
     server: ScriptedServer, new_client: NewClient, tmp_path: Path, change: str, transport: str
 ) -> None:
-    """The server never gets as many bytes as it was promised, and so stores nothing."""
+    """The server gets fewer bytes than announced, and stores nothing."""
     path, size = tmp_path / "f", 40_000_000
 
     def meanwhile() -> None:
@@ -397,7 +397,7 @@ def test_a_file_that_changes_in_the_middle_of_its_upload_fails_alone(
 
 
 def test_a_file_that_has_vanished_fails_alone(server: ScriptedServer, new_client: NewClient, tmp_path: Path) -> None:
-    """Between the call and its upload, or before the call."""
+    """Before the call, or between the call and the upload."""
     has_run(server)
     for name in ("kept", "lost"):
         (tmp_path / name).write_text(name)
@@ -413,10 +413,10 @@ def test_a_file_that_has_vanished_fails_alone(server: ScriptedServer, new_client
     assert [request.body for request in puts(server)] == [b"kept"]
 
 
-def test_an_upload_that_takes_longer_than_a_request_may_goes_on_as_long_as_it_moves(
+def test_a_stalled_upload_ends_after_the_request_timeout(
     server: ScriptedServer, new_client: NewClient, tmp_path: Path, transport: str
 ) -> None:
-    """And one that does not move is given up."""
+    """The time-out is one of each piece: a slow upload goes on."""
     path = tmp_path / "f"
     with path.open("wb") as file:
         file.truncate(30_000_000)
@@ -437,7 +437,7 @@ PARTS = "mlflow-artifacts/mpu/{}/1/" + RUN + "/artifacts/dir"
 
 @pytest.fixture
 def store() -> Iterator[ScriptedServer]:
-    """An object store, elsewhere."""
+    """An object store at another origin."""
     with ScriptedServer(reply(200, b"", {"ETag": '"tag"'})) as server:
         yield server
 
@@ -459,10 +459,10 @@ def addresses(store: ScriptedServer, count: int) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("in_parts")
-def test_a_large_file_goes_in_parts_to_where_the_server_says_without_what_identifies_us(
+def test_a_large_file_is_sent_in_parts_without_credentials(
     server: ScriptedServer, store: ScriptedServer, new_client: NewClient, tmp_path: Path, transport: str
 ) -> None:
-    """Each with the headers it was given for it; then the server is told."""
+    """Each part goes to its URL with the headers for it, and then the server completes the upload."""
     content = large(tmp_path / "f", 2_000_000)
     server.fail(PARTS.format("create"), Fault.answer(200, addresses(store, 4)))
     client = new_client(token="t", headers={"X-Key": "secret"}, transport=transport)
@@ -488,10 +488,10 @@ def test_a_large_file_goes_in_parts_to_where_the_server_says_without_what_identi
 
 
 @pytest.mark.usefixtures("in_parts")
-def test_parts_that_fail_are_let_go_and_the_file_is_sent_anew(
+def test_a_failed_upload_in_parts_is_aborted_and_repeated(
     server: ScriptedServer, store: ScriptedServer, new_client: NewClient, tmp_path: Path
 ) -> None:
-    """With addresses of its own."""
+    """With new URLs."""
     content = large(tmp_path / "f", 2_000_000)
     server.fail(PARTS.format("create"), Fault.answer(200, addresses(store, 4)), times=2)
     store.fail("part", Fault.answer(503), times=4)
@@ -505,10 +505,10 @@ def test_parts_that_fail_are_let_go_and_the_file_is_sent_anew(
 
 
 @pytest.mark.usefixtures("in_parts")
-def test_no_error_holds_the_address_of_a_part(
+def test_no_error_holds_the_url_of_a_part(
     server: ScriptedServer, store: ScriptedServer, new_client: NewClient, tmp_path: Path
 ) -> None:
-    """It is a permission: not in its words, and not in the frames it came through."""
+    """The URL is a permission. It is neither in the text nor in the frames."""
     large(tmp_path / "f", 2_000_000)
     server.fail(PARTS.format("create"), Fault.answer(200, addresses(store, 4)))
     store.fail("part", Fault.answer(503), times=None)
@@ -523,10 +523,10 @@ def test_no_error_holds_the_address_of_a_part(
 
 
 @pytest.mark.usefixtures("in_parts")
-def test_a_server_that_takes_no_parts_gets_the_file_whole(
+def test_a_server_without_multipart_gets_the_whole_file(
     server: ScriptedServer, store: ScriptedServer, new_client: NewClient, tmp_path: Path
 ) -> None:
-    """It says so when it is asked for addresses, or before."""
+    """It says so when it is asked for URLs, or before."""
     content = large(tmp_path / "f", 2_000_000)
     text = "Multipart upload is not supported for the current artifact repository"
     answer = Fault.answer(501, {"error_code": "NOT_IMPLEMENTED", "message": text})
@@ -540,10 +540,10 @@ def test_a_server_that_takes_no_parts_gets_the_file_whole(
     assert store.requests == ()
 
 
-def test_parts_are_not_asked_for_where_the_server_does_not_offer_them(
+def test_multipart_is_used_only_if_the_server_offers_it(
     server: ScriptedServer, new_client: NewClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor for small files; a variable of MLflow's has the last word."""
+    """And never for small files. A variable of MLflow overrides the server."""
     has_run(server)
     large(tmp_path / "f", 2_000_000)
     client = new_client()

@@ -1,4 +1,4 @@
-"""What is uploaded: paths as MLflow takes them, folders as they are, files that change, vanish, or are no files."""
+"""The sources of artifacts: paths as MLflow accepts them, folders, links, and files that change or vanish."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ PATHS = st.text(alphabet="ab./ \0", max_size=8)
 
 
 @given(PATHS)
-def test_a_folder_is_taken_when_mlflow_takes_it(path: str) -> None:
-    """But for a NUL, which no file system knows."""
+def test_a_folder_is_accepted_if_mlflow_accepts_it(path: str) -> None:
+    """Except for a NUL, which no file system allows."""
     try:
         BASE.verify_artifact_path(path)
         taken = "\0" not in path
@@ -48,16 +48,16 @@ def test_a_folder_is_taken_when_mlflow_takes_it(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../up", "a/../../up", "..", ".", "", "/", "//x", "a\0b"])
-def test_a_file_outside_of_the_run_is_refused_at_the_call(client: runqueue.Client, path: str) -> None:
-    """Nothing is queued of it."""
+def test_a_file_outside_of_the_run_raises_at_the_call(client: runqueue.Client, path: str) -> None:
+    """Nothing is queued."""
     with pytest.raises(ConfigError):
         client.log_text("r", "text", path)
     assert client.statistics().accepted == 0
 
 
 @pytest.mark.parametrize("path", ["/etc", "../up", "a/..", "a/", "./a", "..", ".", "a//b"])
-def test_a_folder_outside_of_the_run_is_refused_at_the_call(client: runqueue.Client, tmp_path: Path, path: str) -> None:
-    """Also one that is only spelt in a way that would lead elsewhere."""
+def test_a_folder_outside_of_the_run_raises_at_the_call(client: runqueue.Client, tmp_path: Path, path: str) -> None:
+    """So does a path that is not in its shortest form."""
     file = tmp_path / "f"
     file.write_text("x")
     for log in (client.log_artifact, client.log_artifacts):
@@ -67,14 +67,14 @@ def test_a_folder_outside_of_the_run_is_refused_at_the_call(client: runqueue.Cli
 
 
 def test_a_file_is_named_as_by_mlflow() -> None:
-    """In the shortest spelling."""
+    """By the shortest form of its path."""
     assert artifacts.artifact_file_path("a/../b//c.txt") == "b/c.txt"
     assert artifacts.artifact_file_path("dir/") == "dir"
     assert artifacts.artifact_file_path(Path("x/y")) == "x/y"
 
 
-def test_what_is_no_path_raises_at_once(client: runqueue.Client) -> None:
-    """A call that is wrong, not a file."""
+def test_a_value_that_is_no_path_raises_at_once(client: runqueue.Client) -> None:
+    """The call is wrong, not a file."""
     wrong: Any = 7
     calls: tuple[Callable[[], None], ...] = (
         lambda: client.log_artifact("r", wrong),
@@ -106,13 +106,13 @@ PLACES = [
 
 @pytest.mark.parametrize("tracking", TRACKING)
 @pytest.mark.parametrize("place", PLACES)
-def test_a_server_is_found_where_mlflow_finds_it(place: str, tracking: str) -> None:
-    """The same URL."""
+def test_the_url_of_the_artifacts_is_that_of_mlflow(place: str, tracking: str) -> None:
+    """For each form of an artifact URI."""
     assert served_at(place, tracking) == SERVED.MlflowArtifactsRepository.resolve_uri(place, tracking)
 
 
-def test_an_artifact_uri_that_no_server_can_take_says_so() -> None:
-    """In words that name what to do."""
+def test_a_bad_artifact_uri_is_rejected_with_advice() -> None:
+    """The message says what to do."""
     with pytest.raises(RejectedError, match="set it to http"):
         served_at("mlflow-artifacts:/1/run", "")
     with pytest.raises(RejectedError, match="names a port, and no host"):
@@ -137,7 +137,7 @@ def shown(found: dict[str, artifacts.Source]) -> dict[str, Any]:
 
 
 def test_a_folder_is_listed_with_all_below_it(tmp_path: Path) -> None:
-    """As it is at the call."""
+    """As it is at the time of the call."""
     top = tree(tmp_path)
     assert shown(artifacts.files_in(top, "")) == {"a.txt": 1, "sub/b.txt": 2, "sub/deep/c.txt": 3}
     assert set(artifacts.files_in(top, "x/y")) == {"x/y/a.txt", "x/y/sub/b.txt", "x/y/sub/deep/c.txt"}
@@ -148,8 +148,8 @@ def test_a_folder_is_listed_with_all_below_it(tmp_path: Path) -> None:
     }
 
 
-def test_a_link_that_leaves_the_folder_is_refused_and_one_that_stays_is_not(tmp_path: Path) -> None:
-    """Each alone, and when it is read: what it leads to may change."""
+def test_a_link_that_leaves_the_folder_is_rejected(tmp_path: Path) -> None:
+    """It fails alone, when it is read, because its target may change. A link that stays inside is followed."""
     top = tree(tmp_path)
     (top / "out").symlink_to(tmp_path / "outside.txt")
     (top / "in").symlink_to(top / "a.txt")
@@ -168,7 +168,7 @@ def test_a_link_that_leaves_the_folder_is_refused_and_one_that_stays_is_not(tmp_
 
 
 def test_a_link_that_was_named_itself_is_followed(tmp_path: Path) -> None:
-    """As by MLflow: its caller has meant it; also a folder that is reached by one."""
+    """As by MLflow: the user has named it. So is a link to the folder."""
     top = tree(tmp_path)
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "outside.txt")
@@ -180,8 +180,8 @@ def test_a_link_that_was_named_itself_is_followed(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_what_is_not_there_fails_in_the_report(tmp_path: Path) -> None:
-    """A training does not end for it."""
+def test_a_missing_file_fails_in_the_report(tmp_path: Path) -> None:
+    """The call does not raise: it must not end a training."""
     (reason,) = shown(artifacts.file_or_folder(tmp_path / "gone", "x")).values()
     assert reason == f"{tmp_path / 'gone'} cannot be read: No such file or directory"
     assert list(artifacts.file_or_folder(tmp_path / "gone", "x")) == ["x/gone"]
@@ -197,8 +197,8 @@ def a_file(path: Path, size: int = 0) -> artifacts.LocalFile:
     return artifacts.LocalFile(str(path), None, size)
 
 
-def test_a_pipe_is_no_file_and_nobody_waits_for_it(tmp_path: Path) -> None:
-    """To open it would last until somebody writes."""
+def test_a_pipe_is_rejected_without_a_wait(tmp_path: Path) -> None:
+    """Opening one blocks until there is a writer."""
     os.mkfifo(tmp_path / "pipe")
     for source in artifacts.files_in(tmp_path, "").values():
         with pytest.raises(RejectedError, match="is no regular file"):
@@ -207,7 +207,7 @@ def test_a_pipe_is_no_file_and_nobody_waits_for_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", ["grows", "shrinks", "touched"])
 def test_a_file_that_changes_while_it_is_read_fails(tmp_path: Path, change: str) -> None:
-    """What would be stored is no state that it ever had."""
+    """The bytes would be none that the file ever had."""
     path = tmp_path / "f"
     path.write_bytes(b"x" * 3 * CHUNK)
     opened = reading.open_source(a_file(path))
@@ -223,7 +223,7 @@ def test_a_file_that_changes_while_it_is_read_fails(tmp_path: Path, change: str)
 
 
 def test_a_file_that_is_replaced_while_it_is_read_is_stored_as_it_was(tmp_path: Path) -> None:
-    """Whoever writes a new one and renames it disturbs nobody."""
+    """Renaming a new file over it does not change the open one."""
     path = tmp_path / "f"
     path.write_bytes(b"x" * 2 * CHUNK)
     opened = reading.open_source(a_file(path))
@@ -235,7 +235,7 @@ def test_a_file_that_is_replaced_while_it_is_read_is_stored_as_it_was(tmp_path: 
 
 
 def test_a_file_is_read_when_it_is_uploaded_and_not_before(tmp_path: Path) -> None:
-    """What it holds then counts, however long it was at the call."""
+    """Its content at that time is stored, whatever its size was at the call."""
     path = tmp_path / "f"
     path.write_text("before")
     source = artifacts.file_or_folder(path, "")["f"]
@@ -245,8 +245,8 @@ def test_a_file_is_read_when_it_is_uploaded_and_not_before(tmp_path: Path) -> No
         assert given == path
 
 
-def test_a_file_that_changes_while_another_reads_it_fails(tmp_path: Path) -> None:
-    """MLflow's repositories read by themselves."""
+def test_a_file_that_changes_while_a_repository_reads_it_fails(tmp_path: Path) -> None:
+    """MLflow's repositories read files by themselves."""
     path = tmp_path / "f"
     path.write_text("before")
     with pytest.raises(RejectedError, match="changed while it was uploaded"), reading.as_file(a_file(path), "f"):
@@ -254,7 +254,7 @@ def test_a_file_that_changes_while_another_reads_it_fails(tmp_path: Path) -> Non
 
 
 def test_a_file_closed_in_the_middle_of_a_read_is_closed_by_its_reader(tmp_path: Path) -> None:
-    """Its number must not become another file's while somebody reads by it."""
+    """The reader's descriptor must not become another file's."""
     path = tmp_path / "f"
     path.write_bytes(b"x" * 10)
     opened = reading.OpenFile(a_file(path))
@@ -275,8 +275,8 @@ def test_a_file_closed_in_the_middle_of_a_read_is_closed_by_its_reader(tmp_path:
         os.fstat(number)
 
 
-def test_bytes_of_memory_become_a_file_of_their_name(tmp_path: Path) -> None:
-    """For whoever takes nothing else; it is gone afterwards."""
+def test_bytes_in_memory_become_a_temporary_file_of_their_name(tmp_path: Path) -> None:
+    """For libraries that take only files. It is deleted afterwards."""
     with reading.as_file(artifacts.InMemory(b"text"), "notes.txt") as path:
         assert (path.name, path.read_bytes()) == ("notes.txt", b"text")
     assert not path.exists()

@@ -422,7 +422,9 @@ def test_the_netrc_file_is_the_last_source(
     assert credentials_of(Config(), healthy.uri) == "token, of MLFLOW_TRACKING_TOKEN"
 
 
-def test_a_netrc_file_that_cannot_be_read_is_ignored(doctor: Doctor, healthy: ScriptedServer, home: Path) -> None:
+def test_a_netrc_file_that_cannot_be_read_is_reported_and_ignored(
+    doctor: Doctor, healthy: ScriptedServer, home: Path
+) -> None:
     """As by requests."""
     (home / ".netrc").write_text(f"machine {HOST} login user passwort {SECRET}\n")
     found = doctor(healthy.uri)

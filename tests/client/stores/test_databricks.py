@@ -1,10 +1,10 @@
 """
-Tracking URIs of Databricks, through a client and over real sockets: where they lead, as whom, what is asked again after
-a refusal, and that nothing is lost or shown meanwhile.
-
-Rules of this file: the SDK is the real one; it finds nothing but what a test has put there. What was sent is read off
-the workspace's record.
+Databricks tracking URIs, through a client and over real sockets: host, credentials, renewals, outages, secrets.
 """
+
+# Rules of this file:
+# - The SDK is the real one, and finds only what a test has configured.
+# - Requests are checked by the workspace's record of them.
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ both = pytest.mark.parametrize("transport", ["httpx", "auto"])
 
 @pytest.fixture(autouse=True)
 def profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The SDK's file, which is not there yet; nor is a home, or a program that it could ask for a token."""
+    """The path of the SDK's file, which does not exist yet. There is no home, and no program that gives tokens."""
     importlib.import_module("databricks.sdk.core")  # takes seconds, which are no part of a test with a short time-out
     path = tmp_path / "databrickscfg"
     monkeypatch.setenv("DATABRICKS_CONFIG_FILE", str(path))
@@ -68,28 +68,28 @@ def profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def workspace() -> Iterator[Workspace]:
-    """Lets in who has the token, or the client's secret."""
+    """A workspace that accepts the token and the client's secret."""
     with Workspace(PAT, client=CLIENT) as workspace:
         yield workspace
 
 
 @pytest.fixture
 def variables(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Host and token of the workspace."""
+    """Set host and token of the workspace in the environment."""
     monkeypatch.setenv("DATABRICKS_HOST", workspace.uri)
     monkeypatch.setenv("DATABRICKS_TOKEN", PAT)
 
 
 @pytest.fixture
 def principal(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Host of the workspace, and the client's secret."""
+    """Set host of the workspace and the client's secret in the environment."""
     monkeypatch.setenv("DATABRICKS_HOST", workspace.uri)
     monkeypatch.setenv("DATABRICKS_CLIENT_ID", CLIENT[0])
     monkeypatch.setenv("DATABRICKS_CLIENT_SECRET", CLIENT[1])
 
 
-def write(path: Path, **sections: dict[str, str]) -> None:
-    """The SDK's file."""
+def write_profiles(path: Path, **sections: dict[str, str]) -> None:
+    """Write the SDK's file."""
     lines = [
         f"[{name}]\n" + "".join(f"{key} = {text}\n" for key, text in keys.items()) for name, keys in sections.items()
     ]
@@ -97,13 +97,13 @@ def write(path: Path, **sections: dict[str, str]) -> None:
 
 
 def log_one(uri: str = "databricks", **settings: Any) -> None:
-    """One metric, by a client of its own."""
+    """Log one metric by a client of its own."""
     with runqueue.Client(uri, **settings) as client:
         client.log_metric("r", "loss", 0.5)
 
 
-def kept_by(client: runqueue.Client, timeout: float | None = None) -> StoreError:
-    """The one cause why all that is queued stays so."""
+def cause_of_outage(client: runqueue.Client, timeout: float | None = None) -> StoreError:
+    """The single cause for which everything stays queued."""
     before = client.statistics().pending
     with pytest.raises(FlushError) as caught:
         client.flush(timeout=timeout)
@@ -115,8 +115,8 @@ def kept_by(client: runqueue.Client, timeout: float | None = None) -> StoreError
     return cause
 
 
-def forgotten(client: runqueue.Client) -> None:
-    """End a client that still holds what its test wanted to stay queued."""
+def abandon(client: runqueue.Client) -> None:
+    """Close a client whose entries the test wanted to stay queued."""
     client.__exit__(RuntimeError, RuntimeError("the test is over"), None)
 
 
@@ -128,7 +128,7 @@ def forgotten(client: runqueue.Client) -> None:
 def test_host_and_token_come_from_the_variables(
     workspace: Workspace, variables: None, transport: Transport, uri: str
 ) -> None:
-    """The whole way of a run: created, logged to, ended."""
+    """For a whole run: create, log, end."""
     workspace.fail("runs/create", Fault.answer(200, {"run": {"info": {"run_id": "0a1b"}}}))
     with runqueue.Client(uri, transport=transport) as client:
         run = client.create_run("0", run_name="demo")
@@ -142,8 +142,8 @@ def test_host_and_token_come_from_the_variables(
 
 @pytest.mark.parametrize("scheme", ["databricks", "databricks-uc"])
 def test_a_profile_is_a_section_of_the_file(workspace: Workspace, profiles: Path, scheme: str) -> None:
-    """Named by the URI, with its capitals."""
-    write(
+    """The URI names it, in upper and lower case."""
+    write_profiles(
         profiles, DEFAULT={"host": "http://127.0.0.1:1", "token": "other"}, Team={"host": workspace.uri, "token": PAT}
     )
     log_one(f"{scheme}://Team")
@@ -153,8 +153,8 @@ def test_a_profile_is_a_section_of_the_file(workspace: Workspace, profiles: Path
 def test_a_profile_may_be_named_by_the_variable(
     workspace: Workspace, profiles: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And the URI's comes before it."""
-    write(profiles, mine={"host": workspace.uri, "token": PAT}, bad={"host": workspace.uri, "token": "bad"})
+    """The URI's profile comes before it."""
+    write_profiles(profiles, mine={"host": workspace.uri, "token": PAT}, bad={"host": workspace.uri, "token": "bad"})
     monkeypatch.setenv("DATABRICKS_CONFIG_PROFILE", "mine")
     log_one()
     monkeypatch.setenv("DATABRICKS_CONFIG_PROFILE", "bad")
@@ -162,15 +162,15 @@ def test_a_profile_may_be_named_by_the_variable(
     assert workspace.sent() == [f"Bearer {PAT}"] * 2
 
 
-def test_without_a_name_it_is_the_default_profile(workspace: Workspace, profiles: Path) -> None:
-    """As with Databricks' other tools."""
-    write(profiles, DEFAULT={"host": workspace.uri, "token": PAT, "workspace_id": "77"})
+def test_without_a_name_the_default_profile_is_used(workspace: Workspace, profiles: Path) -> None:
+    """As by Databricks' other tools."""
+    write_profiles(profiles, DEFAULT={"host": workspace.uri, "token": PAT, "workspace_id": "77"})
     log_one()
     assert workspace.sent("x-databricks-org-id") == ["77"]
 
 
-def test_a_host_without_a_workspace_of_its_own_gets_no_header_for_it() -> None:
-    """Only the SDK knows whether one is needed."""
+def test_the_org_id_header_is_sent_only_if_the_sdk_knows_a_workspace_id() -> None:
+    """Only hosts of many workspaces need it."""
     with Workspace("t0ken", workspace_id=None) as workspace, pytest.MonkeyPatch.context() as patch:
         patch.setenv("DATABRICKS_HOST", workspace.uri + "/")
         patch.setenv("DATABRICKS_TOKEN", "t0ken")
@@ -179,18 +179,18 @@ def test_a_host_without_a_workspace_of_its_own_gets_no_header_for_it() -> None:
         assert names(workspace.calls) == ["log-batch"]
 
 
-def test_a_host_that_says_nothing_of_itself_will_do(workspace: Workspace, variables: None) -> None:
-    """Older ones have no such page."""
+def test_a_host_without_a_configuration_page_is_accepted(workspace: Workspace, variables: None) -> None:
+    """Older hosts have none."""
     workspace.fail(DISCOVERY, Fault.answer(404, error("ENDPOINT_NOT_FOUND")), times=None)
     log_one()
     assert workspace.sent() == [f"Bearer {PAT}"]
 
 
 @pytest.mark.parametrize("given", ["mine", lambda: "mine"])
-def test_the_constructors_token_comes_before_all_the_sdk_finds(
+def test_the_constructors_token_wins_over_the_sdks_credentials(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, given: Any
 ) -> None:
-    """The host is the SDK's; what it would authenticate by may be contradictory, or missing."""
+    """The host is the SDK's. Its credentials may be contradictory or missing."""
     workspace.tokens = {"mine"}
     monkeypatch.setenv("DATABRICKS_HOST", workspace.uri)
     log_one(token=given)
@@ -205,7 +205,7 @@ def test_the_constructors_token_comes_before_all_the_sdk_finds(
 def test_variables_for_other_servers_are_not_sent_to_a_workspace(
     workspace: Workspace, variables: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor does mlflow send them there."""
+    """MLflow does not send them there either."""
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "elsewhere")
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "elsewhere")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "elsewhere")
@@ -213,8 +213,8 @@ def test_variables_for_other_servers_are_not_sent_to_a_workspace(
     assert workspace.sent() == [f"Bearer {PAT}"]
 
 
-def test_a_path_of_that_name_still_is_a_path(tmp_path: Path) -> None:
-    """Only the bare word is Databricks'."""
+def test_a_path_that_begins_with_databricks_is_a_path(tmp_path: Path) -> None:
+    """Only the word alone means Databricks."""
     config = Config()
     for uri in ("./databricks", str(tmp_path / "databricks"), "file:databricks"):
         assert type(make_store(config, uri, Traffic())).__name__ == "MlflowStore"
@@ -226,8 +226,8 @@ def test_a_path_of_that_name_still_is_a_path(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("uri", ["databricks", "databricks://team", "databricks-uc", "databricks-uc://team"])
 @pytest.mark.parametrize("absent", ["the SDK", "all of Databricks"])
-def test_a_missing_extra_is_an_error_of_the_constructor(monkeypatch: pytest.MonkeyPatch, uri: str, absent: str) -> None:
-    """That says what to install."""
+def test_a_missing_extra_raises_at_construction(monkeypatch: pytest.MonkeyPatch, uri: str, absent: str) -> None:
+    """The message says what to install."""
     find_spec = importlib.util.find_spec
 
     def find(name: str, package: str | None = None) -> Any:
@@ -244,15 +244,15 @@ def test_a_missing_extra_is_an_error_of_the_constructor(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("uri", ["databricks://scope:prefix", "databricks-uc://scope:prefix", "databricks://scope:"])
-def test_a_scope_of_secrets_is_refused_at_once(uri: str) -> None:
-    """Only a notebook could read them; what to do instead is said."""
+def test_a_scope_of_secrets_raises_at_construction(uri: str) -> None:
+    """Only a notebook could read them. The message says what to do instead."""
     with pytest.raises(ConfigError, match="databricks://<profile>") as caught:
         runqueue.Client(uri)
     assert repr(uri) in str(caught.value)
 
 
-def test_what_names_no_profile_is_refused_at_once() -> None:
-    """A slash too many must not lead to the default profile; and what looks like a password is not shown."""
+def test_a_uri_that_names_no_profile_raises_at_construction() -> None:
+    """One slash too many must not mean the default profile. A password in it is not shown."""
     with pytest.raises(ConfigError, match="names no profile"):
         runqueue.Client("databricks:///team")
     with pytest.raises(ConfigError) as caught:
@@ -260,15 +260,15 @@ def test_what_names_no_profile_is_refused_at_once() -> None:
     assert PAT not in str(caught.value)
 
 
-def test_a_bad_variable_for_tls_is_an_error_of_the_constructor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workspaces speak https."""
+def test_a_bad_variable_for_tls_raises_at_construction(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workspaces use https."""
     monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", "/nowhere.pem")
     with pytest.raises(ConfigError, match="MLFLOW_TRACKING_SERVER_CERT_PATH"):
         runqueue.Client("databricks")
 
 
-def test_nothing_is_looked_for_before_something_is_sent(workspace: Workspace, variables: None) -> None:
-    """Neither in files nor from the host: the constructor must not wait."""
+def test_the_constructor_looks_up_nothing(workspace: Workspace, variables: None) -> None:
+    """It must not wait for files or the host."""
     with runqueue.Client("databricks") as client:
         client.flush()
     assert workspace.count() == 0
@@ -277,39 +277,37 @@ def test_nothing_is_looked_for_before_something_is_sent(workspace: Workspace, va
 # -- what is not found -----------------------------------------------------------------------------------------------
 
 
-def test_a_host_that_is_not_known_leaves_everything_queued(workspace: Workspace, profiles: Path) -> None:
-    """It is said what to set; the next flush looks again."""
+def test_an_unknown_host_leaves_everything_queued(workspace: Workspace, profiles: Path) -> None:
+    """The message says what to set, and the next flush looks again."""
     with runqueue.Client("databricks") as client:
         client.log_metric("r", "loss", 0.5)
-        cause = kept_by(client)
+        cause = cause_of_outage(client)
         assert cause.scope is Scope.STORE and not cause.retriable
         assert "'databricks'" in str(cause) and "DATABRICKS_HOST" in str(cause)
-        write(profiles, DEFAULT={"host": workspace.uri, "token": PAT})
+        write_profiles(profiles, DEFAULT={"host": workspace.uri, "token": PAT})
         client.flush()
         assert client.statistics().stored == 1
 
 
-def test_a_host_that_is_not_known_is_one_with_a_token_too() -> None:
-    """The SDK itself would not complain of it."""
+def test_an_unknown_host_is_an_error_with_a_token_too() -> None:
+    """The SDK itself does not complain about it."""
     client = runqueue.Client("databricks", token="mine")
     client.log_metric("r", "loss", 0.5)
-    assert "DATABRICKS_HOST" in str(kept_by(client))
-    forgotten(client)
+    assert "DATABRICKS_HOST" in str(cause_of_outage(client))
+    abandon(client)
 
 
 @pytest.mark.parametrize("given", [None, "mine"])
-def test_a_profile_that_is_not_there_leaves_everything_queued(
-    workspace: Workspace, profiles: Path, given: str | None
-) -> None:
-    """It is named, and looked for again."""
-    write(profiles, other={"host": workspace.uri, "token": PAT})
+def test_a_missing_profile_leaves_everything_queued(workspace: Workspace, profiles: Path, given: str | None) -> None:
+    """The message names it, and the next flush looks again."""
+    write_profiles(profiles, other={"host": workspace.uri, "token": PAT})
     with runqueue.Client("databricks://team", token=given) as client:
         client.log_metric("r", "loss", 0.5)
-        cause = kept_by(client)
+        cause = cause_of_outage(client)
         assert cause.scope is Scope.STORE and "'databricks://team'" in str(cause)
         assert "has no team profile" in str(cause) and PAT not in str(cause)
         workspace.tokens.add("mine")
-        write(profiles, team={"host": workspace.uri, "token": PAT})
+        write_profiles(profiles, team={"host": workspace.uri, "token": PAT})
         client.flush()
     assert client.statistics().stored == 1
 
@@ -317,11 +315,11 @@ def test_a_profile_that_is_not_there_leaves_everything_queued(
 def test_a_host_without_credentials_leaves_everything_queued(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is sent without any."""
+    """No request is sent without credentials."""
     monkeypatch.setenv("DATABRICKS_HOST", workspace.uri)
     with runqueue.Client("databricks") as client:
         client.log_metric("r", "loss", 0.5)
-        cause = kept_by(client)
+        cause = cause_of_outage(client)
         assert isinstance(cause, AuthError) and cause.scope is Scope.STORE
         assert workspace.uri in str(cause) and "'databricks'" in str(cause)
         assert workspace.calls == []
@@ -330,63 +328,63 @@ def test_a_host_without_credentials_leaves_everything_queued(
     assert workspace.sent() == [f"Bearer {PAT}"]
 
 
-def test_credentials_that_contradict_each_other_are_not_chosen_from(
+def test_contradictory_credentials_leave_everything_queued(
     workspace: Workspace, variables: None, principal: None
 ) -> None:
-    """The SDK refuses to; its words are passed on without what it was configured with."""
+    """The SDK refuses them. Its message is shown without its configuration."""
     client = runqueue.Client("databricks")
     client.log_metric("r", "loss", 0.5)
-    cause = kept_by(client)
+    cause = cause_of_outage(client)
     assert "more than one authorization method" in str(cause)
     assert all(secret not in str(cause) for secret in (PAT, *CLIENT))
-    forgotten(client)
+    abandon(client)
 
 
 @pytest.mark.parametrize("text", [f"token = {PAT}", f"[DEFAULT]\ntoken = {PAT}\n{PAT}\n"], ids=["section", "line"])
-def test_a_file_that_is_broken_leaves_everything_queued(workspace: Workspace, profiles: Path, text: str) -> None:
-    """Python's parser would quote the line."""
+def test_a_broken_file_leaves_everything_queued(workspace: Workspace, profiles: Path, text: str) -> None:
+    """Python's parser would quote the line in its message."""
     profiles.write_text(text)
     with runqueue.Client("databricks") as client:
         client.log_metric("r", "loss", 0.5)
-        cause = kept_by(client)
+        cause = cause_of_outage(client)
         assert cause.scope is Scope.STORE and "Error" in str(cause) and PAT not in str(cause)
-        write(profiles, DEFAULT={"host": workspace.uri, "token": PAT})
+        write_profiles(profiles, DEFAULT={"host": workspace.uri, "token": PAT})
         client.flush()
     assert workspace.sent() == [f"Bearer {PAT}"]
 
 
 @pytest.mark.parametrize("host", ["ftp://host", "http://", "https://?x"])
-def test_a_host_that_is_none_leaves_everything_queued(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
-    """Typing errors end in words, not in a traceback."""
+def test_an_invalid_host_leaves_everything_queued(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    """The report has a message, and no traceback."""
     monkeypatch.setenv("DATABRICKS_HOST", host)
     client = runqueue.Client("databricks", token="mine")
     client.log_metric("r", "loss", 0.5)
-    cause = kept_by(client)
+    cause = cause_of_outage(client)
     assert cause.scope is Scope.STORE and "DATABRICKS_HOST" in str(cause)
-    forgotten(client)
+    abandon(client)
 
 
 def test_an_sdk_that_cannot_be_imported_leaves_everything_queued(
     workspace: Workspace, variables: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was there when the client was made."""
+    """It was installed when the client was made."""
     client = runqueue.Client("databricks")
     client.log_metric("r", "loss", 0.5)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "databricks.sdk.core", None)
-        cause = kept_by(client)
+        cause = cause_of_outage(client)
     assert cause.scope is Scope.STORE and "pip install 'runqueue[databricks]'" in str(cause)
     client.close()
     assert client.statistics().stored == 1
 
 
 @both
-def test_a_host_that_is_down_is_tried_again(variables: None, workspace: Workspace, transport: Transport) -> None:
-    """As with any server; the SDK only warns of it."""
+def test_a_host_that_is_down_is_retried(variables: None, workspace: Workspace, transport: Transport) -> None:
+    """As any server. The SDK only logs a warning."""
     workspace.stop_listening()
     with runqueue.Client("databricks", transport=transport, retry_timeout=0) as client:
         client.log_metric("r", "loss", 0.5)
-        cause = kept_by(client)
+        cause = cause_of_outage(client)
         assert isinstance(cause, UnavailableError) and cause.retriable
         workspace.listen_again()
         client.flush()
@@ -411,14 +409,14 @@ def test_a_service_principal_gets_a_token_and_keeps_it(
 
 
 def test_a_profile_may_hold_a_service_principal(workspace: Workspace, profiles: Path) -> None:
-    """The file knows every kind of credentials."""
-    write(profiles, m2m={"host": workspace.uri, "client_id": CLIENT[0], "client_secret": CLIENT[1]})
+    """The file may hold each kind of credentials."""
+    write_profiles(profiles, m2m={"host": workspace.uri, "client_id": CLIENT[0], "client_secret": CLIENT[1]})
     log_one("databricks://m2m")
     assert workspace.sent() == [f"Bearer {workspace.issued[0]}"]
 
 
-def test_a_token_that_runs_out_is_renewed_before_it_is_sent(workspace: Workspace, principal: None) -> None:
-    """The SDK knows when."""
+def test_an_expiring_token_is_renewed_before_it_is_sent(workspace: Workspace, principal: None) -> None:
+    """The SDK knows the time of expiry."""
     workspace.lifetime = 39
     with runqueue.Client("databricks") as client:
         for _ in range(2):
@@ -429,10 +427,10 @@ def test_a_token_that_runs_out_is_renewed_before_it_is_sent(workspace: Workspace
 
 
 @both
-def test_a_401_gets_a_new_token_and_is_answered_once(
+def test_after_a_401_the_request_is_repeated_once_with_a_new_token(
     workspace: Workspace, principal: None, transport: Transport
 ) -> None:
-    """Of one that was revoked the SDK does not know."""
+    """The SDK does not know that a token was revoked."""
     with runqueue.Client("databricks", transport=transport) as client:
         client.log_metric("r", "loss", 0.5)
         client.flush()
@@ -445,8 +443,8 @@ def test_a_401_gets_a_new_token_and_is_answered_once(
     assert client.statistics().stored == 3
 
 
-def test_many_refusals_at_once_do_not_ask_for_many_tokens(workspace: Workspace, principal: None) -> None:
-    """One of the requests looks again for all of them."""
+def test_many_refusals_at_once_request_one_token(workspace: Workspace, principal: None) -> None:
+    """One request renews the credentials for all."""
     with runqueue.Client("databricks", max_workers=8) as client:
         client.log_metric("r", "loss", 0.5)
         client.flush()
@@ -457,18 +455,18 @@ def test_many_refusals_at_once_do_not_ask_for_many_tokens(workspace: Workspace, 
     assert len(workspace.issued) <= 4
 
 
-def test_a_secret_that_is_refused_leaves_everything_queued(
+def test_a_refused_secret_leaves_everything_queued(
     workspace: Workspace, principal: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the OAuth server says is told; and it is not asked again and again."""
+    """The OAuth server's message is shown, and it is not asked again and again."""
     monkeypatch.setenv("DATABRICKS_CLIENT_SECRET", "wr0ng-secret")
     client = runqueue.Client("databricks")
     client.log_metric("r", "loss", 0.5)
-    cause = kept_by(client)
+    cause = cause_of_outage(client)
     assert isinstance(cause, AuthError) and cause.scope is Scope.STORE
     assert "invalid_client" in str(cause) and "wr0ng-secret" not in str(cause)
     assert workspace.calls == [] and workspace.count(TOKEN) == 1
-    forgotten(client)
+    abandon(client)
 
 
 LATER = {
@@ -481,10 +479,10 @@ LATER = {
 
 @pytest.mark.parametrize("fault", LATER.values(), ids=LATER)
 @pytest.mark.parametrize("place", [TOKEN, OAUTH_SERVER])
-def test_an_oauth_server_that_is_down_is_tried_again(
+def test_an_oauth_server_that_is_down_is_retried(
     workspace: Workspace, principal: None, monkeypatch: pytest.MonkeyPatch, place: str, fault: Fault
 ) -> None:
-    """It has outages too: nothing is wrong with the credentials."""
+    """Nothing is wrong with the credentials."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0.01")
     workspace.fail(place, fault, times=2)
     log_one()
@@ -492,26 +490,26 @@ def test_an_oauth_server_that_is_down_is_tried_again(
     assert workspace.sent() == [f"Bearer {workspace.issued[0]}"]
 
 
-def test_a_host_that_does_not_say_where_its_oauth_server_is_leaves_everything_queued(
+def test_a_host_that_does_not_name_its_oauth_server_leaves_everything_queued(
     workspace: Workspace, principal: None
 ) -> None:
-    """It may have been down just then; the SDK's own words would be about a URL of None."""
+    """It may be down for a moment. The SDK's own message would be about a URL of None."""
     workspace.fail(DISCOVERY, Fault.answer(404, error("ENDPOINT_NOT_FOUND")))
     with runqueue.Client("databricks", retry_timeout=0) as client:
         client.log_metric("r", "loss", 0.5)
-        cause = kept_by(client)
+        cause = cause_of_outage(client)
         assert isinstance(cause, UnavailableError) and "OAuth server" in str(cause) and "None" not in str(cause)
         client.flush()
     assert client.statistics().stored == 1
 
 
-def test_an_oauth_server_that_never_answers_is_not_waited_for(workspace: Workspace, principal: None) -> None:
-    """The SDK would wait for ever; a new attempt does not wait for the old one."""
+def test_the_wait_for_a_hanging_oauth_server_is_bounded(workspace: Workspace, principal: None) -> None:
+    """The SDK would wait for ever. A new attempt does not wait for the old one."""
     workspace.fail(TOKEN, Fault.hold())
     begin = time.monotonic()
     with runqueue.Client("databricks", request_timeout=5, retry_timeout=0) as client:
         client.log_metric("r", "loss", 0.5)
-        cause = kept_by(client)
+        cause = cause_of_outage(client)
         assert isinstance(cause, UnavailableError) and "within 5 s" in str(cause)
         client.flush()
         assert client.statistics().stored == 1
@@ -519,18 +517,16 @@ def test_an_oauth_server_that_never_answers_is_not_waited_for(workspace: Workspa
     workspace.let_go()
 
 
-def test_a_host_that_never_says_where_its_oauth_server_is_is_not_waited_for(
-    workspace: Workspace, principal: None
-) -> None:
+def test_the_wait_for_a_hanging_configuration_page_is_bounded(workspace: Workspace, principal: None) -> None:
     """The SDK would try for five minutes."""
     workspace.fail(OAUTH_SERVER, Fault.hold(), times=None)
     begin = time.monotonic()
     client = runqueue.Client("databricks", request_timeout=1, retry_timeout=0)
     client.log_metric("r", "loss", 0.5)
-    cause = kept_by(client)
+    cause = cause_of_outage(client)
     assert isinstance(cause, UnavailableError) and "databricks-sdk within 1 s" in str(cause)
     assert time.monotonic() - begin < 20
-    forgotten(client)
+    abandon(client)
     workspace.let_go()
 
 
@@ -539,17 +535,15 @@ def test_a_host_that_never_says_where_its_oauth_server_is_is_not_waited_for(
 
 @both
 @pytest.mark.parametrize("refusal", [None, INVALID_TOKEN, INVALID_TOKEN_PAGE], ids=["401", "403", "403 as a page"])
-def test_a_rotated_token_is_taken_over(
-    workspace: Workspace, profiles: Path, transport: Transport, refusal: Any
-) -> None:
-    """Sent once more with it, whatever the status of the refusal; nothing is lost."""
+def test_a_rotated_token_is_picked_up(workspace: Workspace, profiles: Path, transport: Transport, refusal: Any) -> None:
+    """The request is repeated with it, whichever status refused the old one. Nothing is lost."""
     workspace.refusal = refusal or workspace.refusal
-    write(profiles, team={"host": workspace.uri, "token": PAT})
+    write_profiles(profiles, team={"host": workspace.uri, "token": PAT})
     with runqueue.Client("databricks://team", transport=transport) as client:
         client.log_metric("r", "loss", 0.5)
         client.flush()
         workspace.tokens = {"rotated"}
-        write(profiles, team={"host": workspace.uri, "token": "rotated"})
+        write_profiles(profiles, team={"host": workspace.uri, "token": "rotated"})
         client.log_metric("r", "loss", 0.25)
         client.flush()
     assert workspace.sent() == [f"Bearer {token}" for token in (PAT, PAT, "rotated")]
@@ -557,10 +551,10 @@ def test_a_rotated_token_is_taken_over(
 
 
 @pytest.mark.parametrize("refusal", [None, INVALID_TOKEN], ids=["401", "403"])
-def test_a_callables_token_is_asked_for_again(
+def test_a_callable_is_called_again_after_a_refusal(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, refusal: Any
 ) -> None:
-    """After a 403 that is one for the token's sake, too."""
+    """Also after a 403 that is about the token."""
     workspace.refusal = refusal or workspace.refusal
     monkeypatch.setenv("DATABRICKS_HOST", workspace.uri)
     tokens = iter(["old", PAT])
@@ -585,16 +579,16 @@ REFUSALS = {
 
 @both
 @pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS)
-def test_a_workspace_that_lets_nobody_in_leaves_everything_queued(
+def test_a_closed_workspace_leaves_everything_queued(
     workspace: Workspace, variables: None, transport: Transport, refusal: Any
 ) -> None:
-    """However it says so, it is no fault of a run; each request is repeated once at most."""
+    """Whichever its answer is, no run fails. Each request is repeated once at most."""
     good, workspace.tokens = workspace.tokens, set()
     workspace.refusal = refusal or workspace.refusal
     with runqueue.Client("databricks", transport=transport, max_workers=1) as client:
         client.log_metric("r", "loss", 0.5)
         client.log_metric("s", "loss", 0.5)
-        cause = kept_by(client)
+        cause = cause_of_outage(client)
         assert isinstance(cause, AuthError) and cause.scope is Scope.STORE and not cause.retriable
         assert len(workspace.calls) <= 2
         workspace.tokens = good
@@ -602,20 +596,20 @@ def test_a_workspace_that_lets_nobody_in_leaves_everything_queued(
         assert client.statistics().stored == 2
 
 
-def test_what_leads_to_another_host_meanwhile_gets_no_token(workspace: Workspace, profiles: Path) -> None:
-    """Its runs are not these; and no host gets what is meant for another."""
+def test_a_changed_host_gets_no_request(workspace: Workspace, profiles: Path) -> None:
+    """It does not have these runs, and must not get another host's token."""
     with Workspace("other") as other, runqueue.Client("databricks") as client:
-        write(profiles, DEFAULT={"host": workspace.uri, "token": PAT})
+        write_profiles(profiles, DEFAULT={"host": workspace.uri, "token": PAT})
         client.log_metric("r", "loss", 0.5)
         client.flush()
         workspace.tokens.clear()
-        write(profiles, DEFAULT={"host": other.uri, "token": "other"})
+        write_profiles(profiles, DEFAULT={"host": other.uri, "token": "other"})
         client.log_metric("r", "loss", 0.25)
-        cause = kept_by(client)
+        cause = cause_of_outage(client)
         assert isinstance(cause, AuthError) and other.uri in str(cause)
         assert other.calls == [] and "Bearer other" not in workspace.sent()
         workspace.tokens = {"rotated"}
-        write(profiles, DEFAULT={"host": workspace.uri, "token": "rotated"})
+        write_profiles(profiles, DEFAULT={"host": workspace.uri, "token": "rotated"})
         client.flush()
         assert client.statistics().stored == 2
 
@@ -625,7 +619,7 @@ def test_what_leads_to_another_host_meanwhile_gets_no_token(workspace: Workspace
 
 @both
 @pytest.mark.parametrize("code", ["REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED"])
-def test_a_429_is_waited_for_as_long_as_it_says(
+def test_a_429_is_retried_after_its_retry_after(
     workspace: Workspace, variables: None, transport: Transport, code: str
 ) -> None:
     """Then the same request is stored."""
@@ -639,10 +633,10 @@ def test_a_429_is_waited_for_as_long_as_it_says(
 @pytest.mark.parametrize(
     "answer", [(503, "TEMPORARILY_UNAVAILABLE"), (504, "DEADLINE_EXCEEDED"), (500, "INTERNAL_ERROR")]
 )
-def test_what_passes_is_tried_again(
+def test_temporary_errors_are_retried(
     workspace: Workspace, variables: None, monkeypatch: pytest.MonkeyPatch, answer: tuple[int, str]
 ) -> None:
-    """Until it is stored."""
+    """Until the request is stored."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0.01")
     workspace.fail("runs/log-batch", Fault.answer(answer[0], error(answer[1])), times=2)
     log_one()
@@ -653,8 +647,8 @@ DETAILS = [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "X", 
 
 
 @pytest.mark.parametrize("code", ["INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST"])
-def test_a_bad_entry_costs_only_itself(workspace: Workspace, variables: None, code: str) -> None:
-    """Also where the error has more to it than code and message."""
+def test_a_bad_entry_fails_alone(workspace: Workspace, variables: None, code: str) -> None:
+    """Also if the error has more fields than code and message."""
     bad = Fault.answer(400, {**error(code, "that one"), "details": DETAILS})
     workspace.fail(
         "runs/log-batch",
@@ -680,10 +674,10 @@ def test_a_bad_entry_costs_only_itself(workspace: Workspace, variables: None, co
         (400, "INVALID_STATE", NotFoundError),
     ],
 )
-def test_what_concerns_one_run_fails_that_run_only(
+def test_an_error_about_a_run_fails_that_run_only(
     workspace: Workspace, variables: None, status: int, code: str, kind: type[StoreError]
 ) -> None:
-    """Others are stored; a permission that is missing is no token that has run out."""
+    """Other runs are stored. A missing permission is not an expired token."""
     workspace.fail(
         "runs/log-batch",
         Fault.answer(status, error(code)),
@@ -701,7 +695,7 @@ def test_what_concerns_one_run_fails_that_run_only(
     assert workspace.count(DISCOVERY) == 1
 
 
-def test_an_entry_that_speaks_of_tokens_is_no_refusal_of_ours(workspace: Workspace, variables: None) -> None:
+def test_an_entry_that_mentions_tokens_is_not_taken_for_an_expired_token(workspace: Workspace, variables: None) -> None:
     """MLflow's messages quote what was logged."""
     quoted = error("INVALID_PARAMETER_VALUE", "param 'p': invalid access token, token expired, ExpiredJwtException")
     workspace.fail("runs/log-batch", Fault.answer(400, quoted), times=None)
@@ -713,8 +707,8 @@ def test_an_entry_that_speaks_of_tokens_is_no_refusal_of_ours(workspace: Workspa
     assert len(workspace.calls) == 1
 
 
-def test_a_page_with_200_stores_nothing(workspace: Workspace, variables: None) -> None:
-    """A proxy's, most likely."""
+def test_a_page_with_200_does_not_count_as_stored(workspace: Workspace, variables: None) -> None:
+    """It is most likely a proxy's."""
     workspace.fail("runs/log-batch", Fault.answer(200, "<html>Sign in</html>"))
     client = runqueue.Client("databricks")
     client.log_metric("r", "loss", 0.5)
@@ -724,7 +718,7 @@ def test_a_page_with_200_stores_nothing(workspace: Workspace, variables: None) -
 
 
 def test_the_documented_limits_hold(workspace: Workspace, variables: None) -> None:
-    """The same as MLflow's."""
+    """They are those of MLflow."""
     assert DatabricksStore(Config(), "databricks", None, Traffic()).limits == MLFLOW_LIMITS
     with runqueue.Client("databricks") as client:
         for number in range(3):
@@ -741,7 +735,7 @@ SECRETS = (PAT, CLIENT[1], base64.b64encode(":".join(CLIENT).encode()).decode())
 
 
 def assert_unseen(text: str, *more: str) -> None:
-    """None of the secrets is in the text."""
+    """Assert that none of the secrets is in the text."""
     for secret in (*SECRETS, *more):
         assert secret not in text
 
@@ -756,12 +750,12 @@ def test_no_secret_is_shown_in_reprs_errors_or_logs(
     transport: Transport,
     kind: str,
 ) -> None:
-    """Ours, httpx's, and the SDK's at the level of debugging; nor what a server echoes, or a pickle of an error."""
+    """In our logs, httpx's and the SDK's at DEBUG, in a server's repetition, and in a pickled error."""
     caplog.set_level(logging.DEBUG)
     uri = "databricks"
     if kind == "profile":
         uri = "databricks://team"
-        write(profiles, team={"host": workspace.uri, "token": PAT})
+        write_profiles(profiles, team={"host": workspace.uri, "token": PAT})
     else:
         request.getfixturevalue(kind)
     with runqueue.Client(uri, transport=transport, retry_timeout=0) as client:
@@ -787,20 +781,20 @@ def test_no_secret_is_shown_in_reprs_errors_or_logs(
             assert secret not in text
 
 
-def test_what_an_oauth_server_echoes_is_not_shown(workspace: Workspace, principal: None) -> None:
-    """Nor do the frames of the error hold it."""
+def test_secrets_that_an_oauth_server_repeats_are_not_shown(workspace: Workspace, principal: None) -> None:
+    """The frames of the error do not hold them either."""
     echo = f"you are {CLIENT[0]} with {CLIENT[1]}, Basic {SECRETS[2]}"
     workspace.fail(TOKEN, Fault.answer(401, {"error": "invalid_client", "error_description": echo}), times=None)
     client = runqueue.Client("databricks")
     client.log_metric("r", "loss", 0.5)
-    cause = kept_by(client)
+    cause = cause_of_outage(client)
     assert "invalid_client" in str(cause)
     assert_unseen(str(cause))
-    forgotten(client)
+    abandon(client)
 
 
 def test_no_frame_of_an_error_holds_a_secret(workspace: Workspace, principal: None) -> None:
-    """Error trackers upload them."""
+    """Error trackers upload the variables of frames."""
     workspace.fail(TOKEN, Fault.answer(401, {"error": "invalid_client"}), times=None)
 
     async def main() -> StoreError:
@@ -820,23 +814,23 @@ def test_no_frame_of_an_error_holds_a_secret(workspace: Workspace, principal: No
 
 
 def test_a_token_that_no_header_can_hold_is_not_shown(workspace: Workspace, profiles: Path) -> None:
-    """Nothing is sent with it."""
-    write(profiles, DEFAULT={"host": workspace.uri, "token": "dapi-sn\N{SNOWMAN}wman"})
+    """No request is sent with it."""
+    write_profiles(profiles, DEFAULT={"host": workspace.uri, "token": "dapi-sn\N{SNOWMAN}wman"})
     client = runqueue.Client("databricks")
     client.log_metric("r", "loss", 0.5)
-    cause = kept_by(client)
+    cause = cause_of_outage(client)
     assert isinstance(cause, AuthError) and "wman" not in str(cause)
     assert workspace.calls == []
-    forgotten(client)
+    abandon(client)
 
 
 def test_a_secret_in_place_of_a_profiles_name_is_not_shown(profiles: Path) -> None:
-    """Not a form of Databricks', but one that is tried."""
+    """Databricks has no such form, but users try it."""
     client = runqueue.Client(f"databricks://{PAT}@host")
     client.log_metric("r", "loss", 0.5)
-    write(profiles, other={"host": "http://127.0.0.1:1"})
-    assert_unseen(str(kept_by(client)) + repr(client))
-    forgotten(client)
+    write_profiles(profiles, other={"host": "http://127.0.0.1:1"})
+    assert_unseen(str(cause_of_outage(client)) + repr(client))
+    abandon(client)
 
 
 # -- both event loops ------------------------------------------------------------------------------------------------
@@ -844,7 +838,7 @@ def test_a_secret_in_place_of_a_profiles_name_is_not_shown(profiles: Path) -> No
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_one_call_of_the_sdk_at_a_time_serves_all(workspace: Workspace, principal: None, backend: str) -> None:
-    """Many requests that begin together look once for the host, and once for a token."""
+    """Many concurrent requests lead to one look-up of the host, and one of a token."""
 
     async def main() -> list[str]:
         credentials = DatabricksCredentials("databricks", None, Config())

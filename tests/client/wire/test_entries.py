@@ -1,4 +1,4 @@
-"""What a log call does to its values: what can be converted is sent exactly, what cannot fails alone and by name."""
+"""Values of log calls, from the call to the server: valid ones are sent exactly, and bad ones fail alone, by name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RUN = "a" * 32
 
 
 class Tensor:
-    """Like a tensor of torch: it converts, it has no `__index__` for floats, and it may change after the call."""
+    """Like a tensor of torch: floats have no `__index__`, and its value may change after the call."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -47,7 +47,7 @@ class Tensor:
 
 
 class Broken:
-    """Fails whatever is asked of it, as a tensor of a device that is gone."""
+    """Fails at each use, like a tensor of a lost device."""
 
     def __float__(self) -> float:
         raise RuntimeError("the device is lost")
@@ -62,7 +62,7 @@ class Broken:
 
 
 class LooseMapping(Mapping[str, float]):
-    """A mapping that is no dict."""
+    """A mapping that is not a dict."""
 
     def __getitem__(self, key: str) -> float:
         return {"a": 1.0, "b": 2.0}[key]
@@ -75,12 +75,12 @@ class LooseMapping(Mapping[str, float]):
 
 
 def logged(server: ScriptedServer, kind: str) -> list[dict[str, Any]]:
-    """All entries of one kind that the server was sent."""
+    """All entries of one kind that the server has received."""
     return [entry for request in server.to("runs/log-batch") for entry in entries(request, kind)]
 
 
 def only_failure(client: runqueue.Client) -> runqueue.OperationFailure:
-    """The one failure of the next flush."""
+    """The single failure that the next flush reports."""
     with pytest.raises(FlushError) as caught:
         client.flush()
     (failure,) = caught.value.failures
@@ -116,10 +116,10 @@ def only_failure(client: runqueue.Client) -> runqueue.OperationFailure:
     ],
     ids=repr,
 )
-def test_whatever_float_takes_is_sent_exactly(
+def test_values_that_float_converts_are_sent_exactly(
     client: runqueue.Client, server: ScriptedServer, value: Any, number: float | str
 ) -> None:
-    """By both forms of the call, a first time and again."""
+    """By both forms of the call, with new and with cached keys."""
     client.log_metrics(RUN, {"m": value, "plain": 1.0})
     client.log_metric(RUN, "m", value)
     client.log_metrics(RUN, {"m": value, "plain": 1.0})
@@ -154,7 +154,7 @@ def test_whatever_float_takes_is_sent_exactly(
 def test_a_step_or_timestamp_may_be_any_whole_number(
     client: runqueue.Client, server: ScriptedServer, step: Any, sent: int
 ) -> None:
-    """What loses nothing as an int is taken; a step may be negative, a time may not."""
+    """Any type that loses nothing as an int. A step may be negative, a time may not."""
     client.log_metrics(RUN, {"a": 1.0}, step=step)
     client.log_metric(RUN, "a", 1.0, step)
     if sent >= 0 and step is not None:
@@ -168,15 +168,15 @@ def test_a_step_or_timestamp_may_be_any_whole_number(
 
 
 def test_all_metrics_of_a_call_have_one_timestamp(client: runqueue.Client, server: ScriptedServer) -> None:
-    """That of the call, in milliseconds."""
+    """The time of the call, in milliseconds."""
     client.log_metrics(RUN, dict.fromkeys(map(str, range(1_000)), 1.0))
     client.flush()
     (stamp,) = {point["timestamp"] for point in logged(server, "metrics")}
     assert 1_600_000_000_000 < stamp < 5_000_000_000_000
 
 
-def test_what_changes_after_the_call_changes_nothing(client: runqueue.Client, server: ScriptedServer) -> None:
-    """Neither the dict, nor a tensor, a 0-d array or a list in it."""
+def test_changes_after_the_call_are_not_sent(client: runqueue.Client, server: ScriptedServer) -> None:
+    """Of a dict, or of a tensor, a 0-d array or a list in it."""
     tensor, scalar, items = Tensor(1.0), np.array(1.0), [1]
     step = Tensor(1)
     metrics = {"tensor": tensor, "array": scalar}
@@ -207,7 +207,7 @@ def test_what_changes_after_the_call_changes_nothing(client: runqueue.Client, se
     "value", ["text", 1, 1.5, True, None, [1, "a"], np.float32(0.5), Tensor(1), float("nan"), b"b"]
 )
 def test_params_and_tags_are_sent_as_their_str(client: runqueue.Client, server: ScriptedServer, value: Any) -> None:
-    """By the single forms as by the others."""
+    """By the calls for one entry and by those for many."""
     client.log_params(RUN, {"a": value})
     client.log_param(RUN, "b", value)
     client.set_tags(RUN, {"a": value})
@@ -218,7 +218,7 @@ def test_params_and_tags_are_sent_as_their_str(client: runqueue.Client, server: 
 
 
 def test_any_mapping_may_be_logged(client: runqueue.Client, server: ScriptedServer) -> None:
-    """A mapping need not be a dict."""
+    """It need not be a dict."""
     client.log_metrics(RUN, LooseMapping())
     client.log_params(RUN, LooseMapping())
     client.set_tags(RUN, LooseMapping())
@@ -248,7 +248,7 @@ BAD_VALUES: dict[str, Any] = {
 
 @pytest.mark.parametrize("value", BAD_VALUES.values(), ids=BAD_VALUES)
 def test_a_value_that_is_no_number_fails_alone(client: runqueue.Client, server: ScriptedServer, value: Any) -> None:
-    """It is named with run, key and step; its neighbours are stored, and the call itself never raises."""
+    """The failure names run, key and step. Other entries are stored, and the call does not raise."""
     client.log_metrics(RUN, {"first": 1.0, "bad key": value, "last": 2.0}, step=7, timestamp=5)
     client.log_metric(RUN, "bad key", value, step=7, timestamp=5)
     client.log_metric(RUN, "later", 3.0)
@@ -267,8 +267,8 @@ def test_a_value_that_is_no_number_fails_alone(client: runqueue.Client, server: 
 
 
 @pytest.mark.filterwarnings("ignore:Casting complex values")
-def test_a_complex_number_of_numpy_is_not_halved(client: runqueue.Client, server: ScriptedServer) -> None:
-    """numpy's `float()` of one drops the imaginary part with a warning that few make an error of."""
+def test_a_complex_number_of_numpy_fails(client: runqueue.Client, server: ScriptedServer) -> None:
+    """`float()` would drop its imaginary part with only a warning."""
     client.log_metrics(RUN, {"bad": np.complex128(1 + 2j), "good": 1.0})
     client.log_metric(RUN, "good", 1.0, step=np.complex128(1 + 2j))  # type: ignore[arg-type]
     with pytest.raises(FlushError) as caught:
@@ -279,7 +279,7 @@ def test_a_complex_number_of_numpy_is_not_halved(client: runqueue.Client, server
 
 @pytest.mark.parametrize("value", ["0.5", None, 1 + 2j, b"0.5"], ids=repr)
 def test_the_entry_of_a_bad_value_holds_it_as_given(client: runqueue.Client, value: Any) -> None:
-    """Of what cannot change, the very value."""
+    """If the value cannot change, it is the very object."""
     client.log_metric(RUN, "bad", value, step=3, timestamp=4)
     failure = only_failure(client)
     assert list(failure.entries) == [Entry("metric", "bad", value, 3, 4)]
@@ -308,7 +308,7 @@ BAD_STEPS: dict[str, Any] = {
 def test_a_step_or_timestamp_that_is_no_whole_number_fails_its_call_alone(
     client: runqueue.Client, server: ScriptedServer, name: str, step: Any
 ) -> None:
-    """The call does not raise; its points are named with the step as it was given; other calls are stored."""
+    """The call does not raise. The failure's entries hold the step as it was given, and other calls are stored."""
     client.log_metrics(RUN, {"good": 1.0}, step=1)
     client.log_metrics(RUN, {"bad": 1.0, "bad too": 2.0}, **{name: step})
     client.log_metrics(RUN, {"good": 2.0}, step=2)
@@ -324,7 +324,7 @@ def test_a_step_or_timestamp_that_is_no_whole_number_fails_its_call_alone(
 
 
 def test_a_negative_timestamp_fails_its_call_alone(client: runqueue.Client, server: ScriptedServer) -> None:
-    """MLflow's times count from the epoch on."""
+    """MLflow's times are counted from the epoch."""
     client.log_metric(RUN, "bad", 1.0, timestamp=-1)
     client.log_metric(RUN, "good", 1.0, timestamp=0)
     failure = only_failure(client)
@@ -334,10 +334,10 @@ def test_a_negative_timestamp_fails_its_call_alone(client: runqueue.Client, serv
 
 @pytest.mark.parametrize("method", ["log_params", "set_tags"])
 @pytest.mark.parametrize("value", [Broken(), 10**5000, "\ud800"], ids=["broken", "huge", "surrogate"])
-def test_a_text_that_cannot_be_made_fails_alone(
+def test_a_value_without_a_valid_str_fails_alone(
     client: runqueue.Client, server: ScriptedServer, method: str, value: Any
 ) -> None:
-    """A `str()` that raises, or gives what no UTF-8 can hold, costs its own entry."""
+    """Its `str()` raises, or UTF-8 cannot encode it."""
     getattr(client, method)(RUN, {"first": 1, "bad key": value, "last": 2})
     failure = only_failure(client)
     assert [entry.key for entry in failure.entries] == ["bad key"]
@@ -351,7 +351,7 @@ def test_a_text_that_cannot_be_made_fails_alone(
 def test_a_key_that_is_no_text_fails_alone(
     client: runqueue.Client, server: ScriptedServer, method: str, key: Any
 ) -> None:
-    """The failure names it as it was given, and can be printed."""
+    """The failure holds it as it was given, and can be printed."""
     getattr(client, method)(RUN, {"first": 1, key: 2, "last": 3})
     failure = only_failure(client)
     assert [entry.key for entry in failure.entries] == [key]
@@ -369,10 +369,10 @@ BAD_TAGS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("make", BAD_TAGS.values(), ids=BAD_TAGS)
-def test_a_bad_tag_of_create_run_costs_neither_the_call_nor_the_run(
+def test_a_bad_tag_of_create_run_fails_alone(
     client: runqueue.Client, server: ScriptedServer, make: Callable[[], Any]
 ) -> None:
-    """It goes the way of every tag that is set later, and fails alone if it cannot be sent."""
+    """It is sent by log-batch, and the run is created."""
     server.fail("runs/create", _created("r1"), times=None)
     run = client.create_run("0", tags={"first": 1, "bad": make(), "last": 2})
     try:
@@ -393,7 +393,7 @@ def _created(run_id: str) -> Any:
 
 
 def test_every_body_is_strict_json(client: runqueue.Client, server: ScriptedServer) -> None:
-    """No NaN, no duplicate name in an object, nothing that is not UTF-8."""
+    """No NaN, no name twice in an object, and valid UTF-8."""
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         assert len({key for key, _ in pairs}) == len(pairs)

@@ -1,4 +1,4 @@
-"""The wire format by plain calls: what goes in comes back from the JSON exactly, and what cannot go in fails alone."""
+"""The encoder and the bodies: each entry is in the JSON exactly as it was logged, and a bad one fails alone."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def encoded(record: Record, encoder: Encoder | None = None, memory: dict[Any, Any] | None = None) -> list[Any]:
-    """Each entry as the JSON that is sent of it, or the error that keeps it back."""
+    """The JSON object of each entry, or the error that it fails with."""
     pieces, faults = (encoder or Encoder()).encode(record, {} if memory is None else memory)
     apart = Slice(record, 0, pieces).pieces
     return [faults[at] if faults and at in faults else json.loads(piece) for at, piece in enumerate(apart)]
 
 
 def metric(values: Mapping[Any, Any], timestamp: Any = 1, step: Any = 0) -> Record:
-    """A record of metrics as the faces queue it; *timestamp* in ms."""
+    """A record of metrics as the clients queue it; *timestamp* in ms."""
     return record_of(
         METRIC, values, timestamp if isinstance(timestamp, InvalidValue) else timestamp * MILLISECOND, step
     )
 
 
 def as_float(sent: object) -> float:
-    """What MLflow makes of a metric value: a JSON number, or one of three words."""
+    """The value that MLflow reads: a JSON number, or one of three texts."""
     if isinstance(sent, str):
         return NOT_FINITE[sent]
     assert isinstance(sent, (int, float))
@@ -59,20 +59,20 @@ def as_float(sent: object) -> float:
 
 
 def same(one: float, other: float) -> bool:
-    """Equal to the bit, the sign of zero included; NaN equals NaN."""
+    """Whether two floats are equal, with the sign of zero; NaN equals NaN."""
     return (math.isnan(one) and math.isnan(other)) or (
         one == other and math.copysign(1, one) == math.copysign(1, other)
     )
 
 
 def batch(*records: Record) -> Batch:
-    """The records, whole, in one batch."""
+    """A batch with all entries of the records."""
     encoder = Encoder()
     return Batch.of(1, [Slice(record, 0, encoder.encode(record, {})[0]) for record in records])
 
 
 def mlflow_cuts(text: str, longest: int) -> str:
-    """What MLflow itself makes of a long text."""
+    """The text as MLflow's own function cuts it."""
     from mlflow.utils import _truncate_and_ellipsize
 
     return str(_truncate_and_ellipsize(text, longest))  # type: ignore[no-untyped-call]
@@ -82,8 +82,8 @@ def mlflow_cuts(text: str, longest: int) -> str:
 
 
 @given(values=st.dictionaries(KEYS, NUMBERS), step=STEPS, timestamp=STAMPS)
-def test_every_number_comes_back_exactly(values: dict[str, Any], step: int, timestamp: int) -> None:
-    """Keys, float values, steps and timestamps survive the JSON, in order, also when the keys are known already."""
+def test_numbers_are_encoded_exactly(values: dict[str, Any], step: int, timestamp: int) -> None:
+    """Keys, values, steps and timestamps survive, in order, also if the keys are cached."""
     encoder = Encoder()
     for _ in range(2):  # the second time, all keys are in the cache
         points = encoded(metric(values, timestamp, step), encoder)
@@ -96,8 +96,8 @@ def test_every_number_comes_back_exactly(values: dict[str, Any], step: int, time
 
 
 @given(value=FLOATS)
-def test_what_is_not_finite_goes_as_the_words_that_mlflow_takes(value: float) -> None:
-    """A bare NaN is no JSON, and servers drop the rest of a batch at one."""
+def test_numbers_that_are_not_finite_are_encoded_as_texts(value: float) -> None:
+    """JSON has no NaN, and a server drops the rest of a batch after one."""
     (point,) = encoded(metric({"m": value}))
     assert isinstance(point["value"], float if math.isfinite(value) else str)
     assert isinstance(point["value"], float) or point["value"] in NOT_FINITE
@@ -105,7 +105,7 @@ def test_what_is_not_finite_goes_as_the_words_that_mlflow_takes(value: float) ->
 
 @given(values=st.dictionaries(KEYS, st.one_of(NUMBERS, st.sampled_from(["1", b"1", None, 1j, [1.0], 10**400, (), {}]))))
 def test_values_that_are_no_numbers_fail_alone(values: dict[str, Any]) -> None:
-    """Whatever is mixed into one call, the numbers are sent and the others named."""
+    """The numbers of the same call are sent, and each other entry is named."""
     for key, value, sent in zip(values, values.values(), encoded(metric(values)), strict=True):
         if isinstance(value, (bool, int, float, Fraction, Decimal)) and value != 10**400:
             assert sent["key"] == key and same(as_float(sent["value"]), float(value))
@@ -130,8 +130,8 @@ def test_values_that_are_no_numbers_fail_alone(values: dict[str, Any]) -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_the_fault_of_a_value_shows_it_in_short(value: object, words: str) -> None:
-    """The message quotes what was given, and never fills a screen."""
+def test_the_error_of_a_value_quotes_it_in_short(value: object, words: str) -> None:
+    """However long it is."""
     good, bad = encoded(metric({"good": 1, "bad": value}))
     assert good["value"] == 1
     assert isinstance(bad, Exception) and words in str(bad)
@@ -152,13 +152,13 @@ def test_the_fault_of_a_value_shows_it_in_short(value: object, words: str) -> No
     ids=lambda value: type(value).__name__,
 )
 def test_a_bad_step_or_timestamp_fails_every_point_of_its_call(timestamp: object, step: object, words: str) -> None:
-    """They are one for all points of a call; nothing half-filled is sent."""
+    """All points of a call have the same step and timestamp."""
     first, second = encoded(metric({"a": 1.0, "b": 2.0}, timestamp, step))
     assert words in str(first) and words in str(second)
 
 
-def test_the_model_and_the_dataset_travel_with_each_point() -> None:
-    """Under the names that MLflow's REST API gives them."""
+def test_each_point_names_its_model_and_dataset() -> None:
+    """By the field names of MLflow's REST API."""
     (point,) = encoded(record_of(METRIC, {"m": 1.0}, MILLISECOND, 2, "m-1", ("iris", "abc")))
     assert (point["model_id"], point["dataset_name"], point["dataset_digest"]) == ("m-1", "iris", "abc")
 
@@ -167,7 +167,7 @@ def test_the_model_and_the_dataset_travel_with_each_point() -> None:
     ("model_id", "dataset"), [(7, None), ("\ud800", None), ("m", ("\udfff", "d")), ("m", ("n", 1))]
 )
 def test_a_bad_model_or_dataset_fails_its_call(model_id: Any, dataset: Any) -> None:
-    """They are text, and text that can be encoded."""
+    """They have to be text, and valid Unicode."""
     for sent in encoded(record_of(METRIC, {"a": 1.0, "b": 2.0}, MILLISECOND, 2, model_id, dataset)):
         assert isinstance(sent, Exception)
 
@@ -177,15 +177,15 @@ def test_a_bad_model_or_dataset_fails_its_call(model_id: Any, dataset: Any) -> N
 
 @given(values=st.dictionaries(KEYS, st.one_of(TEXT, st.integers(), FLOATS, st.booleans(), st.none())))
 @pytest.mark.parametrize("kind", [PARAM, TAG])
-def test_every_text_comes_back_exactly(kind: int, values: dict[str, Any]) -> None:
-    """Unicode, control characters and quotes survive the JSON; of other values the `str()` does."""
+def test_texts_are_encoded_exactly(kind: int, values: dict[str, Any]) -> None:
+    """Unicode, control characters and quotes survive; other values are sent as their `str()`."""
     sent = encoded(record_of(kind, values, True))
     assert [(each["key"], each["value"]) for each in sent] == [(key, str(value)) for key, value in values.items()]
 
 
 @given(text=SURROGATES, around=TEXT)
 def test_lone_surrogates_fail_alone(text: str, around: str) -> None:
-    """As a key of any kind, and as a value; what stands beside them is sent."""
+    """As a key of any kind, and as a value. Other entries of the call are sent."""
     bad = around[:100] + text[:100]
     for record in (
         metric({"a": 1.0, bad: 2.0, "z": 3.0}),
@@ -203,7 +203,7 @@ def test_lone_surrogates_fail_alone(text: str, around: str) -> None:
 
 @pytest.mark.parametrize("key", [1, None, 1.5, b"k", ("a", "b"), True])
 def test_a_key_that_is_no_text_fails_alone(key: object) -> None:
-    """It is named by its type."""
+    """The error names its type."""
     for record in (
         metric({"a": 1.0, key: 2.0}),
         record_of(PARAM, {"a": 1, key: 2}),
@@ -214,8 +214,8 @@ def test_a_key_that_is_no_text_fails_alone(key: object) -> None:
         assert type(key).__name__ in str(bad)
 
 
-def test_a_text_that_python_refuses_to_write_fails_alone() -> None:
-    """An int of more than 4,300 digits has no `str()`; the other params of the call do."""
+def test_an_int_that_python_refuses_to_convert_fails_alone() -> None:
+    """An int of more than 4,300 digits has no `str()`. Other params of the call are sent."""
     for record in (record_of(PARAM, {"a": 1, "huge": 10**5000}), record_of(TAG, {"a": 1, "huge": 10**5000}, True)):
         good, bad = encoded(record)
         assert good == {"key": "a", "value": "1"}
@@ -227,7 +227,7 @@ def test_a_text_that_python_refuses_to_write_fails_alone() -> None:
 
 @given(length=st.integers(0, 700), character=st.sampled_from("aä\U0001f600"))
 def test_keys_are_cut_as_mlflow_cuts_them(length: int, character: str) -> None:
-    """To 250 characters, not bytes, the last three of them dots; MLflow's own function says the same."""
+    """To 250 characters, not bytes, with three dots at the end. MLflow's own function does the same."""
     key = character * length
     expected = mlflow_cuts(key, MAX_KEY)
     for record in (metric({key: 1.0}), record_of(PARAM, {key: ""}), record_of(TAG, {key: ""}, True)):
@@ -238,7 +238,7 @@ def test_keys_are_cut_as_mlflow_cuts_them(length: int, character: str) -> None:
 @pytest.mark.parametrize(("kind", "longest"), [(PARAM, MAX_PARAM_VALUE), (TAG, MAX_TAG_VALUE)])
 @pytest.mark.parametrize("beyond", [-1, 0, 1, 1_000])
 def test_values_are_cut_as_mlflow_cuts_them(kind: int, longest: int, beyond: int) -> None:
-    """To 6,000 characters of a param and 8,000 of a tag."""
+    """To 6,000 characters of a param, and 8,000 of a tag."""
     from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
     assert (MAX_PARAM_VALUE, MAX_TAG_VALUE) == (MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH)
@@ -249,8 +249,8 @@ def test_values_are_cut_as_mlflow_cuts_them(kind: int, longest: int, beyond: int
     assert encoder.cut == (1 if beyond > 0 else 0)
 
 
-def test_cuts_are_counted_and_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
-    """The warning names what was cut first, and how long it was."""
+def test_cuts_are_counted_and_one_warning_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """The warning names the first text that was cut, and its length."""
     encoder = Encoder()
     memory: dict[Any, Any] = {}
     with caplog.at_level(logging.WARNING, "runqueue"):
@@ -264,7 +264,7 @@ def test_cuts_are_counted_and_warned_of_once(caplog: pytest.LogCaptureFixture) -
 
 @pytest.mark.parametrize("kind", [METRIC, PARAM, TAG])
 def test_two_keys_that_collide_after_the_cut_are_reported(kind: int) -> None:
-    """The first one stays, in this call and the next; the other fails alone."""
+    """The first key is sent, in this call and the next. The other one fails alone."""
     first, second, cut = "k" * 250 + "1", "k" * 250 + "2", "k" * 247 + "..."
     encoder, memory = Encoder(), dict[Any, Any]()
     kept, collided = encoded(record_of(kind, {first: 1, second: 2}, 1, 1, None, None), encoder, memory)
@@ -280,8 +280,8 @@ def test_two_keys_that_collide_after_the_cut_are_reported(kind: int) -> None:
 
 
 @pytest.mark.parametrize("kind", [METRIC, PARAM, TAG])
-def test_a_cut_key_may_not_hide_behind_a_literal_one(kind: int) -> None:
-    """A key that was given as it stands, and one that is cut to the same text later, are two."""
+def test_a_cut_key_may_not_equal_a_literal_one(kind: int) -> None:
+    """The key that is cut to the text of an existing key fails."""
     encoder, memory = Encoder(), dict[Any, Any]()
     literal = "k" * 247 + "..."
     (kept,) = encoded(record_of(kind, {literal: 1}, 1, 1, None, None), encoder, memory)
@@ -298,10 +298,10 @@ def test_a_cut_key_may_not_hide_behind_a_literal_one(kind: int) -> None:
     optional=st.tuples(st.none() | TEXT, st.none() | TEXT),
     tags=st.dictionaries(KEYS, TEXT),
 )
-def test_datasets_come_back_exactly(
+def test_datasets_are_encoded_exactly(
     texts: tuple[str, str, str, str], optional: tuple[str | None, str | None], tags: dict[str, str]
 ) -> None:
-    """Schema and profile are left out where there is none."""
+    """Schema and profile are left out if they are None."""
     (sent,) = encoded(record_of(DATASET, (Dataset(*texts, *optional, tags),)))
     expected = dict(zip(("name", "digest", "source_type", "source"), texts, strict=True))
     expected |= {key: text for key, text in zip(("schema", "profile"), optional, strict=True) if text is not None}
@@ -321,7 +321,7 @@ def test_datasets_come_back_exactly(
     ],
 )
 def test_a_bad_dataset_fails_alone(bad: object) -> None:
-    """The others of its call are sent."""
+    """The other datasets of its call are sent."""
     first, second, third = encoded(record_of(DATASET, (Dataset("a", "1"), bad, Dataset("z", "2"))))
     assert (first["dataset"]["name"], third["dataset"]["name"]) == ("a", "z")
     assert isinstance(second, Exception)
@@ -331,7 +331,7 @@ def test_a_bad_dataset_fails_alone(bad: object) -> None:
 def test_bodies_are_the_json_that_mlflow_documents(
     run_id: str, metrics: dict[str, float], texts: dict[str, str]
 ) -> None:
-    """Built of fragments, they are what `json.dumps` would have made; kinds that are absent are left out."""
+    """They equal the output of `json.dumps`, and absent kinds are left out."""
     pairs = [{"key": key, "value": text} for key, text in texts.items()]
     points = [
         {"key": key, "value": value if math.isfinite(value) else str(value), "timestamp": 5, "step": 3}
@@ -348,8 +348,8 @@ def test_bodies_are_the_json_that_mlflow_documents(
     assert json.loads(log_batch_body(run_id, batch(record_of(TAG, texts, True)))) == {"run_id": run_id, "tags": pairs}
 
 
-def test_the_envelope_is_never_larger_than_reckoned_with() -> None:
-    """The longest run id, all kinds: what is not fragments and commas stays below ENVELOPE_BYTES."""
+def test_the_envelope_is_never_larger_than_its_constant() -> None:
+    """With the longest run id and all kinds, all but the fragments and commas is below ENVELOPE_BYTES."""
     whole = batch(metric({"m": 1.0}), record_of(PARAM, {"p": "1"}), record_of(TAG, {"t": "1"}, True))
     assert len(log_batch_body("r" * 256, whole)) <= whole.size + ENVELOPE_BYTES
     inputs = batch(record_of(DATASET, (Dataset("a", "b"),)))
@@ -365,7 +365,7 @@ def test_the_envelope_is_never_larger_than_reckoned_with() -> None:
 @pytest.mark.parametrize("own", [{}, {"a": "1", "b": 'q"\n'}])
 @pytest.mark.parametrize("name", [None, 'x"y'])
 def test_create_run_carries_name_and_tags(own: dict[str, str], name: str | None) -> None:
-    """Ours, the run's own and the riders make one list; without a name none is sent."""
+    """System tags and the user's tags are one list. Without a name, no name is sent."""
     new = NewRun("12", None, 1_700, name, None, own)
     record = record_of(RUN, ("run",), tuple(own), new)
     riders = batch(record, record_of(TAG, {"r": "2"}, True))
@@ -377,7 +377,7 @@ def test_create_run_carries_name_and_tags(own: dict[str, str], name: str | None)
 
 
 def test_one_small_body_ends_a_run() -> None:
-    """Run, status and time; nothing else."""
+    """It holds the run, the status and the time."""
     record = record_of(STATUS, (), "FAILED", 1_800)
     assert json.loads(status_body("r", record)) == {"run_id": "r", "status": "FAILED", "end_time": 1_800}
 
@@ -402,5 +402,5 @@ def test_one_small_body_ends_a_run() -> None:
     ],
 )
 def test_an_entry_is_described_as_it_was_given(record: Record, at: int, entry: Entry) -> None:
-    """Kind, key, value, step and time, for every kind of record."""
+    """With key, value, step and time, for each kind of record."""
     assert list(entries_of(record, at, at + 1)) == [entry]
