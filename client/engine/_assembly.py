@@ -193,7 +193,7 @@ class Assembly:
 @asynccontextmanager
 async def assembled(
     config: Config,
-    uri: str,
+    uri: Callable[[], str],
     accumulator: Accumulator,
     *,
     traffic: Traffic,
@@ -205,7 +205,7 @@ async def assembled(
 
     Args:
         config: The client's settings.
-        uri: The tracking URI, resolved.
+        uri: Gives the tracking URI, resolved. It may hold a password, so no frame of a traceback holds it.
         accumulator: Holds what is to be sent.
         traffic: Counts the requests.
         meter: Counts the bytes of artifacts that are uploaded.
@@ -215,10 +215,10 @@ async def assembled(
         Exception: The store cannot be made, e.g. because its database is out of reach.
     """
     with _fork.importing():
-        store = make_store(config, uri, traffic)
+        store = make_store(config, uri(), traffic)
     artifacts = None
     try:
-        artifacts = Artifacts(store, config, uri, traffic, meter)
+        artifacts = Artifacts(store, config, uri(), traffic, meter)
         assembly = Assembly(config, accumulator, meter, store, artifacts, on_outage)
         async with assembly.running():
             yield assembly

@@ -325,7 +325,7 @@ class Engine:
             from runqueue.engine._assembly import assembled
         making = assembled(
             self.config,
-            self.uri,
+            lambda: self.uri,
             self.accumulator,
             traffic=self.traffic,
             meter=self.meter,
