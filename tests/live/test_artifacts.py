@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import anyio
 import pytest
 import trustme
 
@@ -167,21 +166,18 @@ def test_an_embedded_store_keeps_artifacts_too(embedded_uri: str, tmp_path: Path
     assert mlflow_client(embedded_uri).get_run(run.run_id).info.status == "FINISHED"
 
 
-def test_the_asynchronous_face_logs_them_too(mlflow_server: MlflowServer, tmp_path: Path) -> None:
-    """By plain calls, which wait for nothing."""
-
-    async def main() -> Any:
-        async with runqueue.AsyncClient(mlflow_server.uri) as client:
-            async with client.start_run("0") as run:
-                run.log_text("text", "a/b.txt")
-                run.log_dict({}, "c.json")
-                run.log_figure(figure(), "f.png")
-                run.log_image(images()["gray.png"], "i.png")
-                run.log_artifacts(tree(tmp_path))
-            await client.flush(run_id=run.id)
-        return run.run_id
-
-    found = stored(mlflow_server.uri, anyio.run(main), tmp_path / "ours")
+@pytest.mark.asyncio
+async def test_the_async_client_logs_artifacts(mlflow_server: MlflowServer, tmp_path: Path) -> None:
+    """By plain calls, which do not wait for the upload."""
+    async with runqueue.AsyncClient(mlflow_server.uri) as client:
+        async with client.start_run("0") as run:
+            run.log_text("text", "a/b.txt")
+            run.log_dict({}, "c.json")
+            run.log_figure(figure(), "f.png")
+            run.log_image(images()["gray.png"], "i.png")
+            run.log_artifacts(tree(tmp_path))
+        await client.flush(run_id=run.id)
+    found = stored(mlflow_server.uri, run.run_id, tmp_path / "ours")
     assert len(found) == 9
     assert found["a/b.txt"] == b"text"
 

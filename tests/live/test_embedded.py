@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 
-import anyio
 import pytest
 
 import runqueue
@@ -70,42 +68,17 @@ def log_everything(client: runqueue.Client | runqueue.AsyncClient) -> list[runqu
     return [parent, child]
 
 
-def log_by_block() -> list[runqueue.PendingRunId]:
-    with runqueue.Client() as client:
-        return log_everything(client)
-
-
-async def _log_in_a_loop() -> list[runqueue.PendingRunId]:
-    async with runqueue.AsyncClient() as client:
-        runs = log_everything(client)
-        await client.flush()
-        return runs
-
-
-FACES: dict[str, Callable[[], list[runqueue.PendingRunId]]] = {
-    "sync": log_by_block,
-    "asyncio": lambda: anyio.run(_log_in_a_loop, backend="asyncio"),
-    "trio": lambda: anyio.run(_log_in_a_loop, backend="trio"),
-}
-
-
-@pytest.mark.parametrize("face", FACES)
-def test_everything_reads_back_point_by_point(
-    embedded_uri: str, face: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Names, parents, params, tags, histories, datasets, status; on SQLite without a word about where it is."""
-    if embedded_uri.startswith("file:"):
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", embedded_uri)
-    parent, child = FACES[face]()
-    assert capfd.readouterr().out == ""
-    assert sorted(run_ids(embedded_uri)) == sorted([str(parent.run_id), str(child.run_id)])
-    run, held = read(embedded_uri, parent.run_id)
+def assert_everything_is_stored(uri: str, runs: list[runqueue.PendingRunId]) -> None:
+    """Assert that MLflow reads back all that `log_everything` has logged."""
+    parent, child = runs
+    assert sorted(run_ids(uri)) == sorted([str(parent.run_id), str(child.run_id)])
+    run, held = read(uri, parent.run_id)
     assert (run.info.run_name, run.info.start_time, run.info.status) == ("pärent", 5, "RUNNING")
     assert held == content(tags={"own": "ü" * 300})
-    run, held = read(embedded_uri, child.run_id)
+    run, held = read(uri, child.run_id)
     assert (run.info.status, run.info.end_time) == ("FAILED", 77)
     assert run.data.tags["mlflow.parentRunId"] == parent.run_id
-    largest = math.inf if embedded_uri.startswith("file:") else MAX_DOUBLE
+    largest = math.inf if uri.startswith("file:") else MAX_DOUBLE
     odd = {"nan": -1.0, "inf": largest, "-inf": -largest, "tiny": 5e-324}
     assert held == content(
         params={f"p/{at}": f"{at} \N{SNOWMAN}" for at in range(250)} | {"none": "None", "list": "[1]"},
@@ -128,6 +101,50 @@ def test_everything_reads_back_point_by_point(
             StoredInput("iris", "def", "local"),
         ],
     )
+
+
+@pytest.fixture
+def default_uri(embedded_uri: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A store that a client without arguments finds: on SQLite with no setting at all."""
+    if embedded_uri.startswith("file:"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", embedded_uri)
+    return embedded_uri
+
+
+def test_everything_reads_back_point_by_point(default_uri: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Names, parents, params, tags, histories, datasets, status."""
+    with runqueue.Client() as client:
+        runs = log_everything(client)
+    assert capfd.readouterr().out == ""
+    assert_everything_is_stored(default_uri, runs)
+
+
+class AsyncClientTests:
+    """The same case for both event loops."""
+
+    async def test_everything_reads_back_point_by_point(
+        self, default_uri: str, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        """Names, parents, params, tags, histories, datasets, status."""
+        async with runqueue.AsyncClient() as client:
+            runs = log_everything(client)
+            await client.flush()
+        assert capfd.readouterr().out == ""
+        assert_everything_is_stored(default_uri, runs)
+
+
+@pytest.mark.asyncio
+class TestOnAsyncio(AsyncClientTests):
+    """With pytest-asyncio."""
+
+
+@pytest.mark.anyio
+class TestOnTrio(AsyncClientTests):
+    """With anyio's plugin."""
+
+    @pytest.fixture
+    def anyio_backend(self) -> str:
+        return "trio"
 
 
 def test_eight_runs_side_by_side_never_find_the_store_locked(

@@ -8,7 +8,6 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-import anyio
 import pytest
 
 import runqueue
@@ -100,19 +99,6 @@ def test_each_name_leads_to_its_own_experiment(proxy: FaultyProxy, readback: Rea
     by_name = experiments(readback)
     assert [readback.run(run.run_id).experiment_id for run in runs] == [by_name[each] for each in wanted]
     assert len({by_name[each] for each in wanted}) == 4
-
-
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_the_async_face_takes_a_name_as_well(proxy: FaultyProxy, readback: Readback, name: str, backend: str) -> None:
-    """The same look-up behind the same call."""
-
-    async def service() -> str | None:
-        async with runqueue.AsyncClient(proxy.uri) as client:
-            run = client.create_run(experiment_name=name)
-        return run.run_id
-
-    run_id = anyio.run(service, backend=backend)
-    assert readback.run(run_id).experiment_id == experiments(readback)[name]
 
 
 # -- what may go wrong -----------------------------------------------------------------------------------------------
