@@ -1,4 +1,4 @@
-"""Fixtures of the live ring alone."""
+"""Fixtures of the live tests."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from support.embedded import FIRST_USE, run_script
 
 
 @pytest.fixture(autouse=True, scope="module")
-def mlflow_left_alone() -> Iterator[None]:
-    """No file of tests leaves a tracking URI behind in MLflow: those after it would find another store than they think."""
+def mlflow_has_no_tracking_uri() -> Iterator[None]:
+    """Assert that a file of tests leaves no tracking URI behind in MLflow, where the next file would log to it."""
     yield
     service = sys.modules.get("mlflow.tracking._tracking_service.utils")
     assert service is None or service._tracking_uri is None
@@ -24,8 +24,8 @@ def mlflow_left_alone() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def first_use(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which a script has used the embedded default for the first time."""
-    folder = tmp_path_factory.mktemp("first-use")  # no blank: of one, MLflow makes "%20" with SQLAlchemy 2.0
+    """A folder in which a script has used the embedded default store for the first time."""
+    folder = tmp_path_factory.mktemp("first-use")  # no blank in the name: some versions of MLflow quote it as %20
     done = run_script(FIRST_USE, folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "", "nothing is ever printed to stdout"
@@ -36,11 +36,11 @@ def first_use(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def embedded_uri(
     request: pytest.FixtureRequest, first_use: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
-    """A store of the test's own, with the default experiment in it; the working folder is its folder."""
+    """A store of the test's own that has the default experiment. The working folder is the store's folder."""
     monkeypatch.chdir(tmp_path)
     if request.param == "file":
         monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
         yield f"file:{tmp_path / 'files'}"
     else:
-        shutil.copy(first_use / "mlflow.db", tmp_path)  # the tables take MLflow three seconds
+        shutil.copy(first_use / "mlflow.db", tmp_path)  # a copy, since MLflow takes three seconds to create the tables
         yield f"sqlite:///{tmp_path / 'mlflow.db'}"

@@ -1,4 +1,4 @@
-"""An answer is checked: what MLflow did not say is not believed, and nothing goes where it was not meant to go."""
+"""Answers are checked: only MLflow's own answers count, and no request goes to another server."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ NOT_MLFLOW = {
 
 
 @pytest.fixture
-def elsewhere() -> Iterator[ScriptedServer]:
-    """A server of another origin, which would say "done" to anything."""
+def other_origin() -> Iterator[ScriptedServer]:
+    """A server of another origin that answers every request with success."""
     with ScriptedServer() as server:
         yield server
 
 
 def log_and_fail(proxy: FaultyProxy, readback: Readback, run_id: str) -> str:
-    """Log two points and the end of a run; assert that the points are reported as not stored, and say why."""
+    """Log two points and the end of a run; assert that a flush reports the points as not stored, with the reason."""
     with runqueue.Client(proxy.uri, retry_timeout=0.2, token="secret-token") as client:
         client.log_metrics(run_id, {"m": 1.0, "n": 2.0})
         client.set_terminated(run_id)
@@ -69,7 +69,7 @@ def log_and_fail(proxy: FaultyProxy, readback: Readback, run_id: str) -> str:
 def test_an_answer_that_is_not_mlflows_stores_nothing_and_is_named(
     proxy: FaultyProxy, readback: Readback, experiment_id: str, case: str
 ) -> None:
-    """The entries are reported as not stored, with what came; it is neither retried nor halved."""
+    """The failure describes the answer. The request is neither retried nor bisected."""
     fault, named = NOT_MLFLOW[case]
     proxy.fail("runs/log-batch", fault)
     text = log_and_fail(proxy, readback, readback.new_run(experiment_id))
@@ -82,23 +82,23 @@ def test_nothing_goes_to_another_origin(
     proxy: FaultyProxy,
     readback: Readback,
     experiment_id: str,
-    elsewhere: ScriptedServer,
+    other_origin: ScriptedServer,
     status: int,
     transport: Literal["auto", "httpx"],
 ) -> None:
-    """A redirect to a server that says "done" to anything is a failure that names it, and not followed."""
-    proxy.fail("runs/log-batch", Fault.answer(status, b"", {"Location": elsewhere.uri + LOG_BATCH}))
+    """A redirect to another server is not followed; the failure names that server."""
+    proxy.fail("runs/log-batch", Fault.answer(status, b"", {"Location": other_origin.uri + LOG_BATCH}))
     text = log_and_fail(proxy, readback, readback.new_run(experiment_id))
     assert str(status) in text
-    assert str(elsewhere.port) in text
-    assert elsewhere.count() == 0
+    assert str(other_origin.port) in text
+    assert other_origin.count() == 0
 
 
 @pytest.mark.parametrize("status", [301, 302, 303])
 def test_a_redirect_that_would_turn_post_into_get_is_a_failure(
     proxy: FaultyProxy, readback: Readback, experiment_id: str, status: int
 ) -> None:
-    """Also within the origin: a GET would be answered, and nothing stored."""
+    """Also within the origin: the server would answer a GET, and store nothing."""
     proxy.fail("runs/log-batch", Fault.answer(status, b"", {"Location": proxy.uri + LOG_BATCH}))
     assert str(status) in log_and_fail(proxy, readback, readback.new_run(experiment_id))
 
@@ -107,7 +107,7 @@ def test_a_redirect_that_would_turn_post_into_get_is_a_failure(
 def test_a_redirect_within_the_origin_that_keeps_the_method_is_followed(
     proxy: FaultyProxy, readback: Readback, experiment_id: str, status: int
 ) -> None:
-    """The same body goes to the new place."""
+    """The same body is sent to the new path."""
     proxy.fail("runs/log-batch", Fault.answer(status, b"", {"Location": LOG_BATCH}))
     run_id = readback.new_run(experiment_id)
     with runqueue.Client(proxy.uri) as client:
@@ -118,10 +118,10 @@ def test_a_redirect_within_the_origin_that_keeps_the_method_is_followed(
 
 @pytest.mark.parametrize("committed", [False, True], ids=["not created", "created"])
 @pytest.mark.parametrize("case", ["a login page", "an empty body", "cut JSON", "204", "an error with 200"])
-def test_a_create_run_with_a_strange_answer_keeps_its_entries(
+def test_entries_stay_queued_when_create_run_gets_a_foreign_answer(
     proxy: FaultyProxy, readback: Readback, experiment_id: str, case: str, committed: bool
 ) -> None:
-    """Whether the server has created the run or not: all stays queued, and the next flush stores it, in one run."""
+    """Whether the server has created the run or not, the next flush stores everything in one run."""
     fault, _ = NOT_MLFLOW[case]
     assert fault.reply is not None
     proxy.fail("runs/create", Fault(reply=fault.reply, forwards=committed))
@@ -142,7 +142,9 @@ def test_a_create_run_with_a_strange_answer_keeps_its_entries(
 def test_credentials_that_are_refused_end_the_flush_at_once(
     proxy: FaultyProxy, readback: Readback, experiment_id: str
 ) -> None:
-    """A 401 is answered once with fresh credentials; if it stays, all is still queued, and no token is shown."""
+    """
+    A 401 is answered once with fresh credentials. If they are refused too, everything stays queued; no token is shown.
+    """
     proxy.fail("", Fault.answer(401, error("UNAUTHENTICATED")), times=2)
     fresh = iter(["first-secret", "second-secret", "third-secret"])
     with runqueue.Client(proxy.uri, token=lambda: next(fresh), retry_timeout=60) as client:
@@ -165,7 +167,7 @@ def test_credentials_that_are_refused_end_the_flush_at_once(
 def test_an_answer_of_400_mb_in_400_kb_fails_as_too_large_and_costs_no_memory(
     proxy: FaultyProxy, readback: Readback, experiment_id: str, transport: str
 ) -> None:
-    """Measured in a process of its own, which has sent other requests before: less than 20 MB."""
+    """Measured in a process that has sent other requests before: it grows by less than 20 MB."""
     run_id = readback.new_run(experiment_id)
     proxy.fail("runs/log-batch", Fault.passed())
     proxy.fail("runs/log-batch", Fault(reply=gzip_bomb(), forwards=False))

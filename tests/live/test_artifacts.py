@@ -1,4 +1,4 @@
-"""Artifacts on real stores: the names and bytes that MLflow's own client would have stored, in the run's own order."""
+"""Artifacts on real stores: the same names and bytes as MLflow's client stores, in the order of the run's calls."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Tree = dict[str, bytes]
 
 
 def tree(folder: Path) -> Path:
-    """Files of many kinds, in folders, one of them linked."""
+    """Make files of many kinds in nested folders, one of them a link."""
     top = folder / "data"
     (top / "sub" / "deep").mkdir(parents=True)
     (top / "a b (1)+~=é.txt").write_text("blanks and more")
@@ -41,7 +41,7 @@ def tree(folder: Path) -> Path:
 
 
 def stored(uri: str, run_id: Any, folder: Path) -> Tree:
-    """Everything that a run holds, by MLflow's own client."""
+    """Return all artifacts of a run, read by MLflow's own client."""
     client = mlflow_client(uri)
     folder.mkdir()
     found: Tree = {}
@@ -64,7 +64,7 @@ def _no_bars(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def folder_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """A server that takes no artifacts: clients keep them in a folder."""
+    """A server that does not take artifacts: clients write them to a folder."""
     folder = tmp_path_factory.mktemp("folder-server")
     with MlflowServer(folder, artifact_root=f"file://{folder / 'root'}") as server:
         yield server
@@ -106,7 +106,7 @@ def images() -> dict[str, Any]:
 
 
 def log_everything(log: Any, run: Any, top: Path) -> None:
-    """By the calls that both clients have."""
+    """Log artifacts by the calls that runqueue and MLflow both have."""
     log.log_artifact(run, str(top / "sub" / "model.bin"))
     log.log_artifact(run, top / "sub" / "link", "x/y")
     log.log_artifact(run, str(top), "as folder")
@@ -127,14 +127,14 @@ def log_everything(log: Any, run: Any, top: Path) -> None:
 
 
 def comparable(content: Tree) -> Tree:
-    """Without what is drawn by chance: an image's own id, the names inside of an SVG."""
+    """Leave out random parts: an image's id, the names inside of an SVG."""
     unique = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")
     found = {unique.sub("UUID", path): body for path, body in content.items()}
     return {path: b"" if path.endswith(".svg") else body for path, body in found.items()}
 
 
-def test_what_is_stored_is_what_mlflows_client_stores(any_server: str, tmp_path: Path) -> None:
-    """Every name, every byte; for a run that was queued with all of it."""
+def test_artifacts_are_stored_as_mlflows_client_stores_them(any_server: str, tmp_path: Path) -> None:
+    """Every name and every byte, for a run whose creation was still queued at the calls."""
     top = tree(tmp_path)
     with runqueue.Client(any_server) as client:
         ours = client.create_run("0")
@@ -152,7 +152,7 @@ def test_what_is_stored_is_what_mlflows_client_stores(any_server: str, tmp_path:
     assert stats.accepted == stats.stored
 
 
-def test_an_embedded_store_keeps_artifacts_too(embedded_uri: str, tmp_path: Path) -> None:
+def test_an_embedded_store_keeps_artifacts(embedded_uri: str, tmp_path: Path) -> None:
     """In the folder that MLflow has chosen."""
     top = tree(tmp_path)
     with runqueue.Client(embedded_uri) as client, client.start_run("0") as run:
@@ -182,8 +182,8 @@ async def test_the_async_client_logs_artifacts(mlflow_server: MlflowServer, tmp_
     assert found["a/b.txt"] == b"text"
 
 
-def test_a_server_with_users_tls_and_a_prefix_takes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it takes the rest of a run."""
+def test_a_server_with_users_tls_and_a_prefix_takes_artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uploads use the same address, credentials and certificates as the other requests of a run."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     issued = authority.issue_cert("127.0.0.1")
@@ -211,7 +211,7 @@ def test_a_server_with_users_tls_and_a_prefix_takes_them(tmp_path: Path, monkeyp
 def test_a_run_is_finished_only_after_its_artifacts_are_stored(
     proxy: FaultyProxy, readback: Readback, experiment_id: str, tmp_path: Path
 ) -> None:
-    """Through lost answers and outages: the log of what went to the server says so."""
+    """Also with lost answers and outages: the order of the server's requests shows it."""
     top = tree(tmp_path)
     proxy.fail("model.bin", Fault.answer(503), times=2)
     proxy.fail("MLmodel", Fault.cut_after_commit())
@@ -235,7 +235,7 @@ def test_a_run_is_finished_only_after_its_artifacts_are_stored(
 
 
 def test_metrics_do_not_wait_for_an_upload(proxy: FaultyProxy, readback: Readback, experiment_id: str) -> None:
-    """Four uploads hang, and one worker stores what comes after them; a flush of other runs ends."""
+    """While four uploads hang, one worker stores metrics that were logged later, and a flush of other runs ends."""
     proxy.fail("slow.txt", Fault.hold(), times=None)
     with runqueue.Client(proxy.uri, max_workers=1) as client:
         runs = [client.create_run(experiment_id) for _ in range(5)]
@@ -263,7 +263,7 @@ def test_metrics_do_not_wait_for_an_upload(proxy: FaultyProxy, readback: Readbac
 
 
 def test_thousands_of_small_files_are_all_stored(mlflow_server: MlflowServer, tmp_path: Path) -> None:
-    """Side by side, each once."""
+    """They are uploaded side by side, each once."""
     top = tmp_path / "many"
     for at in range(2_000):
         path = top / f"{at % 20}" / f"{at}.json"
@@ -297,7 +297,7 @@ say(run.run_id)
 
 @pytest.mark.parametrize("transport", ["auto", "httpx"])
 def test_a_file_of_200_mb_takes_no_memory(mlflow_server: MlflowServer, tmp_path: Path, transport: str) -> None:
-    """Two of them at once, in pieces, take a few MB."""
+    """Two such files at once are uploaded in pieces, which take a few MB."""
     path, size = tmp_path / "large", 200_000_000
     block = os.urandom(1_000_000)
     with path.open("wb") as file:
@@ -336,7 +336,7 @@ ENDS: dict[str, str] = {
 def test_a_process_that_ends_has_stored_its_artifacts(
     mlflow_server: MlflowServer, readback: Readback, experiment_id: str, tmp_path: Path, end: str
 ) -> None:
-    """And then its final status, as with all that it has logged."""
+    """The final status follows them."""
     top = tree(tmp_path)
     script = PREAMBLE + STREAMS.replace('"0"', repr(experiment_id)) + ENDS[end]
     process = subprocess.Popen(
@@ -361,7 +361,7 @@ def test_a_process_that_ends_has_stored_its_artifacts(
 def test_a_block_that_raises_sends_no_artifact_that_is_queued_and_ends_the_run(
     proxy: FaultyProxy, readback: Readback, experiment_id: str
 ) -> None:
-    """As for all else of a client that does not stream."""
+    """A client that does not stream drops its queue after an exception; the final status is sent."""
     client = runqueue.Client(proxy.uri)
     run = client.start_run(experiment_id)
     with pytest.raises(ValueError, match="boom"), client, run:
@@ -373,10 +373,10 @@ def test_a_block_that_raises_sends_no_artifact_that_is_queued_and_ends_the_run(
     assert client.statistics().dropped == 1
 
 
-def test_an_end_that_has_no_time_for_an_upload_ends_the_run_all_the_same(
+def test_the_run_ends_although_the_time_is_too_short_for_an_upload(
     proxy: FaultyProxy, readback: Readback, experiment_id: str
 ) -> None:
-    """The upload has failed for good, and is reported; the run must not be left running."""
+    """The upload is reported as failed for good. The run must not be left RUNNING."""
     proxy.fail("slow", Fault.hold(), times=None)
     client = runqueue.Client(proxy.uri)
     run = client.create_run(experiment_id)
@@ -411,7 +411,7 @@ say(run.run_id)
 def test_a_child_process_logs_its_own_artifacts_and_none_of_its_parents(
     mlflow_server: MlflowServer, tmp_path: Path
 ) -> None:
-    """Each what it has logged itself."""
+    """Parent and child each upload what they have logged themselves."""
     done = subprocess.run(
         [sys.executable, "-c", PREAMBLE + FORKS, mlflow_server.uri],
         capture_output=True, text=True, check=True, timeout=PATIENCE, env=clean_environment(),
@@ -439,7 +439,7 @@ say(run.run_id)
 
 
 def test_without_mlflow_a_folder_of_artifacts_says_what_to_install(folder_server: MlflowServer) -> None:
-    """And nothing else of the run fails for it."""
+    """Everything else of the run is stored."""
     done = subprocess.run(
         [sys.executable, "-c", PREAMBLE + WITHOUT, folder_server.uri],
         capture_output=True, text=True, check=True, timeout=PATIENCE, env=clean_environment(),
@@ -453,7 +453,7 @@ def test_without_mlflow_a_folder_of_artifacts_says_what_to_install(folder_server
         assert list(readback.content(run_id).metrics) == ["m"]
 
 
-def test_a_run_that_is_only_attached_to_is_asked_for_its_place_once(
+def test_the_artifact_uri_of_an_attached_run_is_read_once(
     proxy: FaultyProxy, readback: Readback, experiment_id: str, tmp_path: Path
 ) -> None:
     """However many artifacts it gets."""

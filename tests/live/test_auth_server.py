@@ -1,6 +1,6 @@
 """
-Servers as companies run them: MLflow's own users and passwords, a path before the API, a reverse proxy that takes that
-path away again, and an HTTP proxy on the way out.
+Servers as companies run them: MLflow's users and passwords, a path prefix, a reverse proxy that strips the prefix, and an
+HTTP proxy between client and server.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ PREFIX = "/mlflow"
 
 @pytest.fixture(scope="module")
 def auth_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """A server that knows its users."""
+    """A server that asks for user and password."""
     with MlflowServer(tmp_path_factory.mktemp("auth-server"), admin=(USER, PASSWORD)) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def prefixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URI of a server whose every path begins with a prefix."""
+    """The URI of a server whose paths all begin with a prefix."""
     with MlflowServer(tmp_path_factory.mktemp("prefixed-server"), static_prefix=PREFIX) as server:
         yield server.uri
 
@@ -48,12 +48,12 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def with_user(uri: str, user: str = USER, password: str = PASSWORD) -> str:
-    """The URI with user info in it."""
+    """Return the URI with user info in it."""
     return uri.replace("://", f"://{quote(user, safe='')}:{quote(password, safe='')}@")
 
 
 def credentials_file(password: str) -> None:
-    """`~/.mlflow/credentials`, as mlflow reads it."""
+    """Write `~/.mlflow/credentials` in the format that MLflow reads."""
     path = Path.home() / ".mlflow" / "credentials"
     path.parent.mkdir(exist_ok=True)
     escaped = password.replace("%", "%%")
@@ -61,7 +61,7 @@ def credentials_file(password: str) -> None:
 
 
 def assert_round_trip(uri: str, reader: Readback) -> None:
-    """A run is created, filled and ended, and is found as it was meant."""
+    """Create, fill and end a run; assert that the server has stored all of it."""
     experiment_id = reader.new_experiment()
     with runqueue.Client(uri) as client:
         run = client.create_run(experiment_id)
@@ -79,10 +79,10 @@ def assert_round_trip(uri: str, reader: Readback) -> None:
 
 
 @pytest.mark.parametrize("place", ["variables", "file", "uri"])
-def test_a_user_is_known_by_variables_by_file_and_by_uri(
+def test_credentials_come_from_variables_a_file_or_the_uri(
     auth_server: MlflowServer, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    """The password holds all that has to be escaped somewhere."""
+    """The password has all characters that must be escaped in one of the three."""
     uri = auth_server.uri
     if place == "variables":
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", USER)
@@ -97,7 +97,9 @@ def test_a_user_is_known_by_variables_by_file_and_by_uri(
 
 @pytest.mark.parametrize("given", ["wrong", "none"])
 def test_a_wrong_password_loses_nothing(auth_server: MlflowServer, given: str) -> None:
-    """An AuthError ends the flush, all of it stays queued; when the file is mended the next flush stores it."""
+    """
+    An AuthError ends the flush, and everything stays queued. Once the file is corrected, the next flush stores it.
+    """
     if given == "wrong":
         credentials_file("wrong")
     with Readback(with_user(auth_server.uri)) as reader, runqueue.Client(auth_server.uri) as client:
@@ -119,8 +121,8 @@ def test_a_wrong_password_loses_nothing(auth_server: MlflowServer, given: str) -
         assert len(reader.content(run.run_id).metrics["m"]) == 2_500
 
 
-def test_a_user_without_permission_is_told_so(auth_server: MlflowServer) -> None:
-    """A 403 concerns that run alone and is final for it; runs of the user's own go on."""
+def test_a_missing_permission_fails_that_run_alone(auth_server: MlflowServer) -> None:
+    """A 403 is final for the run that it answers; the user's other runs are stored."""
     with Readback(with_user(auth_server.uri)) as reader:
         foreign = reader.new_run(reader.new_experiment())
         reader.post("users/create", {"username": "other", "password": "another password"})
@@ -141,13 +143,13 @@ def test_a_user_without_permission_is_told_so(auth_server: MlflowServer) -> None
 
 @pytest.mark.parametrize("end", ["", "/"])
 def test_a_server_with_a_static_prefix_is_reached_under_it(prefixed: str, end: str) -> None:
-    """With a slash at the end and without."""
+    """With a trailing slash and without one."""
     with Readback(prefixed) as reader:
         assert_round_trip(prefixed + end, reader)
 
 
-def test_without_its_prefix_nothing_is_found(prefixed: str) -> None:
-    """And that is said of the run, not taken for an answer."""
+def test_a_uri_without_the_prefix_is_an_outage(prefixed: str) -> None:
+    """The server's 404 page is not MLflow's answer; the failure of the run describes it."""
     with runqueue.Client(prefixed.removesuffix(PREFIX)) as client:
         client.log_metric("0" * 32, "m", 1.0)
         with pytest.raises(runqueue.FlushError) as caught:
@@ -157,7 +159,7 @@ def test_without_its_prefix_nothing_is_found(prefixed: str) -> None:
 
 
 class StrippingProxy(FaultyProxy):
-    """Passes on what comes under a path, without that path, as nginx does by `location /ml/x/ { proxy_pass …/; }`."""
+    """Forwards the paths below a prefix without the prefix, as nginx does by `location /ml/x/ { proxy_pass …/; }`."""
 
     path = "/ml/x"
 
@@ -169,7 +171,7 @@ class StrippingProxy(FaultyProxy):
 
 @pytest.mark.parametrize("end", ["", "/"])
 def test_a_server_behind_a_reverse_proxy_is_reached_by_its_path(mlflow_server: MlflowServer, end: str) -> None:
-    """Every request goes under that path, over few connections."""
+    """Every request has the prefix; few connections are made."""
     with StrippingProxy(mlflow_server.uri) as proxy, Readback(mlflow_server.uri) as reader:
         assert_round_trip(proxy.uri + proxy.path + end, reader)
         assert {request.status for request in proxy.requests} == {200}
@@ -180,7 +182,7 @@ def test_a_server_behind_a_reverse_proxy_is_reached_by_its_path(mlflow_server: M
 
 
 class ForwardProxy(FaultyProxy):
-    """Passes on what is asked of it by a whole URI, to the one server it knows."""
+    """Forwards requests for whole URIs to the one server that it knows."""
 
     def _forward(self, request: Request) -> Reply:
         assert request.target.startswith("http://tracking.invalid/")
@@ -188,10 +190,10 @@ class ForwardProxy(FaultyProxy):
 
 
 @pytest.mark.filterwarnings("ignore:BasicAuth is deprecated", "ignore:The 'proxy_auth' parameter is deprecated")
-def test_a_proxy_of_the_environment_is_the_way_to_the_server(
-    auth_server: MlflowServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The name of the server is known to the proxy alone; each gets the credentials that are meant for it."""
+def test_the_environments_proxy_is_used(auth_server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Only the proxy can resolve the server's name. Proxy and server each get their own credentials, and not the other's.
+    """
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", USER)
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
     with ForwardProxy(auth_server.uri) as proxy, Readback(with_user(auth_server.uri)) as reader:
@@ -204,8 +206,8 @@ def test_a_proxy_of_the_environment_is_the_way_to_the_server(
     }
 
 
-def test_no_proxy_is_the_way_past_it(mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The switch that every other program honours."""
+def test_no_proxy_is_honoured(mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests to a host of NO_PROXY do not use the proxy."""
     monkeypatch.setenv("HTTP_PROXY", f"http://{HOST}:{free_port()}")
     monkeypatch.setenv("NO_PROXY", HOST)
     with Readback(mlflow_server.uri) as reader:

@@ -1,5 +1,5 @@
 """
-Autologging through `QueueingClient` stores what it stores without: the same script, the same server, everything read
+Autologging stores the same through `QueueingClient` as through MLflow's client: one script, one server, everything read
 back by plain HTTP and compared, ids and times aside.
 """
 
@@ -21,11 +21,11 @@ pytestmark = pytest.mark.live
 
 SCRIPT = Path(__file__).parents[1] / "support" / "scripts" / "fit_twice.py"
 RANDOM_TAGS = {"mlflow.runName", "mlflow.parentRunId", "runqueue.create_id"}
-"""The first is made up by the server, the second an id; the third is how runs that we create are recognised."""
+"""Tags with random values: a name that the server invents, and ids."""
 
 
 def fit_twice(flavor: str, proxy: FaultyProxy, folder: Path) -> tuple[str, str]:
-    """Run the script; the ids of its experiments, without and with `install()`."""
+    """Run the script; return the ids of its experiments, without and with `install()`."""
     done = subprocess.run(
         [sys.executable, str(SCRIPT), flavor, proxy.uri],
         capture_output=True,
@@ -41,8 +41,8 @@ def fit_twice(flavor: str, proxy: FaultyProxy, folder: Path) -> tuple[str, str]:
     return plain, queueing
 
 
-def stored(experiment_id: str, readback: Readback) -> list[dict[str, Any]]:
-    """All runs and logged models of an experiment, without what differs from run to run, in an order of their own."""
+def stored_in(experiment_id: str, readback: Readback) -> list[dict[str, Any]]:
+    """Return all runs and logged models of an experiment, sorted, without random ids and times."""
     runs = {run_id: readback.run(run_id) for run_id in readback.run_ids(experiment_id)}
     models = readback.post("logged-models/search", {"experiment_ids": [experiment_id]}).get("models", [])
     found = [_run(run, runs) for run in runs.values()] + [_model(model, runs) for model in models]
@@ -91,8 +91,8 @@ def _shown(key: str, value: float) -> float | str:
     return "a time" if key.endswith("_time") else value
 
 
-def agents(proxy: FaultyProxy, kind: str) -> list[str]:
-    """Who has sent the entries of this kind, in the order of the requests."""
+def user_agents(proxy: FaultyProxy, kind: str) -> list[str]:
+    """Return which clients have sent entries of this kind, in the order of the requests."""
     return [
         request.headers["user-agent"].partition("/")[0]
         for request in proxy.to("runs/log-batch")
@@ -101,14 +101,14 @@ def agents(proxy: FaultyProxy, kind: str) -> list[str]:
 
 
 @pytest.mark.parametrize("flavor", ["sklearn", "xgboost", "lightgbm"])
-def test_autologging_stores_the_same_with_and_without(
+def test_autologging_stores_the_same_through_either_client(
     flavor: str, proxy: FaultyProxy, readback: Readback, tmp_path: Path
 ) -> None:
     """Runs, children, status, params, every metric point, tags, datasets, logged models and their metrics."""
     plain_id, queueing_id = fit_twice(flavor, proxy, tmp_path)
-    plain, queueing = stored(plain_id, readback), stored(queueing_id, readback)
+    plain, queueing = stored_in(plain_id, readback), stored_in(queueing_id, readback)
     assert queueing == plain
-    by_whom = agents(proxy, "params")
+    by_whom = user_agents(proxy, "params")
     half = by_whom.index("runqueue")
     assert half > 0 and set(by_whom[half:]) == {"runqueue"}, "the second half is ours, and all of it"
     runs = [each for each in plain if "inputs" in each]

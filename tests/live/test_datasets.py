@@ -60,7 +60,7 @@ def pandas_of_a_file() -> Any:
 
 
 def wide_frame() -> Any:
-    """Its schema alone fills a third of what a request may hold."""
+    """A frame whose schema alone fills a third of a request."""
     frame = pd.DataFrame(np.zeros((2, 6_000)), columns=[f"a rather long column name {at:05}" for at in range(6_000)])
     return mlflow_data.from_pandas(frame, name="wide")
 
@@ -110,7 +110,7 @@ MAKERS: list[Callable[[], Any]] = [
 
 @pytest.fixture(scope="module", params=["rest", "sqlite", "file"])
 def uri(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A store of each kind, set as MLflow's tracking URI too."""
+    """A store of each kind, set as MLflow's tracking URI."""
     folder = tmp_path_factory.mktemp("datasets")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -138,7 +138,7 @@ def experiment_id(uri: str) -> str:
 
 
 def by_mlflow(experiment_id: str, log: Callable[[], None]) -> str:
-    """The id of a run in which MLflow's fluent API logs."""
+    """Log by MLflow's fluent API; return the run's id."""
     with mlflow.start_run(experiment_id=experiment_id) as run:
         log()
     run_id: str = run.info.run_id
@@ -157,7 +157,7 @@ def stored_inputs(uri: str, run_id: str | None) -> list[StoredInput]:
 
 @pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__.replace("_", " "))
 def test_a_dataset_is_stored_as_mlflow_stores_it(uri: str, experiment_id: str, make: Callable[[], Any]) -> None:
-    """Name, digest, source and its type, schema, profile, tags; with a context and tags, and without."""
+    """Name, digest, source and its type, schema, profile, tags; with and without a context and tags."""
     dataset = make()
     tags = {"split": "0.8"}
     for context, more in (("training", tags), (None, None)):
@@ -176,14 +176,14 @@ def test_a_dataset_is_stored_as_mlflow_stores_it(uri: str, experiment_id: str, m
 
 
 def test_the_same_data_made_anew_has_the_same_digest(uri: str, experiment_id: str) -> None:
-    """What runqueue logs of one and MLflow of the other is one dataset."""
+    """Equal data that runqueue and MLflow log is one dataset."""
     one = stored_inputs(uri, by_mlflow(experiment_id, lambda: mlflow.log_input(pandas_frame())))
     two = stored_inputs(uri, by_runqueue(uri, experiment_id, lambda run: run.log_input(pandas_frame())))
     assert one == two
 
 
-def test_several_at_once_are_stored_as_mlflow_stores_them(uri: str, experiment_id: str) -> None:
-    """With contexts and tags of each, as `mlflow.log_inputs` takes them, and by an entity that holds them itself."""
+def test_several_datasets_in_one_call_are_stored_as_mlflow_stores_them(uri: str, experiment_id: str) -> None:
+    """With contexts and tags as lists, as `mlflow.log_inputs` takes them, and as entities that hold them."""
     from mlflow.entities import DatasetInput, InputTag
 
     given = [numpy_features(), pandas_frame(), hugging_face()]
@@ -212,7 +212,7 @@ def test_several_at_once_are_stored_as_mlflow_stores_them(uri: str, experiment_i
 
 
 def test_datasets_that_fill_several_requests_are_all_stored(uri: str, experiment_id: str) -> None:
-    """Schemas of a third of a megabyte each."""
+    """Each has a schema of a third of a megabyte."""
     given = [wide_frame() for _ in range(5)]
     for at, dataset in enumerate(given):
         dataset._digest = f"wide{at}"
@@ -227,8 +227,8 @@ def test_datasets_that_fill_several_requests_are_all_stored(uri: str, experiment
     assert stored_inputs(uri, queued) == stored_inputs(uri, run_id)
 
 
-def test_a_dataset_that_is_logged_both_ways_is_stored_once(mlflow_server: MlflowServer) -> None:
-    """One row in the server's table of datasets, for two runs; and one input of a run that gets it twice."""
+def test_a_dataset_that_runqueue_and_mlflow_log_is_stored_once(mlflow_server: MlflowServer) -> None:
+    """One row in the server's table of datasets serves two runs; a run that gets it twice has one input."""
     mlflow.set_tracking_uri(mlflow_server.uri)
     try:
         experiment_id = mlflow_client(mlflow_server.uri).create_experiment(f"both ways {uuid.uuid4().hex}")
@@ -257,8 +257,8 @@ def test_a_dataset_that_is_logged_both_ways_is_stored_once(mlflow_server: Mlflow
     assert sorted(run_id for (run_id,) in inputs) == sorted([plain, str(run.run_id)])
 
 
-def test_metrics_can_be_measured_on_a_dataset_of_mlflow(mlflow_server: MlflowServer) -> None:
-    """By its name and digest, as `mlflow.log_metric(dataset=...)` says them."""
+def test_a_metric_can_refer_to_a_dataset_of_mlflow(mlflow_server: MlflowServer) -> None:
+    """The point holds its name and digest, as with `mlflow.log_metric(dataset=...)`."""
     dataset = pandas_frame()
     with runqueue.Client(mlflow_server.uri) as client, client.start_run(experiment_id="0") as run:
         run.log_input(dataset, context="test")

@@ -1,4 +1,4 @@
-"""`runqueue doctor` against a real server, and over MLflow's own stores; each in a process of its own."""
+"""`runqueue doctor` against real servers and MLflow's own stores, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.live
 
 
 def doctor(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """The program, run in this folder, which is its home as well; no variable names the system's certificates."""
+    """Run the program in this folder, which is its home too. No variable names the system's certificates."""
     environment = {key: value for key, value in clean_environment().items() if not key.startswith("SSL_CERT_")}
     return subprocess.run(
         [sys.executable, "-m", "runqueue", "doctor", *arguments],
@@ -39,12 +39,12 @@ def doctor(folder: Path, *arguments: str, **variables: str) -> subprocess.Comple
 
 
 def rows(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
-    """The table."""
+    """Return the rows of the table."""
     return {key: value.strip() for key, _, value in (line.partition(":") for line in done.stdout.splitlines())}
 
 
-def test_a_real_server_tells_its_version(mlflow_server: MlflowServer, tmp_path: Path) -> None:
-    """By the variable, with a token that an open server does not ask for."""
+def test_the_table_has_the_servers_version(mlflow_server: MlflowServer, tmp_path: Path) -> None:
+    """Address and token come from variables; the open server ignores the token."""
     done = doctor(tmp_path, MLFLOW_TRACKING_URI=mlflow_server.uri, MLFLOW_TRACKING_TOKEN="s3cret-token")
     found = rows(done)
     assert (done.returncode, done.stderr) == (0, "")
@@ -55,14 +55,14 @@ def test_a_real_server_tells_its_version(mlflow_server: MlflowServer, tmp_path: 
     assert 0 < float(found["round trip"].split(" ")[0]) < 10_000
 
 
-def test_a_path_below_a_real_server_is_said_to_be_wrong(mlflow_server: MlflowServer, tmp_path: Path) -> None:
-    """The server's own 404 is no answer of its API."""
+def test_a_wrong_path_of_a_real_server_is_reported(mlflow_server: MlflowServer, tmp_path: Path) -> None:
+    """The server's own 404 page is not an answer of its API."""
     done = doctor(tmp_path, "--tracking-uri", f"{mlflow_server.uri}/nowhere")
     assert done.returncode == 1
     assert "not as an MLflow server does" in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_a_database_is_looked_at_and_not_changed(mlflow_server: MlflowServer, tmp_path: Path) -> None:
+def test_a_database_is_read_and_not_changed(mlflow_server: MlflowServer, tmp_path: Path) -> None:
     """MLflow's own store answers in a worker thread; nothing but the table is printed."""
     database = mlflow_server.folder / "mlflow.db"
     done = doctor(tmp_path, "--tracking-uri", f"sqlite:///{database}")
@@ -74,8 +74,8 @@ def test_a_database_is_looked_at_and_not_changed(mlflow_server: MlflowServer, tm
     assert "tls" not in found
 
 
-def test_a_file_that_is_no_database_is_said_in_one_line(tmp_path: Path) -> None:
-    """What SQLAlchemy says over several lines, with its hints, is one here."""
+def test_a_file_that_is_no_database_is_reported_in_one_line(tmp_path: Path) -> None:
+    """SQLAlchemy's text of several lines, with its hints, is shortened to one."""
     (tmp_path / "notes.db").write_text("these are notes, and no database " * 100)
     done = doctor(tmp_path, "--tracking-uri", "sqlite:///notes.db")
     assert done.returncode == 1
@@ -83,8 +83,8 @@ def test_a_file_that_is_no_database_is_said_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["mlruns", "file:mlruns"])
-def test_a_folder_that_mlflow_refuses_is_said(tmp_path: Path, path: str) -> None:
-    """Unless MLFLOW_ALLOW_FILE_STORE is set; either way nothing is made by looking."""
+def test_a_folder_that_mlflow_refuses_is_reported(tmp_path: Path, path: str) -> None:
+    """MLflow takes it with MLFLOW_ALLOW_FILE_STORE. Either way the check creates nothing."""
     refused = doctor(tmp_path, "--tracking-uri", path)
     assert refused.returncode == 1
     assert "MLFLOW_ALLOW_FILE_STORE" in refused.stderr and refused.stderr.count("\n") == 1
@@ -94,8 +94,8 @@ def test_a_folder_that_mlflow_refuses_is_said(tmp_path: Path, path: str) -> None
     assert not (tmp_path / "mlruns").exists()
 
 
-def test_a_folder_that_mlflow_has_not_used_is_left_as_it_is(tmp_path: Path) -> None:
-    """MLflow's store would make a folder in it at a look; one that it has used is asked."""
+def test_a_folder_that_mlflow_has_not_used_is_not_changed(tmp_path: Path) -> None:
+    """Opening it by MLflow's store would create files. A folder that MLflow has used is opened."""
     (tmp_path / "runs").mkdir()
     allowed = {"MLFLOW_ALLOW_FILE_STORE": "true"}
     found = rows(doctor(tmp_path, "--tracking-uri", "runs", **allowed))
@@ -109,7 +109,7 @@ def test_a_folder_that_mlflow_has_not_used_is_left_as_it_is(tmp_path: Path) -> N
 
 
 def schema(path: Path) -> list[tuple[str, ...]]:
-    """All that there is in the database, but for its rows."""
+    """Return the schema of the database: everything but rows."""
     with closing(sqlite3.connect(path)) as connection:
         return connection.execute("SELECT type, name, sql FROM sqlite_master ORDER BY name").fetchall()
 
@@ -123,16 +123,16 @@ def used(mlflow_server: MlflowServer, tmp_path: Path) -> Path:
     return path
 
 
-def changed(path: Path, statement: str) -> None:
-    """The database after this."""
+def change(path: Path, statement: str) -> None:
+    """Change the database by an SQL statement."""
     with closing(sqlite3.connect(path)) as connection:
         connection.execute(statement)
         connection.commit()
 
 
-def test_a_database_without_tables_is_left_so(tmp_path: Path) -> None:
-    """Whatever else there is in it: MLflow's store would make 65 at a look."""
-    changed(tmp_path / "runs.db", "CREATE TABLE notes (text)")
+def test_a_database_without_tables_is_not_changed(tmp_path: Path) -> None:
+    """Whatever else is in it. Opening it by MLflow's store would create 65 tables."""
+    change(tmp_path / "runs.db", "CREATE TABLE notes (text)")
     before = schema(tmp_path / "runs.db")
     done = doctor(tmp_path, "--tracking-uri", "sqlite:///runs.db")
     found = rows(done)
@@ -143,9 +143,9 @@ def test_a_database_without_tables_is_left_so(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["runs.db"]
 
 
-def test_a_database_of_an_older_mlflow_is_not_brought_up_to_date(used: Path, tmp_path: Path) -> None:
-    """MLflow's store does so without being asked, wherever a table of its own is missing."""
-    changed(used, "DROP TABLE webhook_events")
+def test_a_database_of_an_older_mlflow_is_not_migrated(used: Path, tmp_path: Path) -> None:
+    """MLflow's store migrates it without being asked, wherever a table is missing."""
+    change(used, "DROP TABLE webhook_events")
     before = schema(used)
     done = doctor(tmp_path, "--tracking-uri", f"sqlite:///{used}")
     assert (done.returncode, done.stderr) == (0, "")
@@ -153,9 +153,9 @@ def test_a_database_of_an_older_mlflow_is_not_brought_up_to_date(used: Path, tmp
     assert schema(used) == before
 
 
-def test_a_database_without_an_experiment_is_left_so(used: Path, tmp_path: Path) -> None:
-    """MLflow's store would make one at a look."""
-    changed(used, "DELETE FROM experiments")
+def test_a_database_without_an_experiment_is_not_changed(used: Path, tmp_path: Path) -> None:
+    """Opening it by MLflow's store would create the default experiment."""
+    change(used, "DELETE FROM experiments")
     done = doctor(tmp_path, "--tracking-uri", f"sqlite:///{used}")
     assert (done.returncode, done.stderr) == (0, "")
     assert rows(done)["tables"] == "not yet: the first run will make MLflow's experiment 'Default'"
@@ -163,8 +163,8 @@ def test_a_database_without_an_experiment_is_left_so(used: Path, tmp_path: Path)
         assert connection.execute("SELECT COUNT(*) FROM experiments").fetchone() == (0,)
 
 
-def test_a_database_server_that_is_not_there_is_said_in_time(tmp_path: Path) -> None:
-    """MLflow itself would try for minutes; a password in the URI is not shown."""
+def test_a_database_server_that_is_down_is_reported_in_time(tmp_path: Path) -> None:
+    """MLflow itself would retry for minutes. A password in the URI is not shown."""
     uri = f"postgresql://user:s3cret-word@{HOST}:{free_port()}/runs"
     done = doctor(tmp_path, "--tracking-uri", uri, MLFLOW_HTTP_REQUEST_TIMEOUT="8")
     assert done.returncode == 1
@@ -183,13 +183,13 @@ API_BELOW = "not as an MLflow server does below /api/2.0/mlflow/"
 
 @pytest.fixture(scope="module")
 def ca() -> trustme.CA:
-    """The authority that the company's server is certified by."""
+    """The authority that has signed the company server's certificate."""
     return trustme.CA()
 
 
 @pytest.fixture(scope="module")
 def company(ca: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """A server that is reached by https alone, below a path, and knows its users: each test gets one of them wrong."""
+    """A server with https only, a path prefix, and users. Each test gets one of these wrong."""
     folder = tmp_path_factory.mktemp("company-server")
     pem = folder / "server.pem"
     ca.issue_cert(HOST).private_key_and_cert_chain_pem.write_to_path(pem)
@@ -199,14 +199,14 @@ def company(ca: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture
 def trusted(ca: trustme.CA, tmp_path: Path) -> str:
-    """The file of the authority."""
+    """The file with the authority's certificate."""
     path = tmp_path / "ca.pem"
     ca.cert_pem.write_to_path(path)
     return str(path)
 
 
-def known(trusted: str, password: str = PASSWORD) -> dict[str, str]:
-    """The variables of a user of the company's server."""
+def credentials(trusted: str, password: str = PASSWORD) -> dict[str, str]:
+    """The variables with a user's name and password for the company's server."""
     return {
         "MLFLOW_TRACKING_SERVER_CERT_PATH": trusted,
         "MLFLOW_TRACKING_USERNAME": USER,
@@ -215,7 +215,7 @@ def known(trusted: str, password: str = PASSWORD) -> dict[str, str]:
 
 
 def assert_no_secret(done: subprocess.CompletedProcess[str], *secrets: str) -> None:
-    """Neither as it is, nor as it stands in a URI, nor as it is sent; and what is wrong is one line."""
+    """Assert that no form of the password is shown (plain, escaped, encoded), and that each finding is one line."""
     said = done.stdout + done.stderr
     for secret in secrets:
         sent = base64.b64encode(f"{USER}:{secret}".encode()).decode()
@@ -231,11 +231,11 @@ PLACES = {
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_companys_server_is_well_for_whoever_has_it_right(
+def test_a_companys_server_is_healthy_with_the_right_settings(
     company: MlflowServer, trusted: str, tmp_path: Path, place: str
 ) -> None:
-    """The authority's certificate, the path and the password: told by source, and not by value."""
-    uri, variables = company.uri, known(trusted)
+    """The table names the sources of certificate and password, and not the password."""
+    uri, variables = company.uri, credentials(trusted)
     if place != "variables":
         del variables["MLFLOW_TRACKING_USERNAME"], variables["MLFLOW_TRACKING_PASSWORD"]
     if place == "file":
@@ -261,11 +261,11 @@ def test_a_companys_server_is_well_for_whoever_has_it_right(
 
 
 @pytest.mark.parametrize("kind", ["password", "user"])
-def test_credentials_that_the_server_refuses_are_said(
+def test_credentials_that_the_server_refuses_are_reported(
     company: MlflowServer, trusted: str, tmp_path: Path, kind: str
 ) -> None:
-    """By their source; it is reachable all the same."""
-    variables = known(trusted, "wr0ng-word" if kind == "password" else PASSWORD)
+    """The table names their source, and that the server is reachable."""
+    variables = credentials(trusted, "wr0ng-word" if kind == "password" else PASSWORD)
     if kind == "user":
         variables["MLFLOW_TRACKING_USERNAME"] = "stranger"
     done = doctor(tmp_path, "--tracking-uri", company.uri, **variables)
@@ -280,8 +280,10 @@ def test_credentials_that_the_server_refuses_are_said(
     assert "version" not in found and "round trip" not in found
 
 
-def test_a_server_that_asks_who_it_is_says_what_to_set(company: MlflowServer, trusted: str, tmp_path: Path) -> None:
-    """Without any credentials: the variables are named."""
+def test_missing_credentials_are_reported_with_the_variables_to_set(
+    company: MlflowServer, trusted: str, tmp_path: Path
+) -> None:
+    """The server has answered 401 to a request without credentials."""
     done = doctor(tmp_path, "--tracking-uri", company.uri, MLFLOW_TRACKING_SERVER_CERT_PATH=trusted)
     found = rows(done)
     assert done.returncode == 1
@@ -292,8 +294,8 @@ def test_a_server_that_asks_who_it_is_says_what_to_set(company: MlflowServer, tr
     )
 
 
-def test_a_token_that_the_server_does_not_take_is_refused(company: MlflowServer, trusted: str, tmp_path: Path) -> None:
-    """MLflow's own users have passwords only; a token is as good as none there."""
+def test_a_token_that_the_server_does_not_take_is_reported(company: MlflowServer, trusted: str, tmp_path: Path) -> None:
+    """MLflow's own users have passwords only."""
     done = doctor(
         tmp_path,
         "--tracking-uri",
@@ -308,9 +310,9 @@ def test_a_token_that_the_server_does_not_take_is_refused(company: MlflowServer,
 
 
 @pytest.mark.parametrize("kind", ["usual", "other"])
-def test_an_authority_that_is_not_known_is_said(company: MlflowServer, trusted: str, tmp_path: Path, kind: str) -> None:
-    """Where the variable names none, or another one; nothing is asked of such a server."""
-    variables = known(trusted)
+def test_an_unknown_authority_is_reported(company: MlflowServer, trusted: str, tmp_path: Path, kind: str) -> None:
+    """Whether the variable names no authority or another one. No request is sent to such a server."""
+    variables = credentials(trusted)
     other = tmp_path / "other.pem"
     trustme.CA().cert_pem.write_to_path(other)
     del variables["MLFLOW_TRACKING_SERVER_CERT_PATH"]
@@ -326,9 +328,9 @@ def test_an_authority_that_is_not_known_is_said(company: MlflowServer, trusted: 
     assert "authentication" not in found
 
 
-def test_a_certificate_that_need_not_be_verified_is_told(company: MlflowServer, trusted: str, tmp_path: Path) -> None:
-    """The server is well, and the table says at what price."""
-    variables = known(trusted) | {"MLFLOW_TRACKING_INSECURE_TLS": "true"}
+def test_an_unverified_certificate_is_reported(company: MlflowServer, trusted: str, tmp_path: Path) -> None:
+    """The server is healthy, and the table warns of the missing verification."""
+    variables = credentials(trusted) | {"MLFLOW_TRACKING_INSECURE_TLS": "true"}
     del variables["MLFLOW_TRACKING_SERVER_CERT_PATH"]
     done = doctor(tmp_path, "--tracking-uri", company.uri, **variables)
     assert (done.returncode, done.stderr) == (0, "")
@@ -337,34 +339,32 @@ def test_a_certificate_that_need_not_be_verified_is_told(company: MlflowServer, 
 
 
 @pytest.mark.parametrize("path", ["", "/other"])
-def test_a_server_asked_beside_its_prefix_is_said_to_answer_otherwise(
-    company: MlflowServer, trusted: str, tmp_path: Path, path: str
-) -> None:
-    """It is there, but no API is at that path."""
+def test_a_wrong_prefix_is_reported(company: MlflowServer, trusted: str, tmp_path: Path, path: str) -> None:
+    """The server is there, but has no API at that path."""
     uri = company.uri.removesuffix(PREFIX) + path
-    done = doctor(tmp_path, "--tracking-uri", uri, **known(trusted))
+    done = doctor(tmp_path, "--tracking-uri", uri, **credentials(trusted))
     assert done.returncode == 1
     assert_no_secret(done, PASSWORD)
     assert rows(done)["reachable"] == "something answers"
     assert f"{uri} answers, but {API_BELOW}; check host, port and path" in done.stderr
 
 
-def test_http_asked_of_a_server_that_speaks_https_is_not_available(company: MlflowServer, tmp_path: Path) -> None:
-    """The server hangs up, and that is what is told."""
+def test_http_to_an_https_server_is_reported_as_unavailable(company: MlflowServer, tmp_path: Path) -> None:
+    """The server closes the connection."""
     plain = doctor(tmp_path, "--tracking-uri", company.uri.replace("https://", "http://"))
     assert (plain.returncode, rows(plain)["reachable"]) == (1, "no")
     assert "is not available: the connection broke: " in plain.stderr
 
 
-def test_https_asked_of_a_server_that_speaks_http_is_not_available(mlflow_server: MlflowServer, tmp_path: Path) -> None:
-    """The fault is TLS's."""
+def test_https_to_an_http_server_is_reported_as_unavailable(mlflow_server: MlflowServer, tmp_path: Path) -> None:
+    """The finding names TLS."""
     done = doctor(tmp_path, "--tracking-uri", mlflow_server.uri.replace("http://", "https://"))
     assert (done.returncode, rows(done)["reachable"]) == (1, "no")
     assert "is not available: TLS: " in done.stderr
 
 
-def test_a_server_that_was_stopped_is_said_not_to_be_there(tmp_path: Path) -> None:
-    """At once: nobody listens on its port any more."""
+def test_a_server_that_was_stopped_is_reported_as_down(tmp_path: Path) -> None:
+    """At once, since no process listens on its port any more."""
     with MlflowServer(tmp_path / "server") as server:
         assert doctor(tmp_path, "--tracking-uri", server.uri).returncode == 0
     done = doctor(tmp_path, "--tracking-uri", server.uri.replace("://", "://user:s3cret-word@"))
@@ -389,7 +389,7 @@ with runqueue.Client(sys.argv[1]) as client:
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    """One that holds MLflow's tables, and whose role with a password may read them, and nothing else."""
+    """A database with MLflow's tables, and a role with a password that may only read them."""
     with shared_postgres() as postgres:
         made = run_script(FIRST_RUN, tmp_path_factory.mktemp("first run"), postgres.uri("mlflow", DRIVERS[0]))
         assert made.returncode == 0, made.stderr
@@ -400,7 +400,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
 
 @pytest.mark.parametrize("driver", [None, *DRIVERS])
 def test_a_healthy_postgresql_is_reported_in_full(database: Postgres, tmp_path: Path, driver: str | None) -> None:
-    """To a role that may only read: nothing is written."""
+    """A role that may only read suffices, since nothing is written."""
     uri = database.uri("mlflow", driver, f"{PASSWORD_ROLE}:{ROLES_PASSWORD}")
     done = doctor(tmp_path, "--tracking-uri", uri)
     found = rows(done)
@@ -418,8 +418,8 @@ def test_a_healthy_postgresql_is_reported_in_full(database: Postgres, tmp_path: 
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-def test_a_password_that_postgresql_refuses_is_said(database: Postgres, tmp_path: Path, driver: str) -> None:
-    """Neither it nor the role is shown, although PostgreSQL names the role."""
+def test_a_password_that_postgresql_refuses_is_reported(database: Postgres, tmp_path: Path, driver: str) -> None:
+    """Neither the password nor the role is shown, although PostgreSQL's text names the role."""
     done = doctor(tmp_path, "--tracking-uri", database.uri("mlflow", driver, f"{PASSWORD_ROLE}:wr0ng-word"))
     found = rows(done)
     assert done.returncode == 1
@@ -429,8 +429,8 @@ def test_a_password_that_postgresql_refuses_is_said(database: Postgres, tmp_path
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-def test_an_empty_postgresql_is_left_empty(database: Postgres, tmp_path: Path, driver: str) -> None:
-    """The first run will make the tables; a user alone, whom PostgreSQL trusts, is called so."""
+def test_an_empty_postgresql_stays_empty(database: Postgres, tmp_path: Path, driver: str) -> None:
+    """The first run will create the tables. A user without a password, whom PostgreSQL trusts, is shown as such."""
     database.execute("CREATE DATABASE empty")
     try:
         done = doctor(tmp_path, "--tracking-uri", database.uri("empty", driver))
@@ -447,8 +447,8 @@ def test_an_empty_postgresql_is_left_empty(database: Postgres, tmp_path: Path, d
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-def test_a_missing_privilege_is_a_refusal(database: Postgres, tmp_path: Path, driver: str) -> None:
-    """PostgreSQL knows the role, and does not let it read."""
+def test_a_missing_privilege_is_reported(database: Postgres, tmp_path: Path, driver: str) -> None:
+    """PostgreSQL knows the role, but denies it to read."""
     database.execute("CREATE ROLE blind LOGIN")
     try:
         done = doctor(tmp_path, "--tracking-uri", database.uri("mlflow", driver, "blind"))
@@ -461,8 +461,8 @@ def test_a_missing_privilege_is_a_refusal(database: Postgres, tmp_path: Path, dr
     assert done.stderr.endswith("; credentials: user, of the URI's user info\n")
 
 
-def test_a_database_that_postgresql_does_not_have_is_said(database: Postgres, tmp_path: Path) -> None:
-    """It is named; the server is not said to be away."""
+def test_a_database_that_postgresql_does_not_have_is_reported(database: Postgres, tmp_path: Path) -> None:
+    """The finding names the database, and does not claim that the server is down."""
     done = doctor(tmp_path, "--tracking-uri", database.uri("nosuch", DRIVERS[0]))
     assert done.returncode == 1
     assert 'database "nosuch" does not exist' in done.stderr and done.stderr.count("\n") == 1
@@ -470,8 +470,8 @@ def test_a_database_that_postgresql_does_not_have_is_said(database: Postgres, tm
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-def test_a_postgresql_that_was_stopped_is_said_not_to_be_there(database: Postgres, tmp_path: Path, driver: str) -> None:
-    """At once, where MLflow would try for minutes."""
+def test_a_postgresql_that_was_stopped_is_reported_as_down(database: Postgres, tmp_path: Path, driver: str) -> None:
+    """At once, where MLflow would retry for minutes."""
     database.stop()
     try:
         uri = database.uri("mlflow", driver, f"{PASSWORD_ROLE}:{ROLES_PASSWORD}")

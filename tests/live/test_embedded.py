@@ -1,7 +1,7 @@
 """
 The embedded default: MLflow's own stores in worker threads, with the guarantees and the errors of a server.
 
-Everything is read back by MLflow's own client, which is none of ours.
+Everything is read back by MLflow's own client.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MAX_DOUBLE = 1.7976931348623157e308
 
 
 def test_without_any_uri_a_script_logs_to_a_database_in_its_folder(first_use: Path) -> None:
-    """As mlflow itself would; which is imported when the first flush needs it, and httpx never."""
+    """As with mlflow itself. mlflow is imported by the first flush, httpx never."""
     facts = json.loads((first_use / "facts.json").read_text())
     assert (facts["early"], facts["late"]) == ([], ["mlflow"])
     uri = f"sqlite:///{first_use / 'mlflow.db'}"
@@ -49,7 +49,7 @@ def test_without_any_uri_a_script_logs_to_a_database_in_its_folder(first_use: Pa
 
 
 def log_everything(client: runqueue.Client | runqueue.AsyncClient) -> list[runqueue.PendingRunId]:
-    """A parent and a child with some of all that there is."""
+    """Log a parent and a child run with all kinds of entries."""
     parent = client.create_run("0", run_name="pärent", start_time=5, tags={"own": "ü" * 300})
     child = client.create_run("0", parent_run_id=parent, tags={f"many {at}": str(at) for at in range(150)})
     client.log_params(child, {f"p/{at}": f"{at} \N{SNOWMAN}" for at in range(250)} | {"none": None, "list": [1]})
@@ -150,7 +150,7 @@ class TestOnTrio(AsyncClientTests):
 def test_eight_runs_side_by_side_never_find_the_store_locked(
     embedded_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """8 runs of 2,000 points, logged by threads that flush as they like: no retry, and no warning."""
+    """8 runs of 2,000 points, logged by threads that flush at any time: no retry, and no warning."""
     with runqueue.Client(embedded_uri) as client:
         runs = [client.create_run(experiment_name="sweep") for _ in range(8)]
 
@@ -175,7 +175,7 @@ def test_eight_runs_side_by_side_never_find_the_store_locked(
 def test_processes_that_use_one_new_database_at_the_same_time_all_store_their_runs(
     embedded_uri: str, tmp_path: Path
 ) -> None:
-    """The first use makes the tables, which MLflow cannot do twice at the same time."""
+    """The first use creates the tables, which MLflow cannot do twice at the same time."""
     folder = tmp_path / "new"
     folder.mkdir()
     failed: list[str] = []
@@ -199,8 +199,8 @@ def test_processes_that_use_one_new_database_at_the_same_time_all_store_their_ru
 Refused = set[tuple[object, ...]]
 
 
-def provoke(client: runqueue.Client) -> tuple[str | None, Refused]:
-    """Log what a store refuses, among what it takes; the run, and what was reported of it and others."""
+def log_invalid_entries(client: runqueue.Client) -> tuple[str | None, Refused]:
+    """Log invalid entries among valid ones; return the run, and the failures of this run and of others."""
     run = client.create_run("0")
     client.log_param(run, "kept", "old")
     client.flush()
@@ -221,16 +221,16 @@ def provoke(client: runqueue.Client) -> tuple[str | None, Refused]:
     }
 
 
-def test_what_is_refused_costs_only_itself_and_is_reported_as_a_server_would(
+def test_an_invalid_entry_fails_alone_and_is_reported_as_over_rest(
     embedded_uri: str, proxy: FaultyProxy, readback: Readback
 ) -> None:
-    """The same entries with the same errors as over REST; all others are stored."""
+    """The same entries have the same errors as over REST; all others are stored."""
     reported: list[Refused] = []
     stored: list[Content] = []
     statuses: list[str] = []
     for where in (embedded_uri, proxy.uri):
         client = runqueue.Client(where, retry_timeout=60)
-        run_id, refused = provoke(client)
+        run_id, refused = log_invalid_entries(client)
         reported.append(refused)
         with pytest.raises(runqueue.FlushError):  # the run without an experiment is queued to the end
             client.close()
@@ -253,7 +253,7 @@ def test_what_is_refused_costs_only_itself_and_is_reported_as_a_server_would(
 
 
 def test_an_unknown_experiment_keeps_everything_queued(embedded_uri: str) -> None:
-    """Other runs are stored; the failure names the run and counts its entries; nothing of it is lost."""
+    """Other runs are stored. The failure names the run and counts its entries, which stay queued."""
     client = runqueue.Client(embedded_uri)
     lost = client.create_run("987654321")
     client.log_metrics(lost, {"a": 1.0, "b": 2.0})
@@ -271,7 +271,7 @@ def test_an_unknown_experiment_keeps_everything_queued(embedded_uri: str) -> Non
 
 
 def test_a_deleted_experiment_is_a_clear_failure(embedded_uri: str) -> None:
-    """By its name as well as by its id; once it is restored, everything is stored."""
+    """Given by name or by id. Once it is restored, everything is stored."""
     reader = mlflow_client(embedded_uri)
     experiment_id = reader.create_experiment("gone")
     reader.delete_experiment(experiment_id)
@@ -286,7 +286,7 @@ def test_a_deleted_experiment_is_a_clear_failure(embedded_uri: str) -> None:
 
 
 def test_an_exception_inside_the_block_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even a database is made."""
+    """Not even a database is created."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ZeroDivisionError), runqueue.Client() as client:
         client.create_run("0")

@@ -37,14 +37,14 @@ REAL_RUN = "a" * 32
 
 
 def fill(client: runqueue.Client) -> None:
-    """100 points for a run that is still to be created and 100 for one that exists, they say: 201 entries."""
+    """Log 201 entries: a run that is still to be created, 100 points for it, and 100 points for a run that exists."""
     for run in (client.create_run("0"), REAL_RUN):
         for step in range(100):
             client.log_metric(run, "m", float(step), step=step)
 
 
 def assert_cannot_be_opened(client: runqueue.Client, message: str) -> None:
-    """A flush says why, in one call for each run, and nothing is lost: it is no entry that is at fault."""
+    """Assert that a flush reports the reason after one call for each run, and that everything stays queued."""
     fill(client)
     with pytest.raises(runqueue.FlushError, match=f"(?s)^201 of 201 entries .*{message}") as caught:
         client.flush()
@@ -61,7 +61,7 @@ def assert_cannot_be_opened(client: runqueue.Client, message: str) -> None:
 def test_the_file_store_without_its_switch_is_refused_by_the_constructor(
     form: str, switch: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As MLflow would refuse it later; nothing is made by saying so."""
+    """MLflow would refuse it later. The check creates nothing."""
     if switch is not None:
         monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", switch)
     with pytest.raises(ConfigError, match="MLFLOW_ALLOW_FILE_STORE"):
@@ -77,7 +77,7 @@ def test_a_database_driver_that_is_missing_is_a_clear_error(tmp_path: Path) -> N
 
 
 def test_a_dialect_that_does_not_exist_is_not_tried_again(tmp_path: Path) -> None:
-    """To wait would not make it exist."""
+    """Waiting would not make it exist."""
     client = runqueue.Client(f"sqlite+nosuch:///{tmp_path / 'x.db'}", retry_timeout=3)
     assert_cannot_be_opened(client, "nosuch")
 
@@ -87,7 +87,7 @@ def test_a_dialect_that_does_not_exist_is_not_tried_again(tmp_path: Path) -> Non
 def test_without_the_extra_the_default_is_refused_by_the_constructor(
     face: type[runqueue.Client | runqueue.AsyncClient], missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error says what to install; a server needs none of it."""
+    """The error says what to install. A server's URI needs no extra."""
     monkeypatch.chdir(tmp_path)
     find = importlib.util.find_spec
 
@@ -105,7 +105,7 @@ def test_without_the_extra_the_default_is_refused_by_the_constructor(
 
 
 class Held:
-    """A method of MLflow's store that waits, once it has done its work, until it is let go."""
+    """A method of MLflow's store that does its work and then waits until it is released."""
 
     def __init__(self, method: Callable[..., Any]) -> None:
         self.begun, self.free = threading.Event(), threading.Event()
@@ -124,7 +124,7 @@ class Held:
 def test_a_flush_that_times_out_does_not_repeat_the_call_under_way(
     embedded_uri: str, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It goes on in its thread; the next flush takes its outcome, and sends only the rest."""
+    """The call goes on in its thread. The next flush takes its outcome, and sends only the rest."""
     store = mlflow_store(embedded_uri)
     held = Held(getattr(store, method))
     monkeypatch.setattr(store, method, held)
@@ -145,10 +145,10 @@ def test_a_flush_that_times_out_does_not_repeat_the_call_under_way(
 
 
 @only("sqlite")
-def test_a_call_that_nobody_waits_for_any_longer_still_holds_its_turn(
+def test_a_cancelled_call_blocks_the_next_one_until_it_returns(
     embedded_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such a store takes one call at a time: the next one waits until the thread of the first has returned."""
+    """Such a store takes one call at a time, and a thread cannot be cancelled."""
     begun, overtaken, free = threading.Event(), threading.Event(), threading.Event()
     order: list[str] = []
 
@@ -175,7 +175,7 @@ def test_a_call_that_nobody_waits_for_any_longer_still_holds_its_turn(
             await anyio.to_thread.run_sync(begun.wait, WAIT)
             first.cancel()
             tasks.start_soon(store.call, LOG_BATCH, orjson.dumps({"name": "second"}))
-            # A chance to go wrong: what is right waits for `free`, which is set after it.
+            # Time for a wrong second call to begin. A right one waits for `free`, which is set afterwards.
             await anyio.to_thread.run_sync(overtaken.wait, 0.2)
             free.set()
 
@@ -187,7 +187,7 @@ def test_a_call_that_nobody_waits_for_any_longer_still_holds_its_turn(
 def test_a_run_whose_creation_was_not_answered_is_found_again(
     embedded_uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The store has committed and then failed, twice; there is one run, also when it is looked at with NaN in it."""
+    """The store has committed and then failed, twice: there is one run. The search for it can read NaN metrics."""
     store = mlflow_store(embedded_uri)
     create, failures = store.create_run, iter(range(2))
 
@@ -210,10 +210,8 @@ def test_a_run_whose_creation_was_not_answered_is_found_again(
 
 
 @only("sqlite")
-def test_a_database_that_somebody_else_has_locked_is_tried_again(
-    embedded_uri: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """MLflow's word for it, or the database's own (SQLite waits 20 s before it says so): everything is stored once."""
+def test_a_locked_database_is_tried_again(embedded_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether MLflow or the database reports the lock (SQLite after 20 s). Everything is stored once."""
     store = mlflow_store(embedded_uri)
     log_batch = store.log_batch
     locked: list[Exception] = [
