@@ -1,4 +1,4 @@
-"""The examples run as a visitor runs them, and what they say they have logged is in the store."""
+"""The examples run as a visitor runs them, and the store holds what they print."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ print([point.step for point in client.get_metric_history(run.info.run_id, "valid
 
 
 def run_example(name: str, folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run an example in a folder, and expect it to end well."""
+    """Run an example in a folder; assert that it ends with status 0."""
     done = _run([str(EXAMPLES / name), *arguments], folder, **variables)
     assert done.returncode == 0, done.stderr
     return done
@@ -61,7 +61,7 @@ def logged_run_id(output: str) -> str:
 
 
 def test_the_training_example_needs_no_server_and_says_how_to_look(tmp_path: Path) -> None:
-    """Without an argument: a database in the folder, at least 1,000 points, params, tags and the dataset in it."""
+    """Without an argument it logs to a database in the folder: at least 1,000 points, params, tags and the dataset."""
     folder = tmp_path / "a new folder"
     folder.mkdir()
     done = run_example("train.py", folder)
@@ -95,7 +95,7 @@ def _path(uri: str) -> str:
 def test_the_training_example_logs_to_a_server_as_well(
     mlflow_server: MlflowServer, readback: Readback, tmp_path: Path
 ) -> None:
-    """The same run, point by point what the example says; nothing is left in the folder."""
+    """The run holds every point that the example prints; the folder stays empty."""
     done = run_example("train.py", tmp_path, "--epochs", "2", MLFLOW_TRACKING_URI=mlflow_server.uri)
     run_id = logged_run_id(done.stdout)
     stored = readback.run(run_id)
@@ -113,7 +113,7 @@ def test_the_training_example_logs_to_a_server_as_well(
 
 
 @pytest.mark.parametrize("example", ["train.py", "async_service.py", "streaming.py", "dataloader.py", "service.py"])
-def test_an_example_whose_store_is_none_ends_with_a_sentence_and_no_traceback(example: str, tmp_path: Path) -> None:
+def test_an_example_with_an_invalid_store_prints_one_sentence_and_no_traceback(example: str, tmp_path: Path) -> None:
     """On stderr, with an exit status of 1."""
     done = _run([str(EXAMPLES / example), "--tracking-uri", "nosuch://store"], tmp_path)
     assert done.returncode == 1
@@ -125,7 +125,7 @@ def test_an_example_whose_store_is_none_ends_with_a_sentence_and_no_traceback(ex
 def test_the_async_example_stores_each_job_as_a_child_run(
     mlflow_server: MlflowServer, readback: Readback, tmp_path: Path, backend: str
 ) -> None:
-    """Three jobs of 50 steps below one parent, on either loop."""
+    """Three jobs of 50 steps below one parent, on asyncio and on trio."""
     known = set(readback.run_ids("0"))
     done = run_example(
         "async_service.py", tmp_path, "--backend", backend, "--jobs", "3", "--tracking-uri", mlflow_server.uri
@@ -152,7 +152,7 @@ def test_the_async_example_stores_each_job_as_a_child_run(
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_the_async_example_needs_no_server_either(tmp_path: Path, backend: str) -> None:
-    """On the embedded default it logs to a database in its folder."""
+    """Without a URI it logs to a database in its folder."""
     done = run_example("async_service.py", tmp_path, "--backend", backend, "--jobs", "1")
     assert re.fullmatch(r"[0-9a-f]{32}", done.stdout.splitlines()[-1])
     assert "failed=0, dropped=0" in done.stdout
@@ -178,7 +178,7 @@ def test_the_streaming_example_stores_every_step(
 def test_the_loader_example_stores_what_its_workers_log(
     mlflow_server: MlflowServer, readback: Readback, tmp_path: Path, method: str
 ) -> None:
-    """All to one run, by whatever method they are started."""
+    """All workers log to one run, whichever start method of multiprocessing is used."""
     known = set(readback.run_ids("0"))
     done = run_example("dataloader.py", tmp_path, "--method", method, "--tracking-uri", mlflow_server.uri)
     (run_id,) = set(readback.run_ids("0")) - known
@@ -196,7 +196,7 @@ def test_the_loader_example_stores_what_its_workers_log(
 def test_the_service_example_stores_each_request(
     mlflow_server: MlflowServer, readback: Readback, tmp_path: Path
 ) -> None:
-    """One point a request."""
+    """One point for each request."""
     done = run_example("service.py", tmp_path, "--requests", "35", "--tracking-uri", mlflow_server.uri)
     assert done.stderr == ""
     stored = readback.run(done.stdout.splitlines()[-1])
@@ -206,7 +206,7 @@ def test_the_service_example_stores_each_request(
 
 @pytest.mark.parametrize("example", ["streaming.py", "service.py"])
 def test_the_streaming_examples_need_no_server_either(tmp_path: Path, example: str) -> None:
-    """On the embedded default they log to a database in their folder."""
+    """Without a URI they log to a database in their folder."""
     done = run_example(example, tmp_path)
     assert re.fullmatch(r"[0-9a-f]{32}", done.stdout.splitlines()[-1])
     assert (tmp_path / "mlflow.db").exists()

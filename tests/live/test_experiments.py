@@ -1,4 +1,4 @@
-"""`create_run(experiment_name=...)`: found or made, one for all, and never another experiment instead."""
+"""`create_run(experiment_name=...)`: the experiment is looked up or created, once for all runs."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ print(run.run_id)
 
 @pytest.fixture
 def name(request: pytest.FixtureRequest) -> str:
-    """Of an experiment that does not exist yet; with what a URL has to escape."""
+    """A name of an experiment that does not exist yet, with characters that a URL has to escape."""
     return f"{request.node.name} & ü/?#%+ {uuid.uuid4().hex}"
 
 
 def experiments(readback: Readback) -> dict[str, str]:
-    """The ids of all experiments, deleted ones included, by name."""
+    """Return the ids of all experiments by name, deleted ones included."""
     found: dict[str, str] = {}
     token = ""
     while True:
@@ -57,7 +57,7 @@ def experiments(readback: Readback) -> dict[str, str]:
 
 
 def test_an_experiment_that_is_missing_is_created(proxy: FaultyProxy, readback: Readback, name: str) -> None:
-    """Looked up, made, and used."""
+    """It is looked up, created, and then used."""
     with runqueue.Client(proxy.uri) as client:
         run = client.create_run(experiment_name=name)
     assert readback.run(run.run_id).experiment_id == experiments(readback)[name]
@@ -65,7 +65,7 @@ def test_an_experiment_that_is_missing_is_created(proxy: FaultyProxy, readback: 
 
 
 def test_an_experiment_that_is_there_is_used(proxy: FaultyProxy, readback: Readback, name: str) -> None:
-    """Also by a second client, which has to look it up itself."""
+    """A second client looks it up again."""
     experiment_id = str(readback.post(MAKE, {"name": name})["experiment_id"])
     for _ in range(2):
         with runqueue.Client(proxy.uri) as client:
@@ -76,7 +76,7 @@ def test_an_experiment_that_is_there_is_used(proxy: FaultyProxy, readback: Readb
 
 
 def test_many_runs_of_one_client_cost_one_look_up(proxy: FaultyProxy, readback: Readback, name: str) -> None:
-    """Whether created side by side, in several flushes, or by several threads."""
+    """Whether they are created side by side, in several flushes, or by several threads."""
     with runqueue.Client(proxy.uri) as client:
         runs = [client.create_run(experiment_name=name) for _ in range(20)]
         client.flush()
@@ -92,7 +92,7 @@ def test_many_runs_of_one_client_cost_one_look_up(proxy: FaultyProxy, readback: 
 
 
 def test_each_name_leads_to_its_own_experiment(proxy: FaultyProxy, readback: Readback, name: str) -> None:
-    """Names that differ in case, in blanks, or by a prefix are different ones."""
+    """Names that differ in case, in blanks, or by a prefix are different names."""
     wanted = [name, name.upper(), f"{name} ", name[:-1]]
     with runqueue.Client(proxy.uri) as client:
         runs = [client.create_run(experiment_name=each) for each in wanted]
@@ -105,7 +105,7 @@ def test_each_name_leads_to_its_own_experiment(proxy: FaultyProxy, readback: Rea
 
 
 def log_something(client: runqueue.Client, run: runqueue.PendingRunId) -> None:
-    """Four entries and a final status; five entries with the run itself."""
+    """Log four entries and a final status: five entries with the run itself."""
     client.log_params(run, {"p": 1})
     client.set_tags(run, {"t": 1})
     client.log_metrics(run, {"m": 1.0, "n": 2.0}, step=1, timestamp=1)
@@ -140,7 +140,9 @@ def test_a_deleted_experiment_is_a_clear_failure_and_keeps_everything_queued(
 def test_an_experiment_that_is_deleted_between_two_runs_keeps_the_second_queued(
     proxy: FaultyProxy, readback: Readback, name: str
 ) -> None:
-    """The client knows its id already; the first run is not harmed, and the second waits until it is restored."""
+    """
+    The client has cached its id. The first run is not affected, and the second waits until the experiment is restored.
+    """
     with runqueue.Client(proxy.uri) as client:
         client.create_run(experiment_name=name)
         client.flush()
@@ -158,7 +160,7 @@ def test_an_experiment_that_is_deleted_between_two_runs_keeps_the_second_queued(
 def test_a_name_that_the_server_refuses_keeps_the_run_queued_and_harms_no_other(
     proxy: FaultyProxy, readback: Readback, name: str, experiment_id: str
 ) -> None:
-    """A name of 600 characters: the message is the server's, and the run beside it is stored."""
+    """With a name of 600 characters. The failure has the server's message; another run of the client is stored."""
     client = runqueue.Client(proxy.uri)
     refused = client.create_run(experiment_name="x" * 600)
     client.set_tag(refused, "t", "1")
@@ -174,7 +176,7 @@ def test_a_name_that_the_server_refuses_keeps_the_run_queued_and_harms_no_other(
 def test_losing_the_race_to_create_it_leads_to_the_same_experiment(
     proxy: FaultyProxy, readback: Readback, name: str
 ) -> None:
-    """Not there when looked up, there when created: it is read again."""
+    """It does not exist at the look-up, but another client creates it first: it is looked up again."""
     experiment_id = str(readback.post(MAKE, {"name": name})["experiment_id"])
     proxy.fail(LOOK_UP, Fault.answer(404, error("RESOURCE_DOES_NOT_EXIST", "no such experiment")))
     with runqueue.Client(proxy.uri) as client:
@@ -213,7 +215,7 @@ def test_a_lost_answer_to_its_creation_leaves_one_experiment(
 def test_a_look_up_that_is_not_answered_by_mlflow_creates_nothing(
     proxy: FaultyProxy, readback: Readback, name: str, fault: Fault
 ) -> None:
-    """Only MLflow's own word says that there is no such experiment; everything stays queued until it comes."""
+    """Only MLflow's own answer can say that there is no such experiment. Until it comes, everything stays queued."""
     proxy.fail(LOOK_UP, fault)
     with runqueue.Client(proxy.uri, retry_timeout=0) as client:
         run = client.create_run(experiment_name=name)
@@ -230,7 +232,7 @@ def test_a_look_up_that_is_not_answered_by_mlflow_creates_nothing(
 def test_a_creation_that_is_not_answered_with_an_id_is_looked_up_again(
     proxy: FaultyProxy, readback: Readback, name: str, answer: Any
 ) -> None:
-    """No run is created in an experiment that nobody has named."""
+    """No run is created in another experiment."""
     proxy.fail(MAKE, Fault.answer_after_commit(200, answer))
     with runqueue.Client(proxy.uri, retry_timeout=0) as client:
         run = client.create_run(experiment_name=name)
@@ -245,7 +247,7 @@ def test_a_creation_that_is_not_answered_with_an_id_is_looked_up_again(
 def test_eight_processes_with_one_name_make_one_experiment(
     proxy: FaultyProxy, readback: Readback, name: str, tmp_path: Path
 ) -> None:
-    """All at once: exactly one experiment, with eight runs in it."""
+    """All at once: there is exactly one experiment, with eight runs."""
     script = tmp_path / "together.py"
     script.write_text(TOGETHER)
     processes = [

@@ -1,4 +1,4 @@
-"""Lost answers, outages and late commits: nothing is lost, nothing is stored twice, and what is left is said."""
+"""Lost answers, outages and late commits: nothing is lost or stored twice, and what is still queued is reported."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RETRYING = 20.0
 def test_a_lost_answer_to_create_run_leaves_exactly_one_run(
     proxy: FaultyProxy, readback: Readback, experiment_id: str, fault: Fault, times: int
 ) -> None:
-    """The server committed, and the answer was lost so many times: the run is found and used."""
+    """The server has created the run, but several answers in a row are lost: the run is searched for and used."""
     proxy.fail("runs/create", fault, times=times)
     with runqueue.Client(proxy.uri, retry_timeout=RETRYING) as client:
         run = client.create_run(experiment_id, run_name="once")
@@ -40,7 +40,7 @@ def test_a_lost_answer_to_create_run_leaves_exactly_one_run(
 def test_a_run_is_found_although_the_search_for_it_fails_as_well(
     proxy: FaultyProxy, readback: Readback, experiment_id: str
 ) -> None:
-    """As long as the search is not answered, nothing is created again."""
+    """Until the search is answered, no other run is created."""
     proxy.fail("runs/create", Fault.cut_after_commit())
     proxy.fail("runs/search", Fault.cut_after_commit())
     proxy.fail("runs/search", Fault.answer(503))
@@ -55,7 +55,7 @@ def test_a_run_is_found_although_the_search_for_it_fails_as_well(
 def test_a_create_run_that_was_never_carried_out_is_sent_again(
     proxy: FaultyProxy, readback: Readback, experiment_id: str
 ) -> None:
-    """The connection broke before the server heard of it: the search finds nothing, so the run is created."""
+    """The connection broke before the server got the request: the search finds nothing, so the run is created."""
     proxy.fail("runs/create", Fault.cut_before_commit(), times=2)
     with runqueue.Client(proxy.uri, retry_timeout=RETRYING) as client:
         run = client.create_run(experiment_id)
@@ -66,7 +66,7 @@ def test_a_create_run_that_was_never_carried_out_is_sent_again(
 def test_a_slow_servers_late_commit_is_deleted_at_the_end_of_the_flush(
     proxy: FaultyProxy, readback: Readback, experiment_id: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The first create-run was answered 504 and is carried out after the second: one run is left, and that is logged."""
+    """The first create-run is answered 504 and carried out after the second: one run is left, with a log of it."""
     proxy.fail("runs/create", Fault.late_commit_before("runs/update"))
     with runqueue.Client(proxy.uri, retry_timeout=RETRYING) as client:
         run = client.create_run(experiment_id)
@@ -84,7 +84,7 @@ def test_a_slow_servers_late_commit_is_deleted_at_the_end_of_the_flush(
 def test_a_commit_that_comes_only_before_the_next_flush_is_found_by_that_one(
     proxy: FaultyProxy, readback: Readback, experiment_id: str
 ) -> None:
-    """A flush goes on looking for surplus runs of the flush before."""
+    """A flush goes on searching for surplus runs of the flush before."""
     proxy.fail("runs/create", Fault.late_commit_before("nothing that is ever sent"))
     with runqueue.Client(proxy.uri, retry_timeout=RETRYING) as client:
         run = client.create_run(experiment_id)
@@ -103,7 +103,7 @@ def test_a_commit_that_comes_only_before_the_next_flush_is_found_by_that_one(
 def test_a_lost_answer_to_log_batch_stores_each_point_once(
     proxy: FaultyProxy, readback: Readback, experiment_id: str, fault: Fault
 ) -> None:
-    """The answer is lost three times after the server has stored the batch; the history stays exact."""
+    """The answer is lost three times after the server has stored the batch; no point is there twice."""
     proxy.fail("runs/log-batch", fault, times=3)
     with runqueue.Client(proxy.uri, retry_timeout=RETRYING) as client:
         run = client.create_run(experiment_id)
@@ -121,7 +121,7 @@ def test_a_lost_answer_to_log_batch_stores_each_point_once(
 def test_a_lost_answer_to_inputs_and_to_termination_changes_nothing(
     proxy: FaultyProxy, readback: Readback, experiment_id: str
 ) -> None:
-    """Both are sent again, and are as if sent once."""
+    """Both requests are sent again, without an effect."""
     proxy.fail("runs/log-inputs", Fault.cut_after_commit())
     proxy.fail("runs/update", Fault.cut_after_commit())
     with runqueue.Client(proxy.uri, retry_timeout=RETRYING) as client:
@@ -136,7 +136,9 @@ def test_a_lost_answer_to_inputs_and_to_termination_changes_nothing(
 def test_a_server_that_is_down_too_long_and_then_up_gets_everything_once(
     proxy: FaultyProxy, readback: Readback, experiment_id: str
 ) -> None:
-    """The first flush ends in time and reports all as still queued; the second stores all, once, in order."""
+    """
+    The first flush ends in time and reports everything as still queued. The second stores everything, once, in order.
+    """
     proxy.stop_listening()
     with runqueue.Client(proxy.uri, retry_timeout=1.0, request_timeout=5) as client:
         runs = [client.create_run(experiment_id) for _ in range(3)]
@@ -170,7 +172,7 @@ def test_a_server_that_is_down_too_long_and_then_up_gets_everything_once(
 def test_a_server_that_goes_down_in_the_middle_gets_the_rest_later(
     proxy: FaultyProxy, readback: Readback, experiment_id: str
 ) -> None:
-    """What was stored before the outage is not reported, and not sent again."""
+    """What was stored before the outage is neither reported nor sent again."""
     proxy.fail("runs/log-batch", Fault.passed(), times=3)
     proxy.fail("runs/log-batch", Fault.cut_before_commit(), times=None)
     with runqueue.Client(proxy.uri, retry_timeout=0.5, request_timeout=5) as client:
@@ -195,7 +197,7 @@ def test_a_server_that_goes_down_in_the_middle_gets_the_rest_later(
 
 
 def test_what_close_cannot_send_is_final(proxy: FaultyProxy, experiment_id: str) -> None:
-    """At the end of the block nothing comes after: every entry is reported as failed for good."""
+    """No flush follows the end of the block: every entry is reported as failed for good."""
     proxy.stop_listening()
     with (
         pytest.raises(runqueue.FlushError, match=r"^2 of 2 entries") as caught,
@@ -208,7 +210,7 @@ def test_what_close_cannot_send_is_final(proxy: FaultyProxy, experiment_id: str)
 
 
 def test_while_a_server_is_down_a_later_flush_sends_one_probe(proxy: FaultyProxy, experiment_id: str) -> None:
-    """Once `retry_timeout` is spent, ten waiting runs cost the server one request a flush."""
+    """After `retry_timeout`, a flush of ten waiting runs costs the server one request."""
     proxy.fail("", Fault.answer(503), times=None)
     with (
         pytest.raises(runqueue.FlushError),
@@ -230,7 +232,9 @@ def test_while_a_server_is_down_a_later_flush_sends_one_probe(proxy: FaultyProxy
 def test_a_busy_server_is_asked_again(
     proxy: FaultyProxy, readback: Readback, experiment_id: str, status: int, headers: dict[str, str]
 ) -> None:
-    """503, or 429 with `Retry-After: 1`, to the first two tries: stored, once; no request inside the second."""
+    """
+    It answers 503, or 429 with `Retry-After: 1`, twice. No request is sent within that second; all is stored once.
+    """
     proxy.fail("runs/log-batch", Fault.answer(status, error("TEMPORARILY_UNAVAILABLE"), headers), times=2)
     run_id = readback.new_run(experiment_id)
     with runqueue.Client(proxy.uri, retry_timeout=RETRYING) as client:
@@ -245,7 +249,7 @@ def test_a_busy_server_is_asked_again(
 def test_other_runs_wait_as_well_when_the_server_asks_to(
     proxy: FaultyProxy, readback: Readback, experiment_id: str
 ) -> None:
-    """`Retry-After` is the server's word and not that of one run: no request at all inside the second."""
+    """`Retry-After` concerns the whole server: no request of any run is sent within that second."""
     proxy.fail("", Fault.answer(429, b"", {"Retry-After": "1"}))
     runs = [readback.new_run(experiment_id) for _ in range(4)]
     with runqueue.Client(proxy.uri, retry_timeout=RETRYING, max_workers=1) as client:
@@ -257,10 +261,10 @@ def test_other_runs_wait_as_well_when_the_server_asks_to(
     assert proxy.requests[1].read_at - answered >= 1.0
 
 
-def test_a_retry_after_beyond_the_patience_ends_the_flush_at_once(
+def test_a_retry_after_beyond_retry_timeout_ends_the_flush_at_once(
     proxy: FaultyProxy, readback: Readback, experiment_id: str
 ) -> None:
-    """Who is told to come back in an hour does not wait; the next flush, of which the data depends, asks once."""
+    """With `Retry-After: 3600` the flush does not wait; the next flush sends one request."""
     proxy.fail("runs/log-batch", Fault.answer(503, b"", {"Retry-After": "3600"}))
     run_id = readback.new_run(experiment_id)
     client = runqueue.Client(proxy.uri, retry_timeout=RETRYING)
@@ -293,7 +297,7 @@ def test_a_request_that_hangs_is_given_up_and_repeated(
 def test_a_flush_with_a_timeout_leaves_the_rest_queued(
     proxy: FaultyProxy, readback: Readback, experiment_id: str
 ) -> None:
-    """It ends at its timeout and says what is still queued; the next one stores it, once."""
+    """It ends at its timeout and reports what is still queued; the next flush stores that, once."""
     proxy.fail("runs/log-batch", Fault.hold())
     run_id = readback.new_run(experiment_id)
     with runqueue.Client(proxy.uri) as client:
@@ -313,7 +317,7 @@ def test_a_flush_with_a_timeout_leaves_the_rest_queued(
 def test_a_race_inside_the_server_over_a_shared_dataset_costs_nothing(
     proxy: FaultyProxy, readback: Readback, experiment_id: str
 ) -> None:
-    """Runs that log one dataset at the same time make MLflow trip over its own UNIQUE constraint: it is asked again."""
+    """Runs that log one dataset at the same time violate a UNIQUE constraint inside MLflow: the request is repeated."""
     text = "(sqlite3.IntegrityError) UNIQUE constraint failed: datasets.experiment_id, datasets.name, datasets.digest"
     proxy.fail("runs/log-inputs", Fault.answer(400, error("BAD_REQUEST", text)))
     run_id = readback.new_run(experiment_id)

@@ -21,7 +21,7 @@ BAD = "bad*key"  # an asterisk is in no name that MLflow takes
 
 
 def entry_of(error: runqueue.FlushError) -> tuple[runqueue.OperationFailure, runqueue.Entry]:
-    """The one failure of one entry."""
+    """Return the only failure, and its only entry."""
     (failure,) = error.failures
     (entry,) = failure.entries
     return failure, entry
@@ -29,10 +29,10 @@ def entry_of(error: runqueue.FlushError) -> tuple[runqueue.OperationFailure, run
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_bad_entry_in_a_full_batch_costs_only_itself(
+def test_one_bad_entry_in_a_full_batch_fails_alone(
     proxy: FaultyProxy, readback: Readback, experiment_id: str, kind: Kind, place: str
 ) -> None:
-    """One of 1,000 entries that fill one batch is refused: 999 stored, the one named, at most 21 requests."""
+    """Of 1,000 entries that fill one batch, 999 are stored and the bad one is reported, in at most 21 requests."""
     run_id = readback.new_run(experiment_id, {"kept": "old"})
     points = [(f"m{at % 9}", at) for at in range(1_000 if kind == "metric" else 900)]
     params = [f"p{at}" for at in range(100 if kind in ("conflict", "param") else 0)]
@@ -73,10 +73,10 @@ def test_one_bad_entry_in_a_full_batch_costs_only_itself(
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("kind", ["conflict", "param", "tag"])
-def test_one_bad_entry_among_ten_batches_costs_only_itself(
+def test_one_bad_entry_among_ten_batches_fails_alone(
     proxy: FaultyProxy, readback: Readback, experiment_id: str, kind: Kind, place: str
 ) -> None:
-    """The same with 1,000 params, or tags, which need 10 batches even when all is well."""
+    """With 1,000 params or tags, which need 10 requests anyway."""
     run_id = readback.new_run(experiment_id, {"kept": "old"})
     bad = "kept" if kind == "conflict" else BAD
     keys = [f"k{at}" for at in range(1_000)]
@@ -97,7 +97,10 @@ def test_one_bad_entry_among_ten_batches_costs_only_itself(
 def test_a_refused_metric_name_is_not_sent_again_for_its_run(
     proxy: FaultyProxy, readback: Readback, experiment_id: str
 ) -> None:
-    """A bad metric key at each of 5,000 steps beside a good one: all good points, all 5,000 named, <= 40 requests."""
+    """
+    A bad key beside a good one at 5,000 steps: all good points are stored, all bad ones reported, in at most 40
+    requests.
+    """
     with runqueue.Client(proxy.uri) as client:
         run = client.create_run(experiment_id)
         for step in range(5_000):
@@ -128,7 +131,7 @@ def test_a_refused_metric_name_is_not_sent_again_for_its_run(
 def test_a_name_refused_for_one_run_is_tried_for_another(
     proxy: FaultyProxy, readback: Readback, experiment_id: str
 ) -> None:
-    """What is not sent again is remembered for a run, and holds over later flushes."""
+    """The refused names of a run are remembered over its later flushes, and do not concern other runs."""
     with runqueue.Client(proxy.uri) as client:
         runs = [readback.new_run(experiment_id) for _ in range(2)]
         for run_id in runs:
@@ -146,7 +149,7 @@ def test_a_name_refused_for_one_run_is_tried_for_another(
 def test_one_run_of_eight_with_an_unknown_experiment_fails_alone(
     proxy: FaultyProxy, readback: Readback, experiment_id: str
 ) -> None:
-    """Seven runs complete; the failed one is named, with all of its entries, which stay queued until the end."""
+    """Seven runs are complete. The failure of the eighth has all its entries, which stay queued until the end."""
     with pytest.raises(runqueue.FlushError) as at_the_end, runqueue.Client(proxy.uri) as client:
         runs = [client.create_run("987654321" if at == 4 else experiment_id) for at in range(8)]
         for run in runs:
@@ -178,7 +181,7 @@ def test_one_run_of_eight_with_an_unknown_experiment_fails_alone(
 def test_a_child_of_a_run_that_cannot_be_created_stays_queued(
     proxy: FaultyProxy, readback: Readback, experiment_id: str
 ) -> None:
-    """It is reported like its parent, and nothing of it is sent."""
+    """It is reported with its parent, and none of its entries is sent."""
     with pytest.raises(runqueue.FlushError), runqueue.Client(proxy.uri) as client:
         parent = client.create_run("987654321")
         child = client.create_run(experiment_id, parent_run_id=parent)
@@ -191,10 +194,10 @@ def test_a_child_of_a_run_that_cannot_be_created_stays_queued(
 
 
 @pytest.mark.parametrize("state", ["unknown", "deleted"])
-def test_a_run_that_is_gone_fails_whole_and_without_halving(
+def test_a_run_that_does_not_exist_fails_as_a_whole_without_bisection(
     proxy: FaultyProxy, readback: Readback, experiment_id: str, state: str
 ) -> None:
-    """One request tells; its entries are all reported, and another run is not touched."""
+    """After one request all its entries are reported; another run is stored."""
     gone, fine = "0" * 32, readback.new_run(experiment_id)
     if state == "deleted":
         gone = readback.new_run(experiment_id)
@@ -212,7 +215,7 @@ def test_a_run_that_is_gone_fails_whole_and_without_halving(
 def test_the_final_status_is_sent_although_data_was_rejected(
     proxy: FaultyProxy, readback: Readback, experiment_id: str
 ) -> None:
-    """Inputs and termination follow a batch with a bad entry, in order."""
+    """Inputs and final status follow the batch with the bad entry, in order."""
     with runqueue.Client(proxy.uri) as client:
         run = client.create_run(experiment_id)
         client.log_metrics(run, {"good": 1.0, BAD: 1.0}, timestamp=1)
@@ -239,7 +242,7 @@ UNFIT: dict[str, Any] = {
 def test_entries_that_cannot_be_sent_fail_alone_and_without_a_request(
     proxy: FaultyProxy, readback: Readback, experiment_id: str
 ) -> None:
-    """What the server could not parse never leaves: each is named with run, key and step, the others are stored."""
+    """The server could not parse them. Each is reported with run, key and step; all others are stored."""
     run_id = readback.new_run(experiment_id)
     with runqueue.Client(proxy.uri) as client:
         client.log_metrics(run_id, {"before": 1.0, **UNFIT, "after": 2.0}, step=4, timestamp=1)
@@ -265,10 +268,10 @@ def test_entries_that_cannot_be_sent_fail_alone_and_without_a_request(
     )
 
 
-def test_a_file_backed_server_that_answers_500_to_a_conflict_costs_only_the_one(
+def test_a_file_backed_servers_500_for_a_conflict_fails_that_entry_alone(
     file_store_server: MlflowServer,
 ) -> None:
-    """INTERNAL_ERROR three times for the same batch is taken for a rejection; the rest is stored."""
+    """After three answers of INTERNAL_ERROR a batch counts as rejected, and is bisected; the rest is stored."""
     with Readback(file_store_server.uri) as readback, FaultyProxy(file_store_server.uri) as proxy:
         run_id = readback.new_run(readback.new_experiment(), {"kept": "old"})
         params = {f"p{at}": "1" for at in range(8)} | {"kept": "new"}

@@ -1,7 +1,7 @@
 """
-The life of a process against a real server, by a host name: forks, workers, signals, ends of all kinds.
+The life of a process that logs to a real server by a host name: forks, workers, signals, the end.
 
-Each test reads back what is stored; the scripts are those of users.
+Each test reads back what is stored. The scripts are written as users write them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def went_well(done: Ended) -> None:
 def test_forked_workers_log_beside_their_parent(
     mlflow_server: MlflowServer, readback: Readback, experiment_id: str
 ) -> None:
-    """As those of a data loader: while the parent streams, to the parent's run, which nobody has asked for yet."""
+    """As those of a data loader: the parent streams to the same run, whose creation is still queued at the fork."""
     script = """
 def work(worker):
     for step in range(100):
@@ -73,7 +73,7 @@ run.set_terminated()
 def test_workers_get_placeholders_before_any_request(
     mlflow_server: MlflowServer, readback: Readback, experiment_id: str, tmp_path: Path, method: str
 ) -> None:
-    """A launcher hands them out at once; each worker logs to its run, and makes runs below it."""
+    """A launcher passes placeholders to workers at once. Each worker logs to its run, and creates children of it."""
     (tmp_path / "job.py").write_text(
         """
 def work(client, pending, number):
@@ -137,7 +137,7 @@ def test_whatever_ends_a_script_everything_is_stored_with_the_right_status(
     status: str,
     flush_interval: float,
 ) -> None:
-    """The client is never closed; only the run's block ends."""
+    """The script never closes the client; only the block of the run ends."""
     script = f"""
 client = runqueue.Client(URI, flush_interval={flush_interval})
 with client.start_run(experiment_id=sys.argv[2]) as run:
@@ -157,10 +157,10 @@ with client.start_run(experiment_id=sys.argv[2]) as run:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_ends_a_flush_that_lasts(
+def test_a_second_signal_ends_a_long_flush(
     proxy: FaultyProxy, readback: Readback, experiment_id: str, number: signal.Signals
 ) -> None:
-    """The first one's flush waits for a server that does not answer; the run was created, and is left running."""
+    """The first signal's flush waits for a server that does not answer. The run, which was created, stays RUNNING."""
     script = """
 from runqueue.engine._engine import Engine
 flush = Engine._flush
@@ -196,7 +196,10 @@ with client.start_run(experiment_id=sys.argv[2]) as run:
 @NOLOAD
 @pytest.mark.parametrize("used", [False, True])
 def test_the_embedded_default_delivers_at_exit_and_after_a_fork(first_use: Path, tmp_path: Path, used: bool) -> None:
-    """MLflow's own store: where no thread can be started, and in a child, whether the parent has used it or not."""
+    """
+    With MLflow's own store: at exit, where no thread can be started, and in a child, whether the parent has used it or
+    not.
+    """
     shutil.copy(first_use / "mlflow.db", tmp_path)
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     script = f"""

@@ -1,4 +1,4 @@
-"""The main job: everything that is logged reads back exactly, in the fewest requests, in order."""
+"""The main job: all that is logged reads back exactly, and was sent in the fewest requests, in order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KEYS = 10
 
 
 def log_a_run(client: runqueue.Client, run: runqueue.PendingRunId, seed: int) -> Content:
-    """Log 250 params, 120 tags, 5,000 metric points and 3 datasets, and say what must be stored."""
+    """Log 250 params, 120 tags, 5,000 metric points and 3 datasets; return what must be stored."""
     rng = random.Random(seed)
     params = {f"p/{at}": f"{seed} {rng.random()}" for at in range(250)}
     tags = {f"t.{at}": f"välue {seed} {at} \N{SNOWMAN}" for at in range(120)}
@@ -50,7 +50,7 @@ def log_a_run(client: runqueue.Client, run: runqueue.PendingRunId, seed: int) ->
 def test_eight_runs_read_back_exactly_in_nine_requests_each(
     proxy: FaultyProxy, readback: Readback, experiment_id: str
 ) -> None:
-    """8 runs of (250 params, 120 tags, 5,000 metrics, 3 datasets), named by placeholders only."""
+    """8 runs of 250 params, 120 tags, 5,000 metrics and 3 datasets, all named by placeholders."""
     with runqueue.Client(proxy.uri, max_workers=3) as client:
         runs = [client.create_run(experiment_id, run_name=f"run {seed}", tags={"first": "1"}) for seed in range(8)]
         expected = [log_a_run(client, run, seed) for seed, run in enumerate(runs)]
@@ -79,7 +79,7 @@ def test_eight_runs_read_back_exactly_in_nine_requests_each(
 def test_runs_that_share_their_datasets_all_get_them(
     proxy: FaultyProxy, readback: Readback, experiment_id: str
 ) -> None:
-    """8 runs of a sweep log the same dataset at the same time, for which MLflow's own inserts collide now and then."""
+    """8 runs of a sweep log the same datasets at the same time, for which MLflow's own inserts collide now and then."""
     with runqueue.Client(proxy.uri) as client:
         runs = [client.create_run(experiment_id) for _ in range(8)]
         for run in runs:
@@ -90,7 +90,7 @@ def test_runs_that_share_their_datasets_all_get_them(
 def test_five_full_metric_batches_cost_seven_requests(
     proxy: FaultyProxy, readback: Readback, experiment_id: str
 ) -> None:
-    """Tags queued before the run exists travel inside create-run, and one request terminates the run."""
+    """Tags that are queued before the run exists are sent with create-run, and one request ends the run."""
     with runqueue.Client(proxy.uri) as client:
         run = client.create_run(experiment_id)
         client.set_tags(run, {f"t{at}": "x" for at in range(50)})
@@ -106,7 +106,7 @@ def test_five_full_metric_batches_cost_seven_requests(
 
 
 def test_a_servers_own_limit_of_200_metrics_is_kept(proxy: FaultyProxy, readback: Readback, experiment_id: str) -> None:
-    """With limits of 200 metrics a batch no request goes above it, none is wasted, and everything is stored."""
+    """With limits of 200 metrics a batch, no request has more, all but the last are full, and everything is stored."""
     with runqueue.Client(proxy.uri, limits=runqueue.Limits(metrics=200)) as client:
         run = client.create_run(experiment_id)
         for step in range(1_050):
@@ -120,7 +120,7 @@ def test_a_servers_own_limit_of_200_metrics_is_kept(proxy: FaultyProxy, readback
 
 
 def test_every_limit_may_be_set(proxy: FaultyProxy, readback: Readback, experiment_id: str) -> None:
-    """Tighter bounds on params, tags, entities and datasets are kept as well."""
+    """Lower limits for params, tags, entities and datasets are kept, too."""
     limits = runqueue.Limits(metrics=30, params=7, tags=5, entities=35, datasets=2)
     run_id = readback.new_run(experiment_id)
     with runqueue.Client(proxy.uri, limits=limits) as client:
@@ -142,7 +142,7 @@ def test_every_limit_may_be_set(proxy: FaultyProxy, readback: Readback, experime
 def test_long_values_never_make_a_body_above_the_limit_of_bytes(
     proxy: FaultyProxy, readback: Readback, experiment_id: str
 ) -> None:
-    """Where bytes bind and not counts, no body passes 1,000,000 bytes and no two neighbours would fit into one."""
+    """Where bytes bind and not counts, no body exceeds 1,000,000 bytes, and no two neighbours would fit into one."""
     tags = {f"t{at}": "\N{SNOWMAN}" * 8_000 for at in range(90)}
     params = {f"p{at}": f"{at}" + "ü" * 5_000 for at in range(90)}
     run_id = readback.new_run(experiment_id)
@@ -157,7 +157,7 @@ def test_long_values_never_make_a_body_above_the_limit_of_bytes(
 
 
 def test_four_threads_log_100_000_points_to_one_run(proxy: FaultyProxy, readback: Readback, experiment_id: str) -> None:
-    """All 100,000 points of 4 threads are there, in the 100 batches that they need, each thread's in its order."""
+    """All 100,000 points are stored, in the 100 batches that they need; each thread's points in its order."""
     with runqueue.Client(proxy.uri) as client:
         run = client.create_run(experiment_id)
 
@@ -178,7 +178,7 @@ def test_four_threads_log_100_000_points_to_one_run(proxy: FaultyProxy, readback
 
 
 def test_threads_log_while_others_flush(proxy: FaultyProxy, readback: Readback, experiment_id: str) -> None:
-    """Threads that create runs, log and flush as they like lose nothing and store nothing twice."""
+    """Threads create runs, log and flush at any time: nothing is lost or stored twice."""
     with runqueue.Client(proxy.uri) as client:
         runs: list[runqueue.PendingRunId] = []
 
@@ -199,7 +199,7 @@ def test_threads_log_while_others_flush(proxy: FaultyProxy, readback: Readback, 
 
 
 def test_a_flush_ends_under_a_busy_producer(proxy: FaultyProxy, readback: Readback, experiment_id: str) -> None:
-    """It sends what was queued when it began, however much is logged meanwhile; the end of the block sends the rest."""
+    """It sends what was queued when it began, however much is logged meanwhile. The end of the block sends the rest."""
     logged = 0
     stop = threading.Event()
     with runqueue.Client(proxy.uri) as client:
@@ -223,7 +223,7 @@ def test_a_flush_ends_under_a_busy_producer(proxy: FaultyProxy, readback: Readba
 
 
 def test_an_exception_inside_the_block_sends_nothing(proxy: FaultyProxy, experiment_id: str) -> None:
-    """The exception leaves the block unchanged, and the server never hears of the client."""
+    """The exception leaves the block unchanged, and the server gets no request."""
     error = ZeroDivisionError("mine")
     with pytest.raises(ZeroDivisionError) as caught, runqueue.Client(proxy.uri) as client:
         run = client.create_run(experiment_id)
@@ -241,7 +241,7 @@ def test_an_exception_inside_the_block_sends_nothing(proxy: FaultyProxy, experim
 def test_a_clean_exit_inside_the_block_sends_everything(
     proxy: FaultyProxy, readback: Readback, experiment_id: str, code: int | None
 ) -> None:
-    """`sys.exit()` and `sys.exit(0)` are how a script ends well."""
+    """After `sys.exit()` and `sys.exit(0)`."""
     with pytest.raises(SystemExit) as caught, runqueue.Client(proxy.uri) as client:
         run = client.create_run(experiment_id)
         client.log_param(run, "p", 1)

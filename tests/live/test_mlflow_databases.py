@@ -1,4 +1,4 @@
-"""MLflow's own API, queued before the stores that MLflow has in its own process: databases and files."""
+"""MLflow's own API, queued in front of the stores that MLflow has in its own process: databases and files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def uri(
 
 
 def test_a_prefix_queues_what_is_logged_into_a_database(uri: str, tmp_path: Path) -> None:
-    """By the environment alone; all of it is there when the script has ended, in order."""
+    """The environment alone sets the URI. When the script has ended, everything is stored, in order."""
     variables = {"MLFLOW_ALLOW_FILE_STORE": "true"} if uri.startswith("file:") else {}
     watched = tmp_path / "watched.py"
     watched.write_text(

@@ -1,6 +1,6 @@
 """
-In processes of their own: MLflow with runqueue installed and not asked for, tracking URIs with the prefix wherever
-MLflow takes one, and the ends of a process that logs by MLflow.
+MLflow in processes of their own: with runqueue installed but not enabled, with prefixed tracking URIs wherever MLflow
+takes one, and at the end of a process that logs by MLflow.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def kind(client):
 
 
 def run(script: str, *arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """A script that has imported MLflow; it has to end well."""
+    """Run a script after `HEAD`; assert that it ends with status 0."""
     done = subprocess.run(
         [sys.executable, "-c", HEAD + script, *arguments],
         cwd=folder,
@@ -47,13 +47,13 @@ def run(script: str, *arguments: str, folder: Path, **variables: str) -> subproc
     return done
 
 
-# -- not asked for ---------------------------------------------------------------------------------------------------
+# -- not enabled -----------------------------------------------------------------------------------------------------
 
 
 def test_to_have_runqueue_installed_changes_nothing_in_mlflow(
     mlflow_server: MlflowServer, experiment_id: str, tmp_path: Path
 ) -> None:
-    """Whatever ours would stand in front of is MLflow's own, and of us no more than the plugin is loaded."""
+    """Every object that the integration would patch is MLflow's own; of runqueue only the plugin is loaded."""
     run(
         """
 from mlflow.store.artifact import artifact_repository_registry as artifacts
@@ -69,8 +69,8 @@ assert type(client._tracking_client.store) is RestStore
 assert set(vars(utils._tracking_store_registry)) == {"_registry", "group_name"}
 assert set(vars(utils.MLFLOW_TRACKING_URI)) == {"name", "type", "default"}
 assert set(vars(artifacts._artifact_repository_registry)) == {"_registry"}
-for keeper in (MlflowClient, TrackingServiceClient, TracingClient, ModelRegistryClient):
-    assert not any("Plain" in type(each).__name__ for each in vars(keeper).values())
+for owner in (MlflowClient, TrackingServiceClient, TracingClient, ModelRegistryClient):
+    assert not any("Plain" in type(each).__name__ for each in vars(owner).values())
 for scheme, builder in utils._tracking_store_registry._registry.items():
     assert (builder.__module__ == "runqueue.integrations.mlflow._plugin") == scheme.startswith("runqueue+"), scheme
 ours = {name for name in sys.modules if name.startswith("runqueue")}
@@ -82,8 +82,8 @@ assert ours == {"runqueue", "runqueue.integrations.mlflow._plugin", "runqueue.se
     )
 
 
-def test_the_plugin_costs_next_to_nothing_of_the_import_of_mlflow(tmp_path: Path) -> None:
-    """5 % at the very most, whatever it imports itself included."""
+def test_the_plugin_costs_below_five_percent_of_the_import_of_mlflow(tmp_path: Path) -> None:
+    """What the plugin imports itself is counted."""
     script = """
 import time
 begun = time.perf_counter()
@@ -140,7 +140,7 @@ print("RUN", run_id)
             " mlflow.set_tracking_uri(given); client = MlflowClient()"
         ),
         "mlflow.set_tracking_uri(given); mlflow.set_registry_uri(mlflow.get_tracking_uri()); client = MlflowClient()",
-        # As its MLFlowLogger reads the variable, and not MLflow.
+        # Lightning's MLFlowLogger reads the variable itself.
         "client = MlflowClient(os.getenv('MLFLOW_TRACKING_URI')); mlflow.set_tracking_uri(given)",
     ],
     ids=["client", "set", "environment", "set later", "set twice", "registry", "Lightning"],
@@ -148,7 +148,9 @@ print("RUN", run_id)
 def test_a_tracking_uri_with_the_prefix_is_queued_wherever_it_is_given(
     way: str, proxy: FaultyProxy, experiment_id: str, readback: Readback, tmp_path: Path
 ) -> None:
-    """Metrics by the queue; artifacts, the registry and links by the plain URI, which is what MLflow names from then on."""
+    """
+    Metrics are queued; artifacts, the registry and links use the plain URI, which is what MLflow shows from then on.
+    """
     script = f"given = 'runqueue+' + plain\n{way}{WRITES}assert mlflow.get_tracking_uri() == plain\n"
     variables = {"MLFLOW_TRACKING_URI": f"runqueue+{proxy.uri}"} if "getenv" in way else {}
     done = run(script, proxy.uri, experiment_id, folder=tmp_path, **variables)
@@ -163,7 +165,7 @@ def test_a_tracking_uri_with_the_prefix_is_queued_wherever_it_is_given(
 def test_the_environments_uri_is_the_plain_one_from_the_first_import_on(
     mlflow_server: MlflowServer, experiment_id: str, tmp_path: Path
 ) -> None:
-    """Before any store is made; what the variable holds is left to the processes that the script starts."""
+    """Also before any store is made. The variable itself keeps the prefix, for processes that the script starts."""
     run(
         """
 assert mlflow.get_tracking_uri() == plain == mlflow.get_registry_uri()
@@ -182,8 +184,8 @@ assert runqueue.Client("runqueue+" + plain).tracking_uri == plain
 
 
 @pytest.mark.parametrize("uri", ["runqueue+databricks", "runqueue+databricks://", "runqueue+databricks://profile"])
-def test_a_workspace_is_databricks_for_whatever_asks(uri: str, tmp_path: Path) -> None:
-    """Also where the models of a workspace are kept: in Unity Catalog."""
+def test_a_prefixed_databricks_uri_is_databricks_for_all_of_mlflow(uri: str, tmp_path: Path) -> None:
+    """Its model registry is Unity Catalog."""
     run(
         """
 assert mlflow.get_tracking_uri() in ("databricks", "databricks://profile")
@@ -198,8 +200,8 @@ assert mlflow.utils.uri.is_databricks_uri(mlflow.get_tracking_uri())
 
 
 @pytest.mark.parametrize("value", ["maybe", "2"])
-def test_a_switch_that_is_no_switch_is_said_by_the_import_of_mlflow(value: str, tmp_path: Path) -> None:
-    """By its name."""
+def test_a_bad_runqueue_mlflow_variable_fails_the_import_of_mlflow(value: str, tmp_path: Path) -> None:
+    """The ConfigError names the variable."""
     done = subprocess.run(
         [sys.executable, "-c", "import mlflow"],
         cwd=tmp_path,
@@ -237,7 +239,7 @@ ENDS = {
 def test_a_script_that_does_not_end_its_run_leaves_what_mlflow_leaves(
     end: str, mlflow_server: MlflowServer, experiment_id: str, readback: Readback, tmp_path: Path
 ) -> None:
-    """All data, and the final status that MLflow's own hook sets."""
+    """All data, and the final status that MLflow's own exit hook sets."""
     script, code, status = ENDS[end]
     variables = {"RUNQUEUE_MLFLOW": "1", "RUNQUEUE_FLUSH_INTERVAL": "3600"}
     with Process(BEGIN + script, mlflow_server.uri, experiment_id, folder=tmp_path, variables=variables) as process:
@@ -253,7 +255,7 @@ def test_a_script_that_does_not_end_its_run_leaves_what_mlflow_leaves(
 def test_sigterm_sends_what_is_queued_and_ends_the_run_as_killed(
     mlflow_server: MlflowServer, experiment_id: str, readback: Readback, tmp_path: Path
 ) -> None:
-    """The run that this process has begun."""
+    """A run that this process has created."""
     variables = {"RUNQUEUE_MLFLOW": "1", "RUNQUEUE_FLUSH_INTERVAL": "3600"}
     script = BEGIN + "say('ready')\nwhile True: time.sleep(0.01)"
     with Process(script, mlflow_server.uri, experiment_id, folder=tmp_path, variables=variables) as process:
@@ -266,10 +268,10 @@ def test_sigterm_sends_what_is_queued_and_ends_the_run_as_killed(
     assert [point.step for point in stored.content.metrics["m"]] == list(range(300))
 
 
-def test_sigterm_ends_a_run_as_killed_of_which_nothing_was_logged_yet(
+def test_sigterm_ends_a_run_without_entries_as_killed(
     mlflow_server: MlflowServer, experiment_id: str, readback: Readback, tmp_path: Path
 ) -> None:
-    """A training that is stopped while it loads its data."""
+    """As when a training is stopped while it loads its data."""
     script = BEGIN.replace("range(300)", "range(0)") + "say('ready')\nwhile True: time.sleep(0.01)"
     with Process(
         script, mlflow_server.uri, experiment_id, folder=tmp_path, variables={"RUNQUEUE_MLFLOW": "1"}
@@ -281,7 +283,7 @@ def test_sigterm_ends_a_run_as_killed_of_which_nothing_was_logged_yet(
     assert readback.run(run_id).status == "KILLED"
 
 
-def test_a_child_that_is_forked_sends_its_own_data_and_its_parent_its_own(
+def test_a_forked_child_and_its_parent_each_send_their_own_data(
     mlflow_server: MlflowServer, experiment_id: str, readback: Readback, tmp_path: Path
 ) -> None:
     """Nothing is sent twice, and nothing is lost."""
@@ -313,7 +315,7 @@ mlflow.end_run()
 def test_mlflows_system_metrics_are_queued_too(
     mlflow_server: MlflowServer, experiment_id: str, readback: Readback, tmp_path: Path
 ) -> None:
-    """They come from a thread of MLflow's, and the last of them after the run's final status."""
+    """A thread of MLflow's logs them, the last ones after the run's final status."""
     script = """
 mlflow.set_experiment(experiment_id=experiment_id)
 mlflow.enable_system_metrics_logging()
@@ -355,8 +357,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("as_module", [False, True], ids=["script", "module"])
-def test_runqueue_run_runs_it_as_python_does(as_module: bool, tmp_path: Path) -> None:
-    """Arguments, `__main__`, exit code, and the workers of multiprocessing, which are queued too."""
+def test_runqueue_run_runs_a_script_as_python_does(as_module: bool, tmp_path: Path) -> None:
+    """Arguments, `__main__`, exit code; workers of multiprocessing are queued, too."""
     (tmp_path / "show.py").write_text(SHOW)
     command = ["-m", "show"] if as_module else ["show.py"]
     done = _runqueue_run(*command, "--help", "-m", "x", folder=tmp_path)
@@ -369,7 +371,7 @@ def test_runqueue_run_runs_it_as_python_does(as_module: bool, tmp_path: Path) ->
 
 
 def test_a_traceback_of_runqueue_run_is_the_scripts_own(tmp_path: Path) -> None:
-    """Letter by letter what python prints."""
+    """The output is exactly that of python."""
     (tmp_path / "fails.py").write_text("def inner():\n    1 / 0\ninner()\n")
     plain = subprocess.run(
         [sys.executable, "fails.py"],
@@ -385,8 +387,8 @@ def test_a_traceback_of_runqueue_run_is_the_scripts_own(tmp_path: Path) -> None:
     assert done.returncode == 1 and "ZeroDivisionError" in done.stderr
 
 
-def test_runqueue_run_takes_a_program_and_says_what_is_missing(tmp_path: Path) -> None:
-    """`-c` as python does; nothing at all is a mistake."""
+def test_runqueue_run_takes_dash_c_and_reports_a_missing_script(tmp_path: Path) -> None:
+    """`-c` works as in python. Without any argument the command fails with a usage error."""
     done = _runqueue_run("-c", "import os, sys; print(sys.argv, os.environ['RUNQUEUE_MLFLOW'])", "a", folder=tmp_path)
     assert (done.returncode, done.stdout) == (0, "['-c', 'a'] 1\n")
     done = _runqueue_run(folder=tmp_path)

@@ -1,4 +1,4 @@
-"""MLflow's client over the queued store, in one process, on a real server: what is queued, what is read, what is told."""
+"""MLflow's client over the queued store, in one process, on a real server: what is queued, read and reported."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ BOTH = ("runs/log-metric", "runs/log-parameter", "runs/set-tag")
 
 
 @pytest.fixture(autouse=True)
-def slow_ticks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing is sent by the clock within a test: what is there was flushed. And nothing is left in MLflow."""
+def no_background_flush(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The background flushes are an hour apart, so each request follows from a call. At the end MLflow is unpatched."""
     monkeypatch.setenv("RUNQUEUE_FLUSH_INTERVAL", "3600")
     yield
     disable()
@@ -38,7 +38,7 @@ def slow_ticks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def client(proxy: FaultyProxy) -> Any:
-    """MLflow's own, of a server whose requests are counted."""
+    """MLflow's own client of a server whose requests are counted."""
     return mlflow.MlflowClient(proxy.uri)
 
 
@@ -54,8 +54,8 @@ def store_of(client: Any) -> Any:
 # -- on and off ------------------------------------------------------------------------------------------------------
 
 
-def test_a_client_that_was_made_before_is_queued_from_then_on(client: Any, run_id: str, proxy: FaultyProxy) -> None:
-    """And not before or after."""
+def test_a_client_that_exists_already_is_queued_inside_the_block(client: Any, run_id: str, proxy: FaultyProxy) -> None:
+    """Its calls before and after the block are sent at once."""
     client.log_metric(run_id, "a", 1)
     assert proxy.count("runs/log-metric") == 1
     with enable():
@@ -68,7 +68,7 @@ def test_a_client_that_was_made_before_is_queued_from_then_on(client: Any, run_i
 
 
 def test_the_end_of_a_block_leaves_mlflow_as_it_was(client: Any) -> None:
-    """Every attribute of what ours stands in front of."""
+    """Every attribute of the objects that are patched."""
     before = (dict(vars(REGISTRY)), dict(vars(utils.MLFLOW_TRACKING_URI)), store_of(client))
     with enable():
         assert type(store_of(client)).__name__ == "QueuedStore"
@@ -78,7 +78,7 @@ def test_the_end_of_a_block_leaves_mlflow_as_it_was(client: Any) -> None:
 
 
 def test_blocks_may_be_nested_and_calls_repeated(client: Any) -> None:
-    """The outermost counts; what was on before a block stays on after it."""
+    """The outermost block counts. A call of `enable` without a block stays in force after a block inside of it."""
 
     def queued() -> bool:
         return type(store_of(client)).__name__ == "QueuedStore"
@@ -102,7 +102,7 @@ def test_blocks_may_be_nested_and_calls_repeated(client: Any) -> None:
 
 
 def test_blocks_of_two_threads_may_overlap(client: Any) -> None:
-    """The first to end does not end the other."""
+    """The end of the first does not end the other."""
     first, second = enable(), enable()
     first.__enter__()
     second.__enter__()
@@ -113,8 +113,8 @@ def test_blocks_of_two_threads_may_overlap(client: Any) -> None:
 
 
 @pytest.mark.parametrize(("variable", "value"), [("RUNQUEUE_FLUSH_INTERVAL", "often"), ("RUNQUEUE_STRICT", "maybe")])
-def test_a_bad_variable_is_said_at_once(variable: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By its name; and nothing is switched on."""
+def test_a_bad_variable_is_refused_by_enable(variable: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the variable, and nothing is patched."""
     monkeypatch.setenv(variable, value)
     with pytest.raises(ConfigError, match=variable):
         enable()
@@ -124,8 +124,8 @@ def test_a_bad_variable_is_said_at_once(variable: str, value: str, monkeypatch: 
 # -- in front of MLflow's store --------------------------------------------------------------------------------------
 
 
-def test_the_store_is_one_of_mlflows_for_whoever_asks(client: Any) -> None:
-    """By `isinstance`, and by any attribute, method or property."""
+def test_the_queued_store_behaves_as_an_instance_of_mlflows_store(client: Any) -> None:
+    """For `isinstance`, and for every attribute, method and property."""
     rest = importlib.import_module("mlflow.store.tracking.rest_store")
     abstract = importlib.import_module("mlflow.store.tracking.abstract_store")
     plain = store_of(client)
@@ -147,10 +147,10 @@ def test_the_store_is_one_of_mlflows_for_whoever_asks(client: Any) -> None:
         assert repr(store).startswith(f"<QueuedStore {client.tracking_uri} <Queue of <Client ")
 
 
-def test_a_method_that_we_have_never_heard_of_flushes_the_run_it_names(
+def test_an_unknown_method_flushes_the_run_that_its_arguments_name(
     client: Any, run_id: str, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By its signature, wherever the run stands in it; and works on the plain store within."""
+    """Its signature shows the position of the run id. It is called on the plain store."""
     rest = importlib.import_module("mlflow.store.tracking.rest_store")
     seen: list[Any] = []
     monkeypatch.setattr(
@@ -191,8 +191,8 @@ def test_reads_flush_the_run_they_read_and_no_other(
         assert not any(map(proxy.count, BOTH))
 
 
-def test_what_deletes_comes_after_what_was_logged(client: Any, run_id: str, readback: Readback) -> None:
-    """A tag that is deleted is gone; a run that is deleted has its data, and takes more when it is restored."""
+def test_deletions_follow_the_data_that_was_logged_before(client: Any, run_id: str, readback: Readback) -> None:
+    """A deleted tag is gone. A deleted run has its data, and takes more once it is restored."""
     with enable():
         client.set_tag(run_id, "t", 1)
         client.delete_tag(run_id, "t")
@@ -207,7 +207,7 @@ def test_what_deletes_comes_after_what_was_logged(client: Any, run_id: str, read
 
 
 def test_a_thread_reads_its_own_writes_while_others_write_to_the_same_run(client: Any, run_id: str) -> None:
-    """Whatever flush of whichever thread ends first."""
+    """In whatever order the flushes of the threads end."""
     wrong: list[str] = []
 
     def work(name: str) -> None:
@@ -226,8 +226,8 @@ def test_a_thread_reads_its_own_writes_while_others_write_to_the_same_run(client
     assert wrong == []
 
 
-def test_an_asynchronous_call_returns_what_can_be_waited_for(client: Any, run_id: str, readback: Readback) -> None:
-    """MLflow's own class; a combination of several waits for all."""
+def test_an_asynchronous_call_returns_mlflows_run_operations(client: Any, run_id: str, readback: Readback) -> None:
+    """Waiting for them waits until all entries of the call are stored."""
     with enable():
         operations = client.log_batch(
             run_id,
@@ -245,7 +245,7 @@ def test_an_asynchronous_call_returns_what_can_be_waited_for(client: Any, run_id
 
 
 def test_the_end_of_a_run_returns_when_all_is_stored(client: Any, run_id: str, readback: Readback) -> None:
-    """Data first, then the status."""
+    """The data is sent first, then the status."""
     with enable():
         for step in range(2_500):
             client.log_metric(run_id, "m", step, step=step)
@@ -255,16 +255,16 @@ def test_the_end_of_a_run_returns_when_all_is_stored(client: Any, run_id: str, r
         assert [point.step for point in stored.content.metrics["m"]] == list(range(2_500))
 
 
-def test_what_only_the_server_can_know_is_told_with_counts_at_the_end_of_the_run(
+def test_entries_that_the_server_refuses_are_reported_at_the_end_of_the_run(
     client: Any, experiment_id: str, readback: Readback, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Once; the run ends as it should, with all that is good."""
+    """One warning with counts. The run ends as usual, with all valid entries."""
     run_id = readback.new_run(experiment_id, {"p": "theirs", "q": "theirs"})
     with caplog.at_level(logging.WARNING, "runqueue"), enable():
         client.log_param(run_id, "p", "ours")
         client.log_batch(run_id, params=[entities.Param("q", "ours"), entities.Param("r", "ours")])
         client.log_metric(run_id, "m", 1)
-        client.get_run(run_id)  # finds the failures, and does not tell: it reads
+        client.get_run(run_id)  # this flush finds the failures; a read does not report them
         client.set_terminated(run_id)
     text = f"2 entries of run {run_id} were not stored:"
     (record,) = [record for record in caplog.records if record.getMessage().startswith(text)]
@@ -274,10 +274,10 @@ def test_what_only_the_server_can_know_is_told_with_counts_at_the_end_of_the_run
     assert stored.content.params == {"p": "theirs", "q": "theirs", "r": "ours"} and "m" in stored.content.metrics
 
 
-def test_it_is_raised_there_if_asked_for(
+def test_strict_mode_raises_the_report_at_the_end_of_the_run(
     client: Any, experiment_id: str, readback: Readback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As MLflow's own exception; with the status stored. What comes after is not told of it again."""
+    """As MLflow's exception, after the status was stored. A second end does not report it again."""
     monkeypatch.setenv("RUNQUEUE_STRICT", "1")
     run_id = readback.new_run(experiment_id, {"p": "theirs"})
     with enable():
@@ -288,7 +288,7 @@ def test_it_is_raised_there_if_asked_for(
         client.set_terminated(run_id)
 
 
-def test_waiting_for_an_asynchronous_call_raises_what_failed(
+def test_waiting_for_an_asynchronous_call_raises_its_failures(
     client: Any, experiment_id: str, readback: Readback
 ) -> None:
     """As MLflow's own futures do."""
@@ -301,10 +301,10 @@ def test_waiting_for_an_asynchronous_call_raises_what_failed(
             bad.wait()
 
 
-def test_a_run_that_nobody_ends_is_told_of_at_the_end_of_the_block(
+def test_failures_of_an_open_run_are_reported_at_the_end_of_the_block(
     client: Any, experiment_id: str, readback: Readback, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing vanishes in silence."""
+    """A warning with counts."""
     run_id = readback.new_run(experiment_id, {"p": "theirs"})
     with caplog.at_level(logging.WARNING, "runqueue"), enable():
         client.log_param(run_id, "p", "ours")
@@ -313,7 +313,7 @@ def test_a_run_that_nobody_ends_is_told_of_at_the_end_of_the_block(
     )
 
 
-def test_a_run_that_ends_in_an_outage_is_sent_when_it_is_over(
+def test_a_run_that_ends_in_an_outage_is_sent_after_it(
     client: Any,
     run_id: str,
     proxy: FaultyProxy,
@@ -321,7 +321,9 @@ def test_a_run_that_ends_in_an_outage_is_sent_when_it_is_over(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Its end says so, and does not raise; the data comes first, then the status with the time of that end."""
+    """
+    The end of the run warns and does not raise. After the outage the data is sent, then the status with its end time.
+    """
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with caplog.at_level(logging.WARNING, "runqueue"), enable():
         proxy.fail("runs/log-batch", Fault.answer(503), times=None)
@@ -337,10 +339,8 @@ def test_a_run_that_ends_in_an_outage_is_sent_when_it_is_over(
         assert "m" in stored.content.metrics
 
 
-def test_a_service_with_a_run_for_each_request_keeps_nothing_of_them(
-    client: Any, experiment_id: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Neither in the engine nor before it."""
+def test_ended_runs_leave_no_state_behind(client: Any, experiment_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a service with a run for each request: neither the engine nor the queue grows."""
     monkeypatch.setenv("RUNQUEUE_FLUSH_INTERVAL", "0.05")
     with enable():
         for _ in range(30):
@@ -361,13 +361,13 @@ def test_a_service_with_a_run_for_each_request_keeps_nothing_of_them(
         assert all(len(each) == 0 for each in kept), kept
 
 
-# -- what does not fit ---------------------------------------------------------------------------------------------------
+# -- what cannot be queued -----------------------------------------------------------------------------------------------
 
 
-def test_what_does_not_find_room_goes_mlflows_own_way(
+def test_entries_that_do_not_fit_into_a_full_queue_go_to_the_plain_store(
     client: Any, run_id: str, readback: Readback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Behind what did: all is there when the call returns."""
+    """The run is flushed first; when the call returns, everything is stored."""
 
     def full(*_: object, **__: object) -> None:
         raise QueueFullError("no room")
@@ -380,8 +380,8 @@ def test_what_does_not_find_room_goes_mlflows_own_way(
 
 
 @pytest.mark.parametrize("bad", ["no/run", "", "r" * 300])
-def test_what_is_no_run_id_is_refused_at_the_call_by_mlflow(bad: str, client: Any) -> None:
-    """In its own words."""
+def test_an_invalid_run_id_is_refused_at_the_call(bad: str, client: Any) -> None:
+    """The error is MLflow's own."""
     with pytest.raises(mlflow.MlflowException) as plainly:
         client.log_metric(bad, "m", 1)
     with enable():
@@ -397,7 +397,7 @@ def test_what_is_no_run_id_is_refused_at_the_call_by_mlflow(bad: str, client: An
 def test_two_tracking_uris_at_once_are_two_queues(
     client: Any, run_id: str, mlflow_server: MlflowServer, experiment_id: str, proxy: FaultyProxy
 ) -> None:
-    """Each has its own client, and reads its own."""
+    """A read from one store does not flush the other."""
     other = mlflow.MlflowClient(mlflow_server.uri)
     with enable():
         theirs = other.create_run(experiment_id).info.run_id
@@ -409,7 +409,7 @@ def test_two_tracking_uris_at_once_are_two_queues(
 
 
 def test_two_spellings_of_a_server_are_one_queue(client: Any, run_id: str) -> None:
-    """What is written by one is read by the other."""
+    """An entry that is logged by one client is read by the other."""
     other = mlflow.MlflowClient(client.tracking_uri + "/")
     with enable():
         client.log_metric(run_id, "m", 1)
@@ -417,10 +417,10 @@ def test_two_spellings_of_a_server_are_one_queue(client: Any, run_id: str) -> No
 
 
 @NOLOAD
-def test_a_database_is_queued_before_mlflows_own_store(
+def test_the_queue_of_a_database_sends_to_the_plain_store(
     tmp_path: Any, first_use: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the queue sends goes into the plain store, and not into the queue once more."""
+    """And not into the queue once more."""
     shutil.copy(first_use / "mlflow.db", tmp_path)
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     with enable():
