@@ -1,10 +1,8 @@
-"""
-The clients behind the peers: functions that make one, and adapters for libraries with other method names.
+"""The clients behind the peers: functions that make one, and adapters for libraries with other method names."""
 
-Rules of this file: a library is imported by the function that makes its client. `runqueue.Client` and MLflow's queueing
-client need no adapter; the others' costs one Python call, about 0.05 µs beside their ten and more. Nothing here may
-reach the network: offline modes, and the folders that `harness.py` sets, which are thrown away.
-"""
+# Rules of this file: a library is imported by the function that makes its client. `runqueue.Client` and MLflow's
+# queueing client need no adapter; the others' costs one Python call, about 0.05 µs beside their ten and more. Nothing
+# here may reach the network: offline modes, and the folders that `harness.py` sets, which are thrown away.
 
 import os
 import time

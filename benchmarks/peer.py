@@ -1,8 +1,7 @@
-"""
-Who is measured: one `Peer` for each client, in the table `PEERS`.
+"""Who is measured: one `Peer` for each client, in the table `PEERS`."""
 
-Rule: a peer's library is imported by its `connect` and nowhere else, so that a worker loads only the peer it measures.
-"""
+# Rules of this file: a peer's library is imported by its `connect` and nowhere else, so that a worker loads only the
+# peer it measures.
 
 import importlib.util
 import inspect

@@ -84,12 +84,12 @@ LOGGING: Final = {
 
 
 def document() -> str:
-    """The whole of docs/mlflow-parity.md."""
+    """Return the text of docs/mlflow-parity.md."""
     return "\n".join(_lines()) + "\n"
 
 
 def public(kind: type[Any]) -> dict[str, Any]:
-    """The public methods of a class, in alphabetical order."""
+    """Return the public methods of a class, in alphabetical order."""
     return {
         name: getattr(kind, name)
         for name in sorted(dir(kind))
@@ -98,7 +98,7 @@ def public(kind: type[Any]) -> dict[str, Any]:
 
 
 def signature(name: str, function: Any) -> str:
-    """A call as one would write it: `log_metric(run_id, key, value, step=None)`."""
+    """Return a call as a user writes it: `log_metric(run_id, key, value, step=None)`."""
     parts: list[str] = []
     keyword_only = False
     for each in list(inspect.signature(function).parameters.values()):
@@ -177,10 +177,10 @@ def _more(client: Any) -> str:
 
 def _checked(cell: str) -> str:
     """
-    A cell with the methods of ours that it names.
+    Return a cell after a check of the methods of runqueue that it names.
 
     Raises:
-        LookupError: One of them is not there.
+        LookupError: One of them does not exist.
     """
     missing = [name for name in re.findall(r"Client\.(\w+)", cell) if not hasattr(runqueue.Client, name)]
     if missing:

@@ -1,7 +1,7 @@
 """
-Fixtures of all rings, and what of them runs by default.
+Fixtures of all tests, and the selection of what runs by default.
 
-The fixtures of the live ring need a real `mlflow server`, which is started once a session, when first asked for.
+The live tests need a real `mlflow server`, which is started at its first use, once a session.
 By default `pytest` runs each behaviour, and of what is large by repetition a sample; `pytest --whole` runs everything.
 """
 
@@ -96,7 +96,7 @@ def whole(pytestconfig: pytest.Config) -> bool:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the user's settings, credentials, certificates and HTTP proxies away from every test: its home is empty."""
+    """Keep the user's settings, credentials, certificates and HTTP proxies away from the tests, with an empty home."""
     with pytest.MonkeyPatch.context() as patch:
         home = str(tmp_path_factory.mktemp("home"))
         for variable in ("HOME", "USERPROFILE"):  # the latter on Windows
@@ -110,7 +110,7 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 
 @pytest.fixture(scope="session", autouse=True)
 def _interruptible() -> None:
-    """A shell has what it starts in the background ignore interrupts, and so would every child that a test interrupts."""
+    """Let children of the tests be interrupted. A shell lets what it starts in the background ignore SIGINT."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -124,26 +124,26 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowSe
 
 @pytest.fixture(scope="session")
 def file_store_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """A server on the file store: it answers 500 INTERNAL_ERROR to one param that conflicts."""
+    """A server on the file store, which answers 500 INTERNAL_ERROR to a conflicting param."""
     with MlflowServer(tmp_path_factory.mktemp("file-store-server"), file_store=True) as server:
         yield server
 
 
 @pytest.fixture
 def readback(mlflow_server: MlflowServer) -> Iterator[Readback]:
-    """Reads what the server has stored, past the proxy and the library."""
+    """Reads what the server has stored, without the proxy and the library."""
     with Readback(mlflow_server.uri) as reader:
         yield reader
 
 
 @pytest.fixture
 def experiment_id(readback: Readback, request: pytest.FixtureRequest) -> str:
-    """An experiment of the test's own."""
+    """The id of an experiment that no other test uses."""
     return readback.new_experiment(request.node.name)
 
 
 @pytest.fixture
 def proxy(mlflow_server: MlflowServer) -> Iterator[FaultyProxy]:
-    """Counts, and on demand fails, what goes to the server."""
+    """Counts, and on demand fails, requests to the server."""
     with FaultyProxy(mlflow_server.uri) as proxy:
         yield proxy

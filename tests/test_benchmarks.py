@@ -38,7 +38,7 @@ def test_every_case_names_peers_and_quantities_that_exist() -> None:
             assert target.other is None or target.other in case.peers, case.name
 
 
-def test_a_name_that_is_a_case_and_a_group_means_the_same_in_both() -> None:
+def test_a_name_of_a_case_and_a_group_means_the_same_cases() -> None:
     from benchmarks.cases import CASES, GROUPS
 
     for name in set(CASES) & set(GROUPS):
@@ -87,7 +87,7 @@ def test_a_spread_is_taken_over_all_sizes() -> None:
     assert target.judge(medians).reached == 2.0
 
 
-def test_what_was_not_measured_is_not_reached_and_says_who_is_missing() -> None:
+def test_a_target_without_a_measurement_is_not_reached_and_names_the_peer() -> None:
     from benchmarks.target import Target
 
     target = Target(quantity="cpu", relation="cheaper", other="wandb", at_least=8)
@@ -99,14 +99,14 @@ def test_what_was_not_measured_is_not_reached_and_says_who_is_missing() -> None:
     "options",
     [{}, {"at_most": 1.0, "at_least": 1.0}, {"at_most": 1.0, "other": "mlflow"}, {"at_most": 1.0, "relation": "÷"}],
 )
-def test_a_target_that_bounds_nothing_or_twice_or_compares_with_nobody_is_refused(options: dict[str, object]) -> None:
+def test_an_inconsistent_target_is_refused(options: dict[str, object]) -> None:
     from benchmarks.target import Target
 
     with pytest.raises(ValueError, match=r"one bound|go together"):
         Target(quantity="cpu", **options)  # type: ignore[arg-type]
 
 
-def test_a_peer_whose_constructor_lacks_an_option_is_left_out_and_says_why() -> None:
+def test_a_peer_whose_constructor_lacks_an_option_is_left_out_with_the_reason() -> None:
     from attrs import evolve
 
     from benchmarks.clients import Options
@@ -118,7 +118,7 @@ def test_a_peer_whose_constructor_lacks_an_option_is_left_out_and_says_why() -> 
     assert reason == "this version of runqueue.Client does not take flush_interval="
 
 
-def test_a_peer_that_is_not_installed_is_left_out_and_says_why() -> None:
+def test_a_peer_that_is_not_installed_is_left_out_with_the_reason() -> None:
     from benchmarks.clients import Options, nothing
     from benchmarks.peer import Peer
 
@@ -137,7 +137,7 @@ def test_the_counting_server_counts_what_it_answers() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system lets no process choose its processors")
-def test_what_is_started_on_one_processor_has_no_other_and_the_harness_has_its_own_again() -> None:
+def test_one_processor_binds_children_and_then_frees_the_harness() -> None:
     from benchmarks.harness import one_processor
 
     ours = os.sched_getaffinity(0)
@@ -147,7 +147,7 @@ def test_what_is_started_on_one_processor_has_no_other_and_the_harness_has_its_o
     assert os.sched_getaffinity(0) == ours
 
 
-def test_the_cases_that_count_cpu_and_no_others_run_on_one_processor() -> None:
+def test_only_the_cases_that_count_cpu_run_on_one_processor() -> None:
     from benchmarks.cases import CASES
 
     count_cpu = {name for name, case in CASES.items() if case.quantities[0].unit.startswith("CPU")}
@@ -156,7 +156,7 @@ def test_the_cases_that_count_cpu_and_no_others_run_on_one_processor() -> None:
     assert CASES["latency"].described() == CASES["latency"].title
 
 
-def test_who_is_done_too_soon_is_measured_several_times_a_round_each_in_a_process_of_its_own(
+def test_a_short_measurement_is_repeated_in_new_processes_within_a_round(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from benchmarks import harness
@@ -178,7 +178,7 @@ def test_who_is_done_too_soon_is_measured_several_times_a_round_each_in_a_proces
     assert taken == ["floor", "runqueue"]
 
 
-def test_a_figure_that_only_says_under_what_the_others_came_to_be_is_compared_with_nothing() -> None:
+def test_a_figure_that_describes_the_conditions_is_not_compared() -> None:
     from benchmarks import report
     from benchmarks.cases import CASES
     from benchmarks.measurement import Measurement, Result
@@ -192,7 +192,7 @@ def test_a_figure_that_only_says_under_what_the_others_came_to_be_is_compared_wi
     assert shown[shown.index("without [ms/step]") :].splitlines()[1].split() == ["mlflow", *["1.020"] * 3]
 
 
-def test_a_figure_is_shown_with_the_digits_that_count() -> None:
+def test_a_figure_is_shown_with_its_significant_digits() -> None:
     from benchmarks.quantity import Quantity
 
     show = Quantity(name="cpu", unit="µs").show
@@ -200,7 +200,7 @@ def test_a_figure_is_shown_with_the_digits_that_count() -> None:
     assert [show(figure) for figure in figures] == ["0", "0.0042", "0.123", "1.000", "12.34", "123.4", "98,765"]
 
 
-def test_the_import_times_that_count_are_those_after_the_start_of_the_interpreter() -> None:
+def test_the_import_time_excludes_the_start_of_the_interpreter() -> None:
     from benchmarks.importing import _sum_of_roots
 
     report = """\
@@ -215,8 +215,8 @@ import time:         5 |          5 | runqueue.more
     assert _sum_of_roots(report) == 75
 
 
-def test_the_command_is_shown_without_the_folders_of_who_gave_it() -> None:
-    """It stands in the charts, which are published."""
+def test_the_command_is_shown_without_folders() -> None:
+    """The charts, which are published, show the command."""
     from benchmarks.report import command
 
     given = ["growth", "--json", "/home/me/a.json", "--check", "--plot=/home/me/charts", "--rounds", "9"]

@@ -1,8 +1,8 @@
 """
 The documents agree with the tree: the table of rooms, the files and names that they mention, the form of their pages.
-
-Rule of this file: it reads files and imports nothing of runqueue.
 """
+
+# Rules of this file: it reads files and imports nothing of runqueue.
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ COMMITTED = (DOCS / "mlflow-parity.md").read_text("utf-8")
 
 @pytest.fixture(scope="module")
 def printed() -> str:
-    """What the command prints."""
+    """Return what the command prints."""
     command = [sys.executable, str(DOCS / "parity.py")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=clean_environment())
     assert done.returncode == 0, done.stderr
@@ -40,7 +40,7 @@ def script() -> dict[str, Any]:
 
 
 def test_the_committed_table_is_what_the_script_prints(printed: str, script: dict[str, Any]) -> None:
-    """With the mlflow that it names, and then nothing in it is unknown."""
+    """With the mlflow that the table names. No method is unknown then."""
     (made_with,) = re.findall(r"of mlflow (\S+)\.\n", COMMITTED)
     if mlflow.__version__ == made_with:
         assert printed == COMMITTED, "run: python docs/parity.py > docs/mlflow-parity.md"
@@ -50,7 +50,7 @@ def test_the_committed_table_is_what_the_script_prints(printed: str, script: dic
 
 
 def test_every_public_method_has_a_line(printed: str, script: dict[str, Any]) -> None:
-    """Of the queueing client all, of `MlflowClient` those that log; each with its own signature."""
+    """All methods of the queueing client, and those of `MlflowClient` that log; each with its own signature."""
     lines = [line for line in printed.splitlines() if line.startswith("| `")]
     public, signature = script["public"], script["signature"]
     methods = {**{f"MlflowClient.{name}": each for name, each in public(MlflowClient).items()}}
@@ -65,7 +65,7 @@ def test_every_public_method_has_a_line(printed: str, script: dict[str, Any]) ->
 def test_a_method_that_the_script_does_not_know_gets_a_line_that_says_so(
     script: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As with an mlflow that is newer than the table; one that is gone has none."""
+    """As with an mlflow that is newer than the table. A method that mlflow no longer has gets no line."""
     monkeypatch.setattr(MlflowClient, "log_smell", lambda self, run_id, strength=0.5: None, raising=False)
     monkeypatch.setattr(MlflowAutologgingQueueingClient, "sniff", lambda self: None, raising=False)
     monkeypatch.delattr(MlflowClient, "log_table")
@@ -75,7 +75,7 @@ def test_a_method_that_the_script_does_not_know_gets_a_line_that_says_so(
     assert "log_table" not in document
 
 
-def test_a_method_of_ours_that_is_not_there_is_an_error(script: dict[str, Any]) -> None:
-    """But for those that are yet to come."""
+def test_a_missing_method_of_runqueue_is_an_error(script: dict[str, Any]) -> None:
+    """Except for methods that are planned."""
     with pytest.raises(LookupError, match="log_nothing"):
         script["_checked"]("`Client.log_metrics`, `Client.log_nothing`")

@@ -3,10 +3,10 @@ What runqueue has logged, on MLflow's own web page: a parent with its children, 
 
     pytest -m browser tests/browser
     RUNQUEUE_SCREENSHOT=docs/mlflow-run.png pytest -m browser tests/browser     # makes the picture of the README anew
-
-Rules of this file: what is asserted is what a user would see. It needs Chromium and its driver, and is skipped where
-they are not installed (Debian: `apt-get install chromium chromium-driver`).
 """
+
+# Rules of this file: what is asserted is what a user would see. It needs Chromium and its driver, and is skipped where
+# they are not installed (Debian: `apt-get install chromium chromium-driver`).
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ Lines = dict[str, list[list[float]]]
 
 @attrs.frozen(kw_only=True)
 class Logged:
-    """What the page has to show."""
+    """What the page should show."""
 
     experiment_id: str
     parent: str
@@ -70,7 +70,7 @@ class Logged:
     accuracies: dict[str, list[float]]
 
     def charts(self, *names: str) -> dict[str, Lines]:
-        """The charts of these runs: of each metric and run the steps and the values."""
+        """Return the charts of these runs: steps and values, by metric and run."""
         steps = [float(step) for step in range(STEPS)]
         return {
             "loss": {name: [steps, self.losses[name]] for name in names},
@@ -80,7 +80,7 @@ class Logged:
 
 @pytest.fixture(scope="module")
 def logged(mlflow_server: MlflowServer) -> Logged:
-    """A search for a learning rate: one child a rate, and their mean in the parent."""
+    """A search for a learning rate: a child run for each rate, and the mean in the parent."""
     with Readback(mlflow_server.uri) as readback:
         experiment_id = str(readback.post("experiments/create", {"name": "learning rates"})["experiment_id"])
     rng = random.Random(7)
@@ -123,13 +123,13 @@ def browser(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def page(browser: Page) -> Iterator[Page]:
-    """The page reaches nobody but the server."""
+    """A page; at the end of the test assert that it has made no request to another host."""
     yield browser
     assert browser.strangers() == set()
 
 
 def rows(page: Page) -> list[tuple[str, str]]:
-    """The table's runs: id and name."""
+    """Return id and name of each run of the table."""
     return [(run_id, name) for run_id, name, _ in page.run(READ_ROWS)]
 
 
@@ -139,7 +139,7 @@ def expand(page: Page, run_id: str) -> None:
 
 
 def await_charts(page: Page, expected: dict[str, Lines]) -> None:
-    """Until there is a chart of each metric, which holds these points, and a line of some length for each run."""
+    """Wait until each metric has a chart with these points and a visible line for each run."""
 
     def complete() -> bool:
         charts: dict[str, tuple[int, Lines]] = page.run(READ_CHARTS)
@@ -150,7 +150,7 @@ def await_charts(page: Page, expected: dict[str, Lines]) -> None:
 
 
 def test_a_parent_and_its_children_stand_in_a_tree(page: Page, logged: Logged) -> None:
-    """First the parent alone; its branch opens and closes, and the children stand below it, further in."""
+    """At first only the parent is shown. Its branch opens and closes; the children are indented below it."""
     page.open(f"experiments/{logged.experiment_id}/runs")
     parent = (logged.parent, "search")
     page.wait(lambda: rows(page) == [parent], "the parent alone")
@@ -165,7 +165,7 @@ def test_a_parent_and_its_children_stand_in_a_tree(page: Page, logged: Logged) -
 
 
 def test_a_run_has_its_params_tags_metrics_and_relatives(page: Page, logged: Logged) -> None:
-    """On its own page: the last value of each metric, how it ended, and the way to its parent or children."""
+    """On its own page: the last value of each metric, the status, and links to parent or children."""
     page.open(f"experiments/{logged.experiment_id}/runs/{logged.parent}")
     for name, value in (
         ("rates", str(len(RATES))),
@@ -187,7 +187,7 @@ def test_a_run_has_its_params_tags_metrics_and_relatives(page: Page, logged: Log
 
 
 def test_each_metric_of_a_run_has_its_chart(page: Page, logged: Logged) -> None:
-    """Every point is in it, by step and value."""
+    """It has every point, by step and value."""
     child, name = next(iter(logged.children.items()))
     page.open(f"experiments/{logged.experiment_id}/runs/{child}/model-metrics")
     await_charts(page, logged.charts(name))

@@ -1,9 +1,7 @@
-"""
-Datasets of `mlflow.data`, logged by plain MLflow and by runqueue: the same is stored, and stored once.
+"""Datasets of `mlflow.data`, logged by plain MLflow and by runqueue: the same is stored, and stored once."""
 
-Rules of this file: what is expected is what MLflow's own fluent API has stored, never what we think it should be.
-Everything is read back by MLflow's own client.
-"""
+# Rules of this file: what is expected is what MLflow's own fluent API has stored, never what we think it should be.
+# Everything is read back by MLflow's own client.
 
 from __future__ import annotations
 

@@ -1,9 +1,7 @@
-"""
-The pipeline of the examples, on a real server: finished, cancelled and run again, by MLflow Projects and by hand.
+"""The pipeline of the examples, on a real server: finished, cancelled and run again, by MLflow Projects and by hand."""
 
-Rules of this file: MLflow's own `mlflow run` and `mlflow.projects` start what they would start for a user. What a step
-should have found is computed here from the same data, and not read from what it has logged.
-"""
+# Rules of this file: MLflow's own `mlflow run` and `mlflow.projects` start what they would start for a user. What a
+# step should have found is computed here from the same data, and not read from what it has logged.
 
 from __future__ import annotations
 
@@ -56,7 +54,7 @@ say("waited", submitted.wait(), submitted.get_status())
 
 
 def variables(server: MlflowServer, folder: Path) -> dict[str, str]:
-    """Of a user's shell, in which the virtual environment is active."""
+    """Return the variables of a user's shell in which the virtual environment is active."""
     return {
         "MLFLOW_TRACKING_URI": server.uri,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -78,7 +76,7 @@ def run(server: MlflowServer, folder: Path, *command: str, **more: str) -> subpr
 
 
 def by_entry_point(readback: Readback, experiment_id: str) -> dict[str, StoredRun]:
-    """The runs of an experiment that MLflow Projects has made, of which there is one for each entry point."""
+    """Return the runs that MLflow Projects has created in an experiment, by entry point; there is one for each."""
     runs = [readback.run(run_id) for run_id in readback.run_ids(experiment_id)]
     named = {each.tags["mlflow.project.entryPoint"]: each for each in runs if "mlflow.project.entryPoint" in each.tags}
     assert len(named) == sum("mlflow.project.entryPoint" in each.tags for each in runs)
@@ -86,12 +84,12 @@ def by_entry_point(readback: Readback, experiment_id: str) -> dict[str, StoredRu
 
 
 def values(stored: StoredRun) -> dict[str, list[tuple[int, float]]]:
-    """The points of each metric, without their times."""
+    """Return the points of each metric, without their times."""
     return {key: [(point.step, point.value) for point in points] for key, points in stored.content.metrics.items()}
 
 
 def artifacts(server: MlflowServer, stored: StoredRun, folder: Path) -> dict[str, bytes]:
-    """All that a run has kept, by path."""
+    """Return the content of all artifacts of a run, by path."""
     target = folder / f"artifacts of {stored.run_id}"
     target.mkdir()
     client = mlflow_client(server.uri)
@@ -101,7 +99,7 @@ def artifacts(server: MlflowServer, stored: StoredRun, folder: Path) -> dict[str
 
 
 def expected_metrics(epochs: int, rate: float = 0.02) -> dict[str, list[tuple[int, Any]]]:
-    """What the train step finds, in so many words."""
+    """Compute what the train step should find."""
     frame: Any = load_wine(as_frame=True).frame.astype(float)
     train, test = train_test_split(frame, test_size=0.25, random_state=0, stratify=frame["target"])
     features = frame.columns.drop("target")
@@ -123,7 +121,7 @@ def expected_metrics(epochs: int, rate: float = 0.02) -> dict[str, list[tuple[in
 def check_pipeline(
     server: MlflowServer, readback: Readback, experiment_id: str, main: StoredRun, folder: Path, *, epochs: int
 ) -> None:
-    """Everything that a pipeline which has finished leaves on the server."""
+    """Assert that the server has all that a finished pipeline leaves."""
     steps = by_entry_point(readback, experiment_id)
     assert {name: steps[name].status for name in STEPS} == dict.fromkeys(STEPS, "FINISHED")
     assert main.status == "FINISHED" and main.end_time is not None
@@ -208,7 +206,7 @@ def cancelled(
 
 
 def check_killed(ended: Ended, train: StoredRun) -> None:
-    """Killed, with every epoch that it has printed, and no gap."""
+    """Assert that the run is KILLED, and has every epoch that the step has printed."""
     printed = [int(epoch) for epoch in re.findall(r"^epoch (\d+) ", ended.out, re.MULTILINE)]
     assert printed == list(range(1, len(printed) + 1)) and len(printed) >= 3
     assert (train.status, train.end_time is not None) == ("KILLED", True)
@@ -220,7 +218,7 @@ def check_killed(ended: Ended, train: StoredRun) -> None:
 def test_a_pipeline_finishes_is_cancelled_and_run_again(
     mlflow_server: MlflowServer, readback: Readback, tmp_path: Path
 ) -> None:
-    """By the command line; by the API, cancelled while it trains; by hand, without MLflow Projects around it."""
+    """By the command line; by the API, cancelled while it trains; by hand, without MLflow Projects."""
     first, second, third = (readback.new_experiment(name) for name in ("finished", "cancelled", "again"))
     command = ["mlflow", "run", str(PROJECT), "--env-manager", "local", "--experiment-id", first]
     done = run(mlflow_server, tmp_path, *command, "-P", f"epochs={EPOCHS}")
@@ -230,7 +228,7 @@ def test_a_pipeline_finishes_is_cancelled_and_run_again(
 
     ended, seconds = cancelled(mlflow_server, readback, second, tmp_path, "main", {"epochs": "100000", "pause": "0.05"})
     assert seconds < EXIT_BOUND, ended.err
-    assert "waited False FAILED" in ended.out.splitlines()  # MLflow's word for whatever did not end by itself
+    assert "waited False FAILED" in ended.out.splitlines()  # MLflow's status for a run that was cancelled or has failed
     runs = by_entry_point(readback, second)
     assert {name: stored.status for name, stored in runs.items()} == {
         "main": "KILLED",
@@ -253,7 +251,7 @@ def test_a_pipeline_finishes_is_cancelled_and_run_again(
 def test_steps_by_hand_make_their_own_runs_and_the_last_is_cancelled_and_run_again(
     mlflow_server: MlflowServer, readback: Readback, tmp_path: Path
 ) -> None:
-    """Each is handed the run of the one before; the last by MLflow Projects, on the data that they have left."""
+    """Each step gets the run of the step before. MLflow Projects starts the last one, on the data of the others."""
     experiment_id = readback.new_experiment("by hand")
     made: dict[str, str] = {}
     for name, options in (("download", []), ("process", ["--download-run", "download"])):
@@ -286,7 +284,7 @@ def test_steps_by_hand_make_their_own_runs_and_the_last_is_cancelled_and_run_aga
 
 
 def test_a_step_that_fails_fails_the_pipeline(mlflow_server: MlflowServer, readback: Readback, tmp_path: Path) -> None:
-    """Nothing is run after it."""
+    """No later step is run."""
     experiment_id = readback.new_experiment("failed")
     command = ["mlflow", "run", str(PROJECT), "--env-manager", "local", "--experiment-id", experiment_id]
     done = run(mlflow_server, tmp_path, *command, "-P", "dataset=beer")

@@ -1,6 +1,6 @@
 """
-A tracking store that an mlflow plugin brings for a scheme of its own: really installed, logged to through runqueue, and
-read back point by point by MLflow's own client; each in a process of its own.
+A tracking store that an mlflow plugin brings for a scheme of its own. The plugin is really installed; the points are
+read back by MLflow's own client. Each test runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ print(json.dumps({
 def run(
     *command: str, environment: dict[str, str], folder: Path, succeeds: bool = True
 ) -> subprocess.CompletedProcess[str]:
-    """In this folder, which is its home as well."""
+    """Run a script in this folder, which is its home as well."""
     done = subprocess.run(
         [sys.executable, *command],
         check=False,
@@ -79,7 +79,7 @@ def run(
 
 @pytest.fixture
 def installed(tmp_path: Path) -> dict[str, str]:
-    """The environment of processes that know the plugin."""
+    """The environment of processes in which the plugin is installed."""
     return install(tmp_path / "site")
 
 
@@ -91,7 +91,7 @@ def home(tmp_path: Path) -> Path:
 
 
 def test_a_plugins_store_keeps_every_point(installed: dict[str, str], home: Path) -> None:
-    """In batches, with their order, limits and failures as with any store; read back through mlflow itself."""
+    """In batches, with the order, limits and failures of any store."""
     uri = f"toy://here{home}"
     facts = json.loads(run("-c", LOG, uri, str(POINTS), environment=installed, folder=home).stdout)
     assert facts["failed"] == [["loss"]] and not facts["early"]
@@ -112,7 +112,7 @@ def test_a_plugins_store_keeps_every_point(installed: dict[str, str], home: Path
 
 
 def test_without_the_plugin_its_scheme_is_refused_at_once(tmp_path: Path) -> None:
-    """The text names the URI, and nothing is made."""
+    """The error names the URI, and nothing is created."""
     script = "import sys, runqueue; runqueue.Client(sys.argv[1])"
     done = run("-c", script, "toy://here/x", environment=clean_environment(), folder=tmp_path, succeeds=False)
     last = done.stderr.strip().splitlines()[-1]
@@ -120,7 +120,7 @@ def test_without_the_plugin_its_scheme_is_refused_at_once(tmp_path: Path) -> Non
 
 
 def test_the_doctor_knows_the_plugins_store(installed: dict[str, str], home: Path) -> None:
-    """It tells which plugin answers; without it, one line says that nobody knows the scheme."""
+    """It names the plugin. Without the plugin, one line says that the scheme is unknown."""
     uri = f"toy://here{home}"
     command = ("-m", "runqueue", "doctor", "--tracking-uri", uri)
     rows = dict(line.split(":", 1) for line in run(*command, environment=installed, folder=home).stdout.splitlines())

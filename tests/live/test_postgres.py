@@ -1,4 +1,4 @@
-"""PostgreSQL when things go wrong: drivers, passwords, servers that stop, transactions in each other's way."""
+"""PostgreSQL when things go wrong: drivers, passwords, servers that stop, transactions that conflict."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def uri(postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def failing(uri: str, **settings: Any) -> tuple[runqueue.FlushError, str]:
-    """Log one point to where nothing can be stored; what a flush says, and all that a user may see of it."""
+    """Log one point to a URI that cannot store it; return the flush's failure, and all text that a user may see."""
     client = runqueue.Client(uri, **settings)
     client.log_metric("a" * 32, "m", 1.0)
     with pytest.raises(runqueue.FlushError) as caught:
@@ -68,7 +68,7 @@ def cause(error: runqueue.FlushError) -> runqueue.StoreError:
 
 @pytest.mark.parametrize("driver", [None, *DRIVERS])
 def test_each_driver_stores_what_is_logged(postgres: Postgres, uri: str, driver: str | None) -> None:
-    """Also the one that SQLAlchemy chooses where the URI names none."""
+    """Also the default driver that SQLAlchemy chooses where the URI names none."""
     chosen = postgres.uri("mlflow", driver)
     with runqueue.Client(chosen) as client:
         run = client.create_run("0")
@@ -90,10 +90,10 @@ def test_a_driver_that_is_missing_names_what_to_install(
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-def test_a_database_that_cannot_be_reached_is_tried_again_by_us_alone(
+def test_a_database_that_cannot_be_reached_is_not_retried_by_mlflow(
     driver: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """MLflow's own loop would take 100 s, and would log the whole."""
+    """MLflow's own loop would take 100 s and log each attempt; runqueue alone retries."""
     caplog.set_level(logging.DEBUG)
     begun = time.monotonic()
     uri = f"postgresql+{driver}://user:{PASSWORD}@127.0.0.1:{free_port()}/db"
@@ -110,7 +110,7 @@ def test_a_database_that_cannot_be_reached_is_tried_again_by_us_alone(
     "user", [f"{PASSWORD_ROLE}:wr0ng-h0rse", "nobody_at_all:wr0ng-h0rse"], ids=["password", "role"]
 )
 def test_credentials_that_are_refused_end_the_flush_at_once(postgres: Postgres, user: str, driver: str) -> None:
-    """As a 401 would; neither the password nor the user is shown."""
+    """As after a 401. Neither the password nor the user is shown."""
     error, seen = failing(postgres.uri("mlflow", driver, user), retry_timeout=WAIT)
     assert isinstance(cause(error), runqueue.AuthError)
     assert "wr0ng-h0rse" not in seen
@@ -118,14 +118,14 @@ def test_credentials_that_are_refused_end_the_flush_at_once(postgres: Postgres, 
 
 
 def test_a_database_that_does_not_exist_is_not_tried_again(postgres: Postgres) -> None:
-    """To wait would not make it exist."""
+    """Waiting would not make it exist."""
     error, _ = failing(postgres.uri("nosuch", "psycopg"), retry_timeout=WAIT)
     assert not cause(error).retriable
     assert "does not exist" in str(error)
 
 
 def test_a_file_that_is_no_database_is_not_tried_again(tmp_path: Path) -> None:
-    """Nor is it left to MLflow, which would look at it ten times."""
+    """MLflow itself would open it ten times."""
     file = tmp_path / "x.db"
     file.write_bytes(b"no database" * 1_000)
     error, _ = failing(f"sqlite:///{file}", retry_timeout=WAIT)
@@ -137,7 +137,7 @@ def test_a_file_that_is_no_database_is_not_tried_again(tmp_path: Path) -> None:
 
 
 def test_a_server_that_is_restarted_costs_nothing(postgres: Postgres, uri: str) -> None:
-    """What is logged meanwhile is stored once the server is there again."""
+    """Entries that are logged meanwhile are stored once the server is back."""
     with runqueue.Client(uri, retry_timeout=WAIT) as client:
         run = client.create_run("0")
         client.log_metric(run, "m", 0.0, step=0, timestamp=0)
@@ -155,7 +155,7 @@ def test_a_server_that_is_restarted_costs_nothing(postgres: Postgres, uri: str) 
 
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_connections_that_are_cut_in_the_middle_cost_nothing(postgres: Postgres, uri: str, driver: str) -> None:
-    """Again and again, while eight runs are written; every point is stored once, and every run exists once."""
+    """Again and again while eight runs are written: every point and every run is stored once."""
     target = postgres.uri("mlflow", driver)
     over = threading.Event()
 
@@ -191,7 +191,7 @@ def test_connections_that_are_cut_in_the_middle_cost_nothing(postgres: Postgres,
 
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_a_dead_lock_is_tried_again(postgres: Postgres, uri: str, driver: str) -> None:
-    """A real one, with ourselves as its victim."""
+    """A real deadlock that PostgreSQL resolves by ending the client's transaction."""
     target = postgres.uri("mlflow", driver)
     with runqueue.Client(target, retry_timeout=WAIT) as client, postgres.connect("mlflow") as other:
         run = client.create_run("0")
@@ -210,7 +210,7 @@ def test_a_dead_lock_is_tried_again(postgres: Postgres, uri: str, driver: str) -
 
 
 def test_a_transaction_that_could_not_be_serialised_is_tried_again(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever MLflow makes of it; it is no entry that is at fault."""
+    """Whatever error MLflow turns it into: no entry is at fault."""
     store = mlflow_store(uri)
     log_batch = store.log_batch
     causes: list[Exception] = [

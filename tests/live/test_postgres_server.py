@@ -1,6 +1,6 @@
 """
-A server as teams run it, with two workers and PostgreSQL behind them, by each of its drivers: what SQLite cannot show
-is shown here, as it takes one writer at a time.
+A server as teams run it: two workers in front of PostgreSQL, by each driver. SQLite takes one writer at a time, so
+it cannot show what happens here.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def postgres() -> Iterator[Postgres]:
 def server(
     postgres: Postgres, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[MlflowServer]:
-    """One for all tests of this file and each driver."""
+    """One server for all tests of this file and each driver."""
     with MlflowServer(
         tmp_path_factory.mktemp("postgres-server"),
         backend_uri=postgres.uri("mlflow", request.param),
@@ -56,19 +56,19 @@ def reader(server: MlflowServer) -> Iterator[Readback]:
 
 @pytest.fixture
 def experiment(reader: Readback, request: pytest.FixtureRequest) -> str:
-    """The id of one that no other test uses."""
+    """The id of an experiment that no other test uses."""
     return reader.new_experiment(request.node.name)
 
 
 @pytest.fixture
-def front(server: MlflowServer) -> Iterator[FaultyProxy]:
-    """Counts, and on demand fails, what goes to the server."""
+def faulty_proxy(server: MlflowServer) -> Iterator[FaultyProxy]:
+    """Counts, and on demand fails, requests to the server."""
     with FaultyProxy(server.uri) as proxy:
         yield proxy
 
 
 def log_a_run(client: runqueue.Client, run: runqueue.PendingRunId, seed: int) -> Content:
-    """Log 5,000 params, tags and metric points and 5 datasets, and say what must be stored."""
+    """Log 5,000 params, tags and metric points and 5 datasets; return what must be stored."""
     rng = random.Random(seed)
     params = {f"p/{at}": f"{seed} {rng.random()}" for at in range(ENTRIES)}
     tags = {f"t.{at}": f"välue {seed} {at} \N{SNOWMAN}" for at in range(ENTRIES)}
@@ -94,10 +94,11 @@ def log_a_run(client: runqueue.Client, run: runqueue.PendingRunId, seed: int) ->
 
 @pytest.mark.parametrize("server", DRIVERS[:1], indirect=True)  # one will do: it takes the server most of a minute
 def test_eight_runs_at_once_read_back_exactly(
-    front: FaultyProxy, reader: Readback, experiment: str, caplog: pytest.LogCaptureFixture
+    faulty_proxy: FaultyProxy, reader: Readback, experiment: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """8 runs of 5,000 params, 5,000 tags, 5,000 metric points and 5 datasets each, by the default 8 workers."""
-    with runqueue.Client(front.uri, progress=False) as client:  # on a slow machine it lasts long enough for a line
+    # Without progress lines, which appear on a slow machine.
+    with runqueue.Client(faulty_proxy.uri, progress=False) as client:
         runs = [client.create_run(experiment, run_name=f"run {seed}") for seed in range(RUNS)]
         expected = [log_a_run(client, run, seed) for seed, run in enumerate(runs)]
         for run in runs:
@@ -106,24 +107,24 @@ def test_eight_runs_at_once_read_back_exactly(
         statistics = client.statistics()
     assert statistics.stored == statistics.accepted == RUNS * (1 + 3 * ENTRIES + 5)
     assert caplog.text == ""
-    assert_within_limits(front.requests)
-    assert 1 < most_at_once(front.requests) <= 8
+    assert_within_limits(faulty_proxy.requests)
+    assert 1 < most_at_once(faulty_proxy.requests) <= 8
     assert sorted(reader.run_ids(experiment, view="ALL")) == sorted(str(run.run_id) for run in runs)
     for seed, (run, logged) in enumerate(zip(runs, expected, strict=True)):
         stored = reader.run(run.run_id)
         assert stored.content == logged
         assert (stored.name, stored.status, stored.end_time) == (f"run {seed}", "FINISHED", 99)
-        assert_in_order(of_run(front.requests, run.run_id))
+        assert_in_order(of_run(faulty_proxy.requests, run.run_id))
 
 
-def test_runs_that_share_a_dataset_trip_the_server_and_all_get_it(
-    front: FaultyProxy, reader: Readback, experiment: str, postgres: Postgres
+def test_runs_that_share_a_new_dataset_collide_and_all_get_it(
+    faulty_proxy: FaultyProxy, reader: Readback, experiment: str, postgres: Postgres
 ) -> None:
     """
-    All eight find no such dataset and make one: the server lets one of them, and answers the others 400 with its
-    database's words. Asked again, it finds the row there.
+    All eight requests try to insert the dataset. The server answers seven of them 400 with its database's error. Repeated,
+    they find the row.
     """
-    with runqueue.Client(front.uri, retry_timeout=WAIT) as client:
+    with runqueue.Client(faulty_proxy.uri, retry_timeout=WAIT) as client:
         runs = [client.create_run(experiment) for _ in range(RUNS)]
         client.flush()
         for run in runs:
@@ -131,17 +132,17 @@ def test_runs_that_share_a_dataset_trip_the_server_and_all_get_it(
         with postgres.connect("mlflow") as other, other.transaction():
             other.execute("LOCK TABLE datasets IN SHARE ROW EXCLUSIVE MODE")  # to be read, and not written
             flush = client.flush(synchronous=False)
-            wait_until(lambda: waiting(postgres) == RUNS, WAIT, "they do not all come to insert")
+            wait_until(lambda: waiting_for_locks(postgres) == RUNS, WAIT, "they do not all come to insert")
         flush.await_completion(WAIT)
         assert client.statistics().failed == 0
-    inputs = front.to("runs/log-inputs")
+    inputs = faulty_proxy.to("runs/log-inputs")
     assert sorted(request.status or 0 for request in inputs) == [200] * RUNS + [400] * (RUNS - 1)
     assert all(b".UniqueViolation)" in request.answer for request in inputs if request.status == 400)
     assert [reader.content(run.run_id).inputs for run in runs] == [[StoredInput("shared", "1", "local")]] * RUNS
 
 
-def waiting(postgres: Postgres) -> int:
-    """How many wait for a lock."""
+def waiting_for_locks(postgres: Postgres) -> int:
+    """Return how many sessions wait for a lock."""
     ((count,),) = postgres.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
     assert isinstance(count, int)
     return count
@@ -152,15 +153,15 @@ BAD_PARAMS = {"name": ("bad*key", "new"), "conflict": ("kept", "new"), "value": 
 
 
 @pytest.mark.parametrize("kind", BAD_PARAMS)
-def test_one_bad_entry_among_a_thousand_costs_only_itself(
-    front: FaultyProxy, reader: Readback, experiment: str, kind: str, monkeypatch: pytest.MonkeyPatch
+def test_one_bad_entry_among_a_thousand_fails_alone(
+    faulty_proxy: FaultyProxy, reader: Readback, experiment: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """900 points and 100 params that fill one batch: 999 are stored, the bad one is named."""
+    """900 points and 100 params fill one batch: 999 are stored, the bad one is reported."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0.01")
     run_id = reader.new_run(experiment, {"kept": "old"})
     bad, value = BAD_PARAMS[kind]
     params = {f"p{at}": "new" for at in range(99)}
-    with runqueue.Client(front.uri, retry_timeout=WAIT) as client:
+    with runqueue.Client(faulty_proxy.uri, retry_timeout=WAIT) as client:
         for step in range(900):
             client.log_metric(run_id, "m", step / 7, step=step, timestamp=step)
         client.log_params(run_id, dict(list(params.items())[:50]) | {bad: value})
@@ -179,16 +180,16 @@ def test_one_bad_entry_among_a_thousand_costs_only_itself(
     "fault", [Fault.cut_after_commit(), Fault.cut_in_body(), Fault.answer_after_commit(504)], ids=["cut", "body", "504"]
 )
 def test_a_lost_answer_to_create_run_leaves_exactly_one_run(
-    front: FaultyProxy, reader: Readback, experiment: str, fault: Fault
+    faulty_proxy: FaultyProxy, reader: Readback, experiment: str, fault: Fault
 ) -> None:
-    """Also where the search for it is answered by the other worker: they share nothing but the database."""
-    front.fail("runs/create", fault, times=RUNS)
-    with runqueue.Client(front.uri, retry_timeout=WAIT) as client:
+    """Also where the other worker answers the search: the workers share only the database."""
+    faulty_proxy.fail("runs/create", fault, times=RUNS)
+    with runqueue.Client(faulty_proxy.uri, retry_timeout=WAIT) as client:
         runs = [client.create_run(experiment, run_name=f"run {at}") for at in range(RUNS)]
         for at, run in enumerate(runs):
             client.log_metric(run, "m", float(at), timestamp=1)
             client.set_terminated(run)
-    assert front.count("runs/create") == RUNS
+    assert faulty_proxy.count("runs/create") == RUNS
     assert sorted(reader.run_ids(experiment, view="ALL")) == sorted(str(run.run_id) for run in runs)
     for at, run in enumerate(runs):
         stored = reader.run(run.run_id)

@@ -1,4 +1,4 @@
-"""A producer a hundred times faster than its server, for a minute: the memory it takes is what the bound stands for."""
+"""A producer a hundred times faster than its server, for a minute: memory stays within what `max_pending` allows."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def slow_server() -> Iterator[ScriptedServer]:
 def test_a_producer_a_hundred_times_faster_than_its_server_stays_within_the_bound(
     slow_server: ScriptedServer,
 ) -> None:
-    """With "drop" it goes on at its own pace, with "block" at the server's; both for a minute, side by side."""
+    """With `on_full="drop"` it runs at its own pace, with "block" at the server's; both for a minute, side by side."""
     script = str(Path(pressure_probe.__file__))
     environment = clean_environment() | {"PYTHONPATH": str(Path(script).parents[1])}
     probes = {

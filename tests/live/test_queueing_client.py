@@ -1,4 +1,4 @@
-"""`QueueingClient` in the place of the client that MLflow's autologging queues by: what it stores, raises and leaves."""
+"""`QueueingClient` in place of the client of MLflow's autologging: what it stores, raises and leaves behind."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def engine_threads() -> int:
 
 @pytest.fixture(autouse=True)
 def _no_thread_is_left() -> Iterator[None]:
-    """Whoever drops a client has nothing more to do: its thread ends."""
+    """A client that is no longer referenced ends its thread."""
     before = engine_threads()
     yield
     gc.collect()
@@ -53,7 +53,7 @@ def _no_thread_is_left() -> Iterator[None]:
 
 
 def log_everything(client: Any, experiment_id: str) -> None:
-    """One call of each kind and more, to a run of its own."""
+    """Log to a new run by each kind of call."""
     read = dataset("read")
     run = client.create_run(experiment_id, start_time=5, tags={"a": "b", "t" * 300: 1, "c": None})
     client.log_params(run, {f"p{at}": f"v{at}" for at in range(201)})
@@ -71,13 +71,16 @@ def log_everything(client: Any, experiment_id: str) -> None:
 
 
 def without_times(run: StoredRun) -> tuple[Any, ...]:
+    """Return the content of a run without the times of its points."""
     metrics = {key: [(point.step, point.value) for point in points] for key, points in run.content.metrics.items()}
     own = run.content
     return (run.status, run.start_time, run.end_time, own.params, own.tags, own.inputs, metrics)
 
 
 def test_it_stores_what_mlflows_own_client_stores(mlflow_server: MlflowServer, readback: Readback) -> None:
-    """Every kind of call, more than one batch of each, cut keys and values, keys that are the same when cut."""
+    """
+    By every kind of call, with more than one batch of each, keys and values that are cut, and keys that are equal then.
+    """
     found = []
     for kind in (MlflowAutologgingQueueingClient, QueueingClient):
         experiment_id = readback.new_experiment()
@@ -92,8 +95,10 @@ def test_it_stores_what_mlflows_own_client_stores(mlflow_server: MlflowServer, r
     assert tags["c"] == "None"
 
 
-def test_what_it_does_better_stays_better(mlflow_server: MlflowServer, readback: Readback, experiment_id: str) -> None:
-    """`run_name` is sent, a placeholder is good after a flush, and one bad entry costs only itself."""
+def test_it_differs_from_mlflows_client_where_documented(
+    mlflow_server: MlflowServer, readback: Readback, experiment_id: str
+) -> None:
+    """`run_name` is sent, a placeholder stays valid after a flush, and a bad entry fails alone."""
     client = QueueingClient(mlflow_server.uri)
     run = client.create_run(experiment_id, run_name="named")
     assert isinstance(run, PendingRunId) and isinstance(run, runqueue.PendingRunId)
@@ -116,7 +121,7 @@ def test_what_it_does_better_stays_better(mlflow_server: MlflowServer, readback:
 
 
 def test_nothing_is_sent_nor_started_before_a_flush(proxy: FaultyProxy, experiment_id: str) -> None:
-    """And a flush of nothing, or a second one, sends nothing."""
+    """A flush with an empty queue, or a second flush, sends nothing."""
     before = engine_threads()
     client = QueueingClient(proxy.uri)
     client.flush()
@@ -132,7 +137,7 @@ def test_nothing_is_sent_nor_started_before_a_flush(proxy: FaultyProxy, experime
 
 
 def test_an_asynchronous_flush_returns_at_once(proxy: FaultyProxy, readback: Readback, experiment_id: str) -> None:
-    """Nothing is stored yet when it returns, and everything when it was waited for."""
+    """Nothing is stored when it returns, and everything after waiting for it."""
     run_id = readback.new_run(experiment_id)
     proxy.fail("runs/log-batch", Fault.hold())
     client = QueueingClient(proxy.uri)
@@ -144,10 +149,10 @@ def test_an_asynchronous_flush_returns_at_once(proxy: FaultyProxy, readback: Rea
     assert readback.content(run_id).params == {"a": "b"}
 
 
-def test_a_flush_under_way_outlives_whoever_could_have_waited_for_it(
+def test_a_flush_under_way_ends_although_its_client_is_dropped(
     proxy: FaultyProxy, readback: Readback, experiment_id: str
 ) -> None:
-    """Autologging drops clients and their operations: the flush ends all the same, and the engine after it."""
+    """Autologging drops clients and their operations. The flush ends all the same, and the engine after it."""
     run_id = readback.new_run(experiment_id)
     proxy.fail("runs/log-batch", Fault.hold())
     client = QueueingClient(proxy.uri)
@@ -160,10 +165,10 @@ def test_a_flush_under_way_outlives_whoever_could_have_waited_for_it(
 
 
 @pytest.mark.parametrize("of_mlflow", [True, False])
-def test_operations_are_composed_of_several(
+def test_the_futures_of_several_flushes_can_be_combined(
     of_mlflow: bool, mlflow_server: MlflowServer, readback: Readback, experiment_id: str
 ) -> None:
-    """By the futures of several flushes, as MLflow does it; each failure is named."""
+    """As MLflow combines them; each failure is named."""
     run_ids = [readback.new_run(experiment_id, params={"p": "1"}) for _ in range(3)]
     parts = []
     for run_id, value in zip(run_ids, "213", strict=True):
@@ -188,8 +193,8 @@ def test_operations_are_composed_of_several(
 # -- failures --------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_ended_also_where_its_data_fails(proxy: FaultyProxy, readback: Readback, experiment_id: str) -> None:
-    """The text names the run and the cause, as MLflow's own does."""
+def test_a_run_is_ended_although_its_data_fails(proxy: FaultyProxy, readback: Readback, experiment_id: str) -> None:
+    """The error names the run and the cause, as MLflow's own does."""
     answer = {"error_code": "INVALID_PARAMETER_VALUE", "message": "Batch logging failed!"}
     proxy.fail("runs/log-batch", Fault.answer(400, answer), times=None)
     client = QueueingClient(proxy.uri)
@@ -207,7 +212,7 @@ def test_a_run_is_ended_also_where_its_data_fails(proxy: FaultyProxy, readback: 
 def test_a_run_that_cannot_be_created_does_not_concern_the_others(
     mlflow_server: MlflowServer, readback: Readback, experiment_id: str
 ) -> None:
-    """Its failure has the server's words; the other run of the flush is whole."""
+    """Its failure has the server's message; the other run of the flush is complete."""
     client = QueueingClient(mlflow_server.uri)
     bad, good = client.create_run("987654321"), client.create_run(experiment_id)
     for run in (bad, good):
@@ -231,8 +236,8 @@ def test_a_run_that_cannot_be_created_does_not_concern_the_others(
         lambda client: client.set_terminated("0" * 32, "DONE"),
     ],
 )
-def test_a_bad_call_raises_in_mlflows_form(call: Callable[[Any], None], mlflow_server: MlflowServer) -> None:
-    """At once, with the code of a bad value."""
+def test_an_invalid_call_raises_an_mlflow_exception(call: Callable[[Any], None], mlflow_server: MlflowServer) -> None:
+    """At once, with the error code INVALID_PARAMETER_VALUE."""
     client = QueueingClient(mlflow_server.uri)
     with pytest.raises(MlflowException) as caught:
         call(client)
@@ -243,7 +248,7 @@ def test_a_bad_call_raises_in_mlflows_form(call: Callable[[Any], None], mlflow_s
 
 
 def test_the_end_of_a_block_flushes(mlflow_server: MlflowServer, readback: Readback, experiment_id: str) -> None:
-    """So does that of a second block of the same client; in between it can be flushed."""
+    """So does the end of a second block of the same client. Between the blocks it can be flushed."""
     client = QueueingClient(mlflow_server.uri)
     with client as entered:
         assert entered is client
@@ -261,10 +266,10 @@ def test_the_end_of_a_block_flushes(mlflow_server: MlflowServer, readback: Readb
     assert (stored.tags, [point.value for point in stored.metrics["c"]]) == ({"d": "e"}, [1.0])
 
 
-def test_the_end_of_a_block_raises_what_failed(
+def test_the_end_of_a_block_raises_failures(
     mlflow_server: MlflowServer, readback: Readback, experiment_id: str
 ) -> None:
-    """In MLflow's form."""
+    """As an MlflowException."""
     run_id = readback.new_run(experiment_id, params={"a": "1"})
     with pytest.raises(MlflowException, match=f"{FAILED} {run_id}"), QueueingClient(mlflow_server.uri) as client:
         client.log_params(run_id, {"a": "2"})
@@ -273,7 +278,7 @@ def test_the_end_of_a_block_raises_what_failed(
 def test_an_exception_in_a_block_sends_nothing_and_is_never_hidden(
     proxy: FaultyProxy, readback: Readback, experiment_id: str
 ) -> None:
-    """But for a flush that was under way: it ends first."""
+    """Except that a flush under way ends first."""
     run_id, other = readback.new_run(experiment_id), readback.new_run(experiment_id)
     proxy.fail("runs/log-batch", Fault.delayed(0.3))
     error = RuntimeError("of the block")
@@ -318,7 +323,7 @@ def test_threads_log_at_once(mlflow_server: MlflowServer, readback: Readback, ex
 def test_a_copy_has_nothing_queued(
     copied: Callable[[Any], Any], mlflow_server: MlflowServer, readback: Readback, experiment_id: str
 ) -> None:
-    """What is queued is sent once, by the client that it was given to; trainers are copied with their callbacks."""
+    """The original client sends what is queued, once. Trainers are copied with their callbacks."""
     client = QueueingClient(mlflow_server.uri)
     run = client.create_run(experiment_id)
     client.log_metrics(run, {"m": 1.0})
@@ -359,7 +364,7 @@ main()
 def test_the_end_of_a_process_waits_for_a_flush_under_way(
     whose: str, proxy: FaultyProxy, readback: Readback, experiment_id: str
 ) -> None:
-    """As that of MLflow's client does, whose threads are waited for."""
+    """As with MLflow's client, whose threads are waited for."""
     run_id = readback.new_run(experiment_id)
     proxy.fail("runs/log-batch", Fault.delayed(1.0))
     with Process(ENDS, proxy.uri, run_id, whose) as process:
@@ -377,8 +382,8 @@ client.flush(synchronous=False)
 """
 
 
-def test_the_end_of_a_process_waits_no_longer_than_it_may(proxy: FaultyProxy) -> None:
-    """Then it says once how much is lost."""
+def test_the_end_of_a_process_waits_for_exit_timeout_at_most(proxy: FaultyProxy) -> None:
+    """Then one line says how many entries are lost."""
     proxy.fail("runs/log-batch", Fault.hold(), times=None)
     with Process(LEFT, proxy.uri) as process:
         ended = process.end()
@@ -386,10 +391,10 @@ def test_the_end_of_a_process_waits_no_longer_than_it_may(proxy: FaultyProxy) ->
     assert ended.err.splitlines() == ["1 entries were not sent: the time was over"]
 
 
-def test_a_client_that_is_dropped_without_a_flush_says_what_is_lost(
+def test_a_client_that_is_dropped_without_a_flush_warns_of_its_entries(
     proxy: FaultyProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As after a fit that has raised: nothing is sent, and that is no secret."""
+    """As after a fit that has raised: nothing is sent."""
     client = QueueingClient(proxy.uri)
     client.log_params("0" * 32, {"a": "b", "c": "d"})
     del client
@@ -405,19 +410,20 @@ def test_a_client_that_is_dropped_without_a_flush_says_what_is_lost(
 def test_the_tracking_uri_is_found_as_mlflow_finds_it(
     how: str, proxy: FaultyProxy, readback: Readback, experiment_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Given, that of the queued store, or none."""
+    """A given URI, one with the prefix, or none."""
     given = {"given": proxy.uri, "prefixed": f"runqueue+{proxy.uri}", "of mlflow": None}[how]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.uri if given is None else "http://127.0.0.1:9")
     run_id = readback.new_run(experiment_id)
     with QueueingClient(given) as client:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # as of its making
+        # The client keeps the URI that it was made with.
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
         client.log_metrics(run_id, {"m": 2.5})
     assert [Point(point.step, 0, point.value) for point in readback.history(run_id, "m")] == [Point(0, 0, 2.5)]
     assert proxy.count("runs/log-batch") == 1
 
 
-def test_a_uri_that_nothing_is_known_for_is_refused_without_its_secrets() -> None:
-    """By MLflow's error, in whose text and frames no password is shown."""
+def test_an_unknown_uri_is_refused_without_showing_its_password() -> None:
+    """By an MlflowException. Neither its text nor the locals of its frames hold the password."""
     with pytest.raises(MlflowException, match="no store is known") as caught:
         QueueingClient("nosuch://user:hush@127.0.0.1")
     frames = [frame for frame, _ in walk_tb(caught.value.__traceback__) if "runqueue" in frame.f_code.co_filename]

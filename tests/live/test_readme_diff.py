@@ -19,7 +19,7 @@ README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 
 
 def sides() -> tuple[str, str]:
-    """The script before and after."""
+    """The script before and after the diff."""
     (diff,) = re.findall(r"## Coming from MLflow\n.*?```diff\n(.*?)```", README, re.DOTALL)
     lines = diff.splitlines()
     assert sum(line.startswith(("-", "+")) for line in lines) == 5, "five lines of diff"

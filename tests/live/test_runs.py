@@ -1,4 +1,4 @@
-"""Runs, and what they hold: parents, names, tags, odd values, and placeholders that stay valid."""
+"""Runs and their content: parents, names, tags, special values, and placeholders that stay valid."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_DOUBLE = 1.7976931348623157e308
 def test_a_run_has_its_name_its_start_and_all_of_its_tags_from_the_beginning(
     proxy: FaultyProxy, readback: Readback, experiment_id: str
 ) -> None:
-    """`run_name`, `start_time` and 1,100 tags: as many as fit travel inside create-run, the rest follows."""
+    """`run_name`, `start_time` and 1,100 tags: create-run has as many tags as fit, further requests the rest."""
     tags = {f"tag {at}": f"ü{at}" for at in range(1_100)}
     with runqueue.Client(proxy.uri) as client:
         run = client.create_run(experiment_id, start_time=1_234, tags=tags, run_name="nämed \N{SNOWMAN}")
@@ -36,7 +36,7 @@ def test_a_run_has_its_name_its_start_and_all_of_its_tags_from_the_beginning(
 def test_children_wait_for_a_parent_that_is_still_queued(
     proxy: FaultyProxy, readback: Readback, experiment_id: str
 ) -> None:
-    """A pending id serves as `parent_run_id`, over generations; so does a real one."""
+    """`parent_run_id` takes a pending id, over generations, and a real one."""
     with runqueue.Client(proxy.uri) as client:
         parent = client.create_run(experiment_id, run_name="parent")
         children = [client.create_run(experiment_id, parent_run_id=parent) for _ in range(3)]
@@ -60,7 +60,7 @@ def test_children_wait_for_a_parent_that_is_still_queued(
 def test_a_placeholder_stays_valid_after_every_flush(
     proxy: FaultyProxy, readback: Readback, experiment_id: str
 ) -> None:
-    """It is resolved in place, also in a copy that was pickled, and serves another client once it is."""
+    """It is resolved in place, also in a pickled copy, and then serves another client."""
     with runqueue.Client(proxy.uri) as client, runqueue.Client(proxy.uri) as other:
         run = client.create_run(experiment_id)
         copy = pickle.loads(pickle.dumps(run))
@@ -97,7 +97,7 @@ def test_flush_of_one_run_leaves_the_others_queued(proxy: FaultyProxy, readback:
 
 
 def test_flush_after_flush_keeps_the_order(proxy: FaultyProxy, readback: Readback, experiment_id: str) -> None:
-    """What is logged after a final status goes out after it, as a flush of its own, in order."""
+    """Entries that are logged after a final status are sent after it, in order."""
     with runqueue.Client(proxy.uri) as client:
         run = client.create_run(experiment_id)
         client.set_terminated(run, "FAILED")
@@ -113,7 +113,7 @@ def test_flush_after_flush_keeps_the_order(proxy: FaultyProxy, readback: Readbac
 
 
 def test_a_background_flush_can_be_waited_for(proxy: FaultyProxy, readback: Readback, experiment_id: str) -> None:
-    """`flush(synchronous=False)` gives operations at once; they are done when all is stored."""
+    """`flush(synchronous=False)` returns operations at once; they are done when everything is stored."""
     with runqueue.Client(proxy.uri) as client:
         run = client.create_run(experiment_id)
         client.log_param(run, "p", 1)
@@ -125,7 +125,7 @@ def test_a_background_flush_can_be_waited_for(proxy: FaultyProxy, readback: Read
 
 
 def test_nan_and_the_infinities_are_stored_as_such(proxy: FaultyProxy, readback: Readback, experiment_id: str) -> None:
-    """The server gives the infinities back as the largest doubles, and everything beside them is stored too."""
+    """The server returns the infinities as the largest doubles; all other values are stored, too."""
     values = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf, "tiny": 5e-324, "zero": -0.0, "after": 1.0}
     run_id = readback.new_run(experiment_id)
     with runqueue.Client(proxy.uri) as client:
@@ -144,7 +144,7 @@ def test_nan_and_the_infinities_are_stored_as_such(proxy: FaultyProxy, readback:
 
 
 def test_text_of_every_kind_comes_back_unchanged(proxy: FaultyProxy, readback: Readback, experiment_id: str) -> None:
-    """Keys and values in unicode, with quotes, controls and emoji, of the types that people log."""
+    """Keys and values with unicode, quotes, control characters and emoji, of the types that people log."""
     odd = 'quote " back\\slash\nline\ttab \x01 \N{SNOWMAN} \U0001f600 日本語'
     run_id = readback.new_run(experiment_id)
     with runqueue.Client(proxy.uri) as client:
@@ -163,7 +163,7 @@ def test_text_of_every_kind_comes_back_unchanged(proxy: FaultyProxy, readback: R
 def test_a_dict_that_changes_after_the_call_changes_nothing(
     proxy: FaultyProxy, readback: Readback, experiment_id: str
 ) -> None:
-    """What is sent is what was in the dict at the call."""
+    """The client sends what was in the dict at the call."""
     run_id = readback.new_run(experiment_id)
     metrics, params, tags = {"m": 1.0}, {"p": "1"}, {"t": "1"}
     with runqueue.Client(proxy.uri) as client:
@@ -176,7 +176,7 @@ def test_a_dict_that_changes_after_the_call_changes_nothing(
 
 
 def test_the_last_value_of_a_tag_stays(proxy: FaultyProxy, readback: Readback, experiment_id: str) -> None:
-    """Whether set before the run exists, in one flush or in several; MLflow's own tags go the same way."""
+    """Whether it is set before the run exists, in one flush or in several; MLflow's own tags, too."""
     with runqueue.Client(proxy.uri) as client:
         run = client.create_run(experiment_id, tags={"t": "created", "u": "created"}, run_name="first name")
         for value in range(300):
@@ -194,7 +194,7 @@ def test_the_last_value_of_a_tag_stays(proxy: FaultyProxy, readback: Readback, e
 
 
 def test_a_param_is_written_once(proxy: FaultyProxy, readback: Readback, experiment_id: str) -> None:
-    """An equal repeat is fine, in one flush or in several; another value is refused, and costs nothing else."""
+    """An equal repetition is accepted, in one flush or in several. Another value is refused, alone."""
     with runqueue.Client(proxy.uri) as client:
         run = client.create_run(experiment_id)
         client.log_params(run, {"p": 1, "q": 1})
@@ -215,7 +215,7 @@ def test_a_param_is_written_once(proxy: FaultyProxy, readback: Readback, experim
 def test_one_metric_may_have_many_points_at_one_step(
     proxy: FaultyProxy, readback: Readback, experiment_id: str
 ) -> None:
-    """Points that differ in nothing are one, as MLflow stores them; all others are kept."""
+    """MLflow stores equal points once; all others are kept."""
     run_id = readback.new_run(experiment_id)
     with runqueue.Client(proxy.uri) as client:
         for value in (1.0, 2.0, 2.0, 3.0):
@@ -243,7 +243,7 @@ def test_values_beyond_the_servers_lengths_are_cut_and_counted(
     )
 
 
-def test_an_experiment_is_found_or_made_by_name(proxy: FaultyProxy, readback: Readback, experiment_id: str) -> None:
+def test_an_experiment_is_found_or_created_by_name(proxy: FaultyProxy, readback: Readback, experiment_id: str) -> None:
     """`experiment_name=` leads to one experiment, however many runs are created in it."""
     name = f"named after {experiment_id}"
     with runqueue.Client(proxy.uri) as client:

@@ -1,9 +1,7 @@
-"""
-One contract for every store: a server, SQLite, PostgreSQL by both of its drivers, files.
+"""One contract for every store: a server, SQLite, PostgreSQL by both of its drivers, files."""
 
-Rules of this file: no test looks which store it has. What a store cannot do is said in `DIFFERENCES`, and nowhere
-else. Everything is read back by MLflow's own client.
-"""
+# Rules of this file: no test looks which store it has. What a store cannot do is said in `DIFFERENCES`, and nowhere
+# else. Everything is read back by MLflow's own client.
 
 from __future__ import annotations
 
@@ -32,7 +30,7 @@ RETRY_TIMEOUT = 30.0
 
 @attrs.frozen(kw_only=True)
 class Differences:
-    """What a test may expect of a store; the defaults hold for a database, behind a server or not."""
+    """What a test may expect of a store. The defaults hold for databases, with or without a server."""
 
     largest: float = 1.7976931348623157e308
     """What an infinite value reads back as."""
@@ -54,7 +52,7 @@ HERE = [kind for kind in STORES if DIFFERENCES.get(kind, Differences()).here]
 
 
 @attrs.frozen(kw_only=True)
-class Place:
+class StoreUnderTest:
     """A store, and an experiment in it that no other test uses."""
 
     uri: str
@@ -98,10 +96,10 @@ def _copied(first_use: Path, folder: Path) -> str:
 
 
 @pytest.fixture
-def place(store_uri: str, request: pytest.FixtureRequest) -> Place:
+def store(store_uri: str, request: pytest.FixtureRequest) -> StoreUnderTest:
     experiment_id = mlflow_client(store_uri).create_experiment(f"contract {uuid.uuid4().hex}")
     kind = request.node.callspec.params["store_uri"]
-    return Place(uri=store_uri, experiment_id=experiment_id, differs=DIFFERENCES.get(kind, Differences()))
+    return StoreUnderTest(uri=store_uri, experiment_id=experiment_id, differs=DIFFERENCES.get(kind, Differences()))
 
 
 Refused = set[tuple[object, ...]]
@@ -118,12 +116,12 @@ def refused(error: runqueue.FlushError) -> Refused:
 # -- what is stored --------------------------------------------------------------------------------------------------
 
 
-def test_everything_reads_back(place: Place, caplog: pytest.LogCaptureFixture) -> None:
-    """Names, parent, params, tags, histories, values that are no numbers, datasets, status."""
+def test_everything_reads_back(store: StoreUnderTest, caplog: pytest.LogCaptureFixture) -> None:
+    """Names, parent, params, tags, histories, NaN and infinities, datasets, status."""
     data = runqueue.Dataset("iris", "abc", "local", "{}", '{"s": 1}', '{"p": 2}', {"mlflow.data.context": "train"})
-    with place.client() as client:
-        parent = client.create_run(place.experiment_id, run_name="pärent", start_time=5)
-        child = client.create_run(place.experiment_id, parent_run_id=parent, tags={"t": "1"})
+    with store.client() as client:
+        parent = client.create_run(store.experiment_id, run_name="pärent", start_time=5)
+        child = client.create_run(store.experiment_id, parent_run_id=parent, tags={"t": "1"})
         client.log_params(child, {f"p/{at}": f"{at} \N{SNOWMAN}" for at in range(250)})
         client.set_tags(child, {f"many {at}": "ü\n" for at in range(150)})
         for step in range(1_250):
@@ -132,13 +130,13 @@ def test_everything_reads_back(place: Place, caplog: pytest.LogCaptureFixture) -
         client.log_inputs(child, [data, runqueue.Dataset("iris", "def")])
         client.set_terminated(child, "FAILED", end_time=77)
     assert caplog.text == ""
-    run, held = read(place.uri, parent.run_id)
+    run, held = read(store.uri, parent.run_id)
     assert (run.info.run_name, run.info.start_time, run.info.status) == ("pärent", 5, "RUNNING")
     assert held == content()
-    run, held = read(place.uri, child.run_id)
+    run, held = read(store.uri, child.run_id)
     assert (run.info.status, run.info.end_time) == ("FAILED", 77)
     assert run.data.tags["mlflow.parentRunId"] == parent.run_id
-    largest = place.differs.largest
+    largest = store.differs.largest
     context = (("mlflow.data.context", "train"),)
     assert held == content(
         params={f"p/{at}": f"{at} \N{SNOWMAN}" for at in range(250)},
@@ -155,15 +153,15 @@ def test_everything_reads_back(place: Place, caplog: pytest.LogCaptureFixture) -
             StoredInput("iris", "def", "local"),
         ],
     )
-    assert sorted(run_ids(place.uri, place.experiment_id)) == sorted([str(parent.run_id), str(child.run_id)])
+    assert sorted(run_ids(store.uri, store.experiment_id)) == sorted([str(parent.run_id), str(child.run_id)])
 
 
-def test_eight_runs_of_5_000_points_never_get_in_each_others_way(
-    place: Place, caplog: pytest.LogCaptureFixture
+def test_eight_runs_of_5_000_points_do_not_disturb_each_other(
+    store: StoreUnderTest, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """From eight threads that flush as they like, all with the same dataset: no failure, no warning, every point."""
-    with place.client() as client:
-        runs = [client.create_run(place.experiment_id) for _ in range(8)]
+    """From eight threads that flush at any time, all with the same dataset: no failure, no warning, every point."""
+    with store.client() as client:
+        runs = [client.create_run(store.experiment_id) for _ in range(8)]
 
         def work(thread: int) -> None:
             client.log_inputs(runs[thread], [runqueue.Dataset("shared", "1")])
@@ -179,15 +177,15 @@ def test_eight_runs_of_5_000_points_never_get_in_each_others_way(
     assert caplog.text == ""
     expected = {f"m{at}": [Point(step, step, float(step + at)) for step in range(500)] for at in range(10)}
     for run in runs:
-        held = read(place.uri, run.run_id)[1]
+        held = read(store.uri, run.run_id)[1]
         assert held.metrics == expected
         assert held.inputs == [StoredInput("shared", "1", "local")]
 
 
-def test_two_clients_of_one_store_share_a_run(place: Place) -> None:
-    """They take turns where the store needs it; an experiment that both ask for is made once."""
+def test_two_clients_of_one_store_share_a_run(store: StoreUnderTest) -> None:
+    """They take turns where the store needs it. An experiment that both name is created once."""
     name = f"shared {uuid.uuid4().hex}"
-    with place.client() as one, place.client() as other:
+    with store.client() as one, store.client() as other:
         run = one.create_run(experiment_name=name)
         one.flush()
 
@@ -200,32 +198,34 @@ def test_two_clients_of_one_store_share_a_run(place: Place) -> None:
 
         in_threads(work, 2)
     points = [Point(step, thread, float(step)) for step in range(1_500) for thread in range(2)]
-    assert read(place.uri, run.run_id)[1].metrics == {"m": points}
-    experiment = mlflow_client(place.uri).get_experiment_by_name(f"{name} too")
-    assert len(run_ids(place.uri, experiment.experiment_id)) == 2
+    assert read(store.uri, run.run_id)[1].metrics == {"m": points}
+    experiment = mlflow_client(store.uri).get_experiment_by_name(f"{name} too")
+    assert len(run_ids(store.uri, experiment.experiment_id)) == 2
 
 
-def test_a_point_that_is_logged_twice(place: Place) -> None:
-    """It is stored once, where the store can tell."""
-    with place.client() as client:
-        run = client.create_run(place.experiment_id)
+def test_a_point_that_is_logged_twice_is_stored_once(store: StoreUnderTest) -> None:
+    """Where the store can tell equal points."""
+    with store.client() as client:
+        run = client.create_run(store.experiment_id)
         for _ in range(2):
             client.log_metric(run, "m", 1.5, step=1, timestamp=2)
             client.log_param(run, "p", "1")
             client.log_inputs(run, [runqueue.Dataset("d", "1")])
             client.flush()
-    held = read(place.uri, run.run_id)[1]
-    assert held.metrics == {"m": [Point(1, 2, 1.5)] * place.differs.copies}
+    held = read(store.uri, run.run_id)[1]
+    assert held.metrics == {"m": [Point(1, 2, 1.5)] * store.differs.copies}
     assert (held.params, held.inputs) == ({"p": "1"}, [StoredInput("d", "1", "local")])
 
 
 # -- what is refused -------------------------------------------------------------------------------------------------
 
 
-def test_what_is_refused_costs_only_itself(place: Place) -> None:
-    """Bad keys, a param that conflicts, a digest too long: they are named, all others stored, each exactly once."""
-    client = place.client()
-    run = client.create_run(place.experiment_id)
+def test_invalid_entries_fail_alone(store: StoreUnderTest) -> None:
+    """
+    Bad keys, a conflicting param, a digest that is too long: they are reported; all others are stored exactly once.
+    """
+    client = store.client()
+    run = client.create_run(store.experiment_id)
     client.log_param(run, "kept", "old")
     client.flush()
     client.log_params(run, {f"p{at}": "new" for at in range(50)} | {"kept": "new", "bad*param": "1", "last": "1"})
@@ -242,21 +242,21 @@ def test_what_is_refused_costs_only_itself(place: Place) -> None:
         ("set_tags", "bad*tag"),
         ("log_metrics", "bad*metric"),
     ]
-    faults += [("log_inputs", "long")] * place.differs.bounded
+    faults += [("log_inputs", "long")] * store.differs.bounded
     assert refused(caught.value) == {(*fault, runqueue.RejectedError, True) for fault in faults}
     assert client.statistics().retried == 0
-    run_read, held = read(place.uri, run.run_id)
+    run_read, held = read(store.uri, run.run_id)
     assert run_read.info.status == "FINISHED"
     assert held.params == {f"p{at}": "new" for at in range(50)} | {"kept": "old", "last": "1"}
     assert held.tags == {"t": "1"}
     assert held.metrics == {"good": [Point(step, step, float(step)) for step in range(100)]}
-    assert [each.name for each in held.inputs] == ["good"] + ["long"] * (not place.differs.bounded)
+    assert [each.name for each in held.inputs] == ["good"] + ["long"] * (not store.differs.bounded)
 
 
-def test_keys_of_which_one_is_the_folder_of_the_other(place: Place) -> None:
-    """Where a store cannot have both, the second is named; nothing else is lost or written twice."""
-    client = place.client()
-    run = client.create_run(place.experiment_id)
+def test_keys_of_which_one_is_the_folder_of_the_other(store: StoreUnderTest) -> None:
+    """Where a store cannot hold both, the second is reported. Nothing else is lost or written twice."""
+    client = store.client()
+    run = client.create_run(store.experiment_id)
     for step in range(20):
         client.log_metrics(run, {"a": step, "other": step}, step=step, timestamp=step)
     client.log_metrics(run, {"a/b": 1.0, "z": 2.0}, step=1, timestamp=1)
@@ -266,25 +266,25 @@ def test_keys_of_which_one_is_the_folder_of_the_other(place: Place) -> None:
         client.close()
     except runqueue.FlushError as error:
         lost = {(str(operation), str(key)) for operation, key, *_ in refused(error)}
-    assert lost == (set() if place.differs.nests else {("log_metrics", "a/b"), ("set_tags", "t/u")})
+    assert lost == (set() if store.differs.nests else {("log_metrics", "a/b"), ("set_tags", "t/u")})
     points = [Point(step, step, float(step)) for step in range(20)]
     metrics = {"a": points, "other": points, "a/b": [Point(1, 1, 1.0)], "z": [Point(1, 1, 2.0)]}
     tags = {"t": "1", "t/u": "2", "v": "3"}
     gone = {key for _, key in lost}
-    assert read(place.uri, run.run_id)[1] == content(
+    assert read(store.uri, run.run_id)[1] == content(
         metrics={key: value for key, value in metrics.items() if key not in gone},
         tags={key: value for key, value in tags.items() if key not in gone},
     )
 
 
 @pytest.mark.parametrize("unknown", [True, False], ids=["unknown", "deleted"])
-def test_a_run_that_is_unknown_or_deleted_fails_for_good_and_alone(place: Place, unknown: bool) -> None:
-    """All its entries are named at once; those of another run are stored."""
-    client = place.client()
-    gone, fine = "f" * 32, client.create_run(place.experiment_id)
+def test_a_run_that_is_unknown_or_deleted_fails_for_good_and_alone(store: StoreUnderTest, unknown: bool) -> None:
+    """All its entries are reported at once; those of another run are stored."""
+    client = store.client()
+    gone, fine = "f" * 32, client.create_run(store.experiment_id)
     if not unknown:
-        reader = mlflow_client(place.uri)
-        gone = reader.create_run(place.experiment_id).info.run_id
+        reader = mlflow_client(store.uri)
+        gone = reader.create_run(store.experiment_id).info.run_id
         reader.delete_run(gone)
     client.log_param(gone, "p", "1")
     client.log_metrics(gone, {"a": 1.0, "b": 2.0})
@@ -293,15 +293,15 @@ def test_a_run_that_is_unknown_or_deleted_fails_for_good_and_alone(place: Place,
         client.close()
     entries = {("log_params", "p"), ("log_metrics", "a"), ("log_metrics", "b")}
     assert refused(caught.value) == {(*entry, runqueue.NotFoundError, True) for entry in entries}
-    assert read(place.uri, fine.run_id)[1] == content(metrics={"m": [Point(0, 1, 1.0)]})
+    assert read(store.uri, fine.run_id)[1] == content(metrics={"m": [Point(0, 1, 1.0)]})
 
 
-def test_an_unknown_experiment_keeps_everything_queued(place: Place) -> None:
-    """Flush after flush, until the client is closed; other runs are stored."""
-    client = place.client()
+def test_an_unknown_experiment_keeps_everything_queued(store: StoreUnderTest) -> None:
+    """Flush after flush, until the client is closed. Other runs are stored."""
+    client = store.client()
     lost = client.create_run("987654321")
     client.log_metrics(lost, {"a": 1.0, "b": 2.0})
-    fine = client.create_run(place.experiment_id)
+    fine = client.create_run(store.experiment_id)
     for _ in range(2):
         with pytest.raises(runqueue.FlushError) as caught:
             client.flush()
@@ -310,18 +310,18 @@ def test_an_unknown_experiment_keeps_everything_queued(place: Place) -> None:
         assert client.statistics().pending == 3
     with pytest.raises(runqueue.FlushError):
         client.close()
-    assert run_ids(place.uri, place.experiment_id) == [fine.run_id]
+    assert run_ids(store.uri, store.experiment_id) == [fine.run_id]
 
 
 @pytest.mark.parametrize("store_uri", HERE, indirect=True)  # a server's lost answers: see test_faults.py
 def test_points_of_a_batch_that_failed_on_the_way_are_stored_once(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    store: StoreUnderTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The store has done its work and then fails, as a disk or a network does: the repetition adds nothing."""
+    """The store writes the batch and then fails, as a disk or a network does. The repetition adds nothing."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0.01")
-    client = place.client()
-    store = mlflow_store(place.uri)
-    log_batch, failures = store.log_batch, [1, 2]
+    client = store.client()
+    mlflows_store = mlflow_store(store.uri)
+    log_batch, failures = mlflows_store.log_batch, [1, 2]
 
     def failing(*args: Any, **kwargs: Any) -> Any:
         log_batch(*args, **kwargs)
@@ -329,14 +329,14 @@ def test_points_of_a_batch_that_failed_on_the_way_are_stored_once(
             failures.pop()
             raise OSError("gone away")
 
-    monkeypatch.setattr(store, "log_batch", failing)
-    run = client.create_run(place.experiment_id)
+    monkeypatch.setattr(mlflows_store, "log_batch", failing)
+    run = client.create_run(store.experiment_id)
     client.log_param(run, "p", "1")
     for step in range(1_200):
         client.log_metrics(run, {"a": step, "nan": math.nan}, step=step, timestamp=1)
     client.close()
     assert failures == []
-    assert read(place.uri, run.run_id)[1] == content(
+    assert read(store.uri, run.run_id)[1] == content(
         params={"p": "1"},
         metrics={
             "a": [Point(step, 1, float(step)) for step in range(1_200)],

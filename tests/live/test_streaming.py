@@ -36,14 +36,14 @@ def own_server(tmp_path: Path) -> Iterator[MlflowServer]:
 
 
 def kill(server: MlflowServer) -> None:
-    """As the machine's memory killer does it: no answer is finished."""
+    """Kill the server as an out-of-memory killer does: no answer is finished."""
     assert server._process is not None
     os.killpg(server._process.pid, signal.SIGKILL)
     server.stop()
 
 
 def log_all(client: runqueue.Client, runs: list[runqueue.PendingRunId], progress: list[int], *, flushes: bool) -> None:
-    """Four threads, each in every run, half of a step's points a key; with flushes between as barriers."""
+    """Log from four threads to every run, each thread half of a step's points for a key, with flushes as barriers."""
 
     def work(thread: int) -> None:
         for step in range(STEPS):
@@ -80,7 +80,7 @@ def begin(client: runqueue.Client, experiment_id: str) -> list[runqueue.PendingR
 def test_four_threads_stream_to_eight_runs_with_flushes_between(
     proxy: FaultyProxy, readback: Readback, experiment_id: str
 ) -> None:
-    """50,000 points, each stored once; in requests that are full as long as there is a backlog."""
+    """50,000 points, each stored once. Requests are full as long as there is a backlog."""
     with runqueue.Client(proxy.uri, flush_interval=0.5, max_pending=10_000, on_failure="raise") as client:
         runs = begin(client, experiment_id)
         log_all(client, runs, [0] * THREADS, flushes=True)
@@ -98,7 +98,7 @@ def test_four_threads_stream_to_eight_runs_with_flushes_between(
 def test_a_server_that_is_killed_and_started_again_in_the_middle_gets_everything_once(
     own_server: MlflowServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """No log call fails; the outage is said; nothing is lost, doubled or out of its run."""
+    """No log call fails, the outage is logged, and every run gets its points once, in order."""
     with Readback(own_server.uri) as readback:
         experiment_id = readback.new_experiment("streamed")
         progress = [0] * THREADS

@@ -1,4 +1,4 @@
-"""The live ring's own tools do what its tests take for granted."""
+"""The tools of the live tests work as the tests assume."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def http() -> Any:
 def test_the_proxy_passes_requests_on_and_records_them(
     proxy: FaultyProxy, readback: Readback, experiment_id: str, http: httpx.Client
 ) -> None:
-    """What goes through is stored, and each request is on record with its body, size, connection and answer."""
+    """They are stored, and each is recorded with its body, size, connection and answer."""
     run_id = send(http, proxy, "runs/create", {"experiment_id": experiment_id}).json()["run"]["info"]["run_id"]
     metrics = [{"key": "m", "value": 0.1, "timestamp": 5, "step": step} for step in range(3)]
     body = {"run_id": run_id, "metrics": metrics, "tags": [{"key": "t", "value": "ü"}]}
@@ -53,7 +53,7 @@ def test_the_proxy_passes_requests_on_and_records_them(
 def test_a_cut_after_commit_stores_and_gives_no_answer(
     proxy: FaultyProxy, readback: Readback, experiment_id: str, http: httpx.Client
 ) -> None:
-    """So many times the server commits and the client sees a broken connection; then all is well again."""
+    """The server stores the request, and the client sees a broken connection, as often as scripted."""
     proxy.fail("runs/create", Fault.cut_after_commit(), times=2)
     for _ in range(2):
         with pytest.raises(httpx.RemoteProtocolError):
@@ -66,7 +66,7 @@ def test_a_cut_after_commit_stores_and_gives_no_answer(
 def test_faults_happen_in_the_order_of_the_script(
     proxy: FaultyProxy, readback: Readback, experiment_id: str, http: httpx.Client
 ) -> None:
-    """Answers before, after and without a commit follow each other as scripted, only where the condition fits."""
+    """Answers before, after and without a commit follow each other as scripted, for the requests that match."""
     body = {"experiment_id": experiment_id}
     proxy.fail("runs/create", Fault.passed())
     proxy.fail("runs/create", Fault.answer(429, b"", {"Retry-After": "1"}))
@@ -87,7 +87,7 @@ def test_faults_happen_in_the_order_of_the_script(
 def test_a_late_commit_comes_when_it_was_scripted(
     proxy: FaultyProxy, readback: Readback, experiment_id: str, http: httpx.Client
 ) -> None:
-    """A request that was answered with 504 is stored later: by another request, or by the clock."""
+    """A request that was answered 504 is stored later: at another request, or after a time."""
     body = {"experiment_id": experiment_id}
     proxy.fail("runs/create", Fault.late_commit_before("runs/search"))
     assert send(http, proxy, "runs/create", body).status_code == 504
@@ -103,7 +103,7 @@ def test_a_late_commit_comes_when_it_was_scripted(
 def test_a_proxy_that_stops_listening_refuses_and_comes_back_on_its_port(
     proxy: FaultyProxy, experiment_id: str, http: httpx.Client
 ) -> None:
-    """Connections are refused, also those that were kept alive, and taken again afterwards."""
+    """It refuses connections, also kept-alive ones, and accepts them again afterwards."""
     body = {"experiment_ids": [experiment_id]}
     assert send(http, proxy, "runs/search", body).status_code == 200
     proxy.stop_listening()
@@ -116,7 +116,7 @@ def test_a_proxy_that_stops_listening_refuses_and_comes_back_on_its_port(
 
 
 def test_a_delay_ends_with_the_proxy(mlflow_server: MlflowServer, http: httpx.Client) -> None:
-    """A client with a shorter patience gives up, and closing does not wait for the delay."""
+    """A client with a shorter time-out gives up, and closing the proxy does not wait for the delay."""
     with FaultyProxy(mlflow_server.uri) as proxy:
         proxy.fail("", Fault.delayed(60))
         began = time.monotonic()
@@ -128,7 +128,7 @@ def test_a_delay_ends_with_the_proxy(mlflow_server: MlflowServer, http: httpx.Cl
 def test_a_held_request_goes_on_when_the_test_says_so(
     proxy: FaultyProxy, readback: Readback, experiment_id: str, http: httpx.Client
 ) -> None:
-    """Until then the server does not hear of it."""
+    """Until then the server does not get it."""
     proxy.fail("runs/create", Fault.hold())
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(send, http, proxy, "runs/create", {"experiment_id": experiment_id})
@@ -140,7 +140,7 @@ def test_a_held_request_goes_on_when_the_test_says_so(
 
 
 def test_a_scripted_server_answers_without_an_upstream(http: httpx.Client) -> None:
-    """By default as MLflow says "done", else as told, to the byte."""
+    """By default with MLflow's answer to a success, else with exactly the scripted bytes."""
     with ScriptedServer() as server:
         assert send(http, server, "runs/log-batch", {}).json() == {}
         server.fail("", Fault(reply=login_page(), forwards=False))
@@ -154,7 +154,7 @@ def test_a_scripted_server_answers_without_an_upstream(http: httpx.Client) -> No
 
 
 def test_the_bomb_is_small_on_the_wire_and_large_when_opened() -> None:
-    """The body has 0.4 MB and is a proper gzip file of 400 MB."""
+    """A body of 0.4 MB is a valid gzip file of 400 MB."""
     bomb = gzip_bomb().body
     assert 350_000 < len(bomb) < 450_000
     with gzip.open(io.BytesIO(bomb)) as opened:
@@ -163,7 +163,7 @@ def test_the_bomb_is_small_on_the_wire_and_large_when_opened() -> None:
 
 
 def test_readback_sees_inputs_and_the_whole_history(readback: Readback, experiment_id: str) -> None:
-    """A history longer than a page, and dataset inputs with their tags, come back whole."""
+    """It returns a history of more than a page, and dataset inputs with their tags."""
     run_id = readback.new_run(experiment_id, {"p": "1"})
     for start in range(0, 3_000, 1_000):
         metrics = [
@@ -181,7 +181,7 @@ def test_readback_sees_inputs_and_the_whole_history(readback: Readback, experime
 
 
 def test_a_file_store_server_runs_beside(file_store_server: MlflowServer) -> None:
-    """It is a server of its own, and answers a conflicting param with 500 INTERNAL_ERROR."""
+    """A server of its own, which answers a conflicting param with 500 INTERNAL_ERROR."""
     with Readback(file_store_server.uri) as readback:
         run_id = readback.new_run(readback.new_experiment(), {"p": "old"})
         with pytest.raises(httpx.HTTPStatusError, match=r"500.*INTERNAL_ERROR"):

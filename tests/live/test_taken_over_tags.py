@@ -1,4 +1,4 @@
-"""Tags that collide with what a create-run holds anyway: taken over from another run, or set twice before the flush."""
+"""Tags that collide with those of create-run: copied from another run, or set twice before the flush."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from support.readback import Readback
 pytestmark = pytest.mark.live
 
 
-def test_all_tags_of_another_run_can_be_taken_over(proxy: FaultyProxy, readback: Readback, experiment_id: str) -> None:
-    """Also what that one was recognised by, and its parent: the new run has its own."""
+def test_all_tags_of_another_run_can_be_copied(proxy: FaultyProxy, readback: Readback, experiment_id: str) -> None:
+    """Also its parent and the tag that identifies its creation: the new run has its own."""
     with runqueue.Client(proxy.uri) as client:
         parent = client.create_run(experiment_id)
         first = client.create_run(experiment_id, tags={"kept": "1"}, parent_run_id=parent)
@@ -27,7 +27,7 @@ def test_all_tags_of_another_run_can_be_taken_over(proxy: FaultyProxy, readback:
 
 
 def test_a_parent_that_contradicts_the_tag_is_refused_at_once(proxy: FaultyProxy) -> None:
-    """Nobody could say which of them is meant."""
+    """The call cannot mean both parents."""
     with (
         runqueue.Client(proxy.uri) as client,
         pytest.raises(runqueue.ConfigError, match=r"contradicts the tag mlflow\.parentRunId"),
@@ -38,7 +38,7 @@ def test_a_parent_that_contradicts_the_tag_is_refused_at_once(proxy: FaultyProxy
 def test_a_tag_that_is_set_again_before_the_flush_costs_no_refused_request(
     proxy: FaultyProxy, readback: Readback, experiment_id: str
 ) -> None:
-    """A key is in a create-run once; the later value follows, and stays."""
+    """create-run has each key once; the later value follows, and stays."""
     with runqueue.Client(proxy.uri) as client:
         run = client.create_run(experiment_id, tags={"phase": "begun"})
         client.set_tag(run, "phase", "trained")
@@ -47,7 +47,7 @@ def test_a_tag_that_is_set_again_before_the_flush_costs_no_refused_request(
 
 
 def test_the_text_of_a_failure_of_many_causes_is_bounded(proxy: FaultyProxy) -> None:
-    """It names the first hundred, and how many more there are."""
+    """It names the first hundred causes, and how many more there are."""
     client = runqueue.Client(proxy.uri)
     for at in range(5_000):
         client.log_metric("r", "m", f"text {at}", at)

@@ -1,10 +1,10 @@
 """
 A workspace of Databricks, as far as its documentation says how it answers: who may come in, and where OAuth tokens are
 to be had.
-
-Rules of this file: whoever has a token that is good is answered as by any `ScriptedServer`; nobody else gets to the
-scripts of the API.
 """
+
+# Rules of this file: whoever has a token that is good is answered as by any `ScriptedServer`; nobody else gets to the
+# scripts of the API.
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """
 The ways in which a script that knows of MLflow alone comes to the queued store, and none: what it is compared with.
-
-Rule of this file: the script itself is not touched; a door is a command line and an environment.
 """
+
+# Rules of this file: the script itself is not touched; a door is a command line and an environment.
 
 from __future__ import annotations
 

@@ -1,9 +1,7 @@
-"""
-A real `mlflow server` in a process group of its own, on a free port of 127.0.0.1.
+"""A real `mlflow server` in a process group of its own, on a free port of 127.0.0.1."""
 
-Rules of this file: the server writes nothing outside its folder, talks to nobody but us, and is ended by the very
-process id that was started. It knows nothing of runqueue.
-"""
+# Rules of this file: the server writes nothing outside its folder, talks to nobody but us, and is ended by the very
+# process id that was started. It knows nothing of runqueue.
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
-"""
-A script in a process of its own, watched by handle: what it prints, the signals it is sent, how and when it ends.
+"""A script in a process of its own, watched by handle: what it prints, the signals it is sent, how and when it ends."""
 
-Rules of this file: every wait has a deadline; whatever still runs at the end of the block is killed by its handle.
-"""
+# Rules of this file: every wait has a deadline; whatever still runs at the end of the block is killed by its handle.
 
 from __future__ import annotations
 

@@ -10,11 +10,11 @@ pickles, output, files.
 What counts as shown is what an error tracker uploads: of each local its repr(), and, where it is a container, its
 items; not the attributes of an object, as a client cannot do its work without its token. The frames of the tests
 themselves hold the secret by right and are passed over.
-
-Rules of this file: it knows of the library what is public, and the names of its modules, no more. Pieces of a secret
-count as it: eight of its characters in a row are found wherever they are cut off, as they stand, in base64 at any
-offset, or in hexadecimal. Every collector can be shown to find what is planted for it.
 """
+
+# Rules of this file: it knows of the library what is public, and the names of its modules, no more. Pieces of a secret
+# count as it: eight of its characters in a row are found wherever they are cut off, as they stand, in base64 at any
+# offset, or in hexadecimal. Every collector can be shown to find what is planted for it.
 
 from __future__ import annotations
 

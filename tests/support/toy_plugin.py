@@ -1,9 +1,9 @@
 """
 A distribution with plugins of mlflow's, really installed into a folder: a provider of request headers, a way of
 authentication, and a tracking store for `toy://`.
-
-Rules of this file: it is installed as pip would leave it, module and `.dist-info`; nothing of it is imported here.
 """
+
+# Rules of this file: it is installed as pip would leave it, module and `.dist-info`; nothing of it is imported here.
 
 from __future__ import annotations
 

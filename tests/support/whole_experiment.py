@@ -1,9 +1,9 @@
 """
 All that an experiment holds, read past the library, with ids and times taken out: two that were made by the same script
 are equal.
-
-Rule of this file: what differs by its nature from process to process is named here, and nothing else is left out.
 """
+
+# Rules of this file: what differs by its nature from process to process is named here, and nothing else is left out.
 
 from __future__ import annotations
 
