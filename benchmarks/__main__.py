@@ -80,7 +80,7 @@ def main() -> int:
 
 
 def _check(results: list[Result]) -> int:
-    """Name what falls short; what could not be measured has not been reached either."""
+    """Name the targets that were not reached; a figure that could not be measured counts as such."""
     lines = report.shortfalls(results)
     print("\n" + "\n".join(lines) if lines else "\nevery target is reached", file=sys.stderr if lines else sys.stdout)
     return 1 if lines else 0
@@ -94,7 +94,7 @@ def _positive(text: str) -> int:
 
 
 def _show_progress(text: str) -> None:
-    """Keep one status line on a terminal; say nothing into a file or a pipe."""
+    """Show one status line on a terminal, and nothing in a file or a pipe."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 

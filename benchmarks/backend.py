@@ -1,8 +1,8 @@
 """
-What the clients of a case talk to: a `Backend` is data, `running` starts it, in processes of its own.
+The servers that the clients of a case talk to: a `Backend` is data, `running` starts it in processes of its own.
 
-The counting server is started for each measurement anew. A real `mlflow server` takes seconds to start, so there is one
-for a whole case; it, and PostgreSQL, are started by what the tests have for it, `tests/support`, and not by a copy.
+The counting server is started anew for each measurement. A real `mlflow server` takes seconds to start, so a case has
+one for all of its measurements. It and PostgreSQL are started by the tests' own tools, `tests/support`.
 """
 
 import subprocess
@@ -41,7 +41,7 @@ class Backend:
 
     @property
     def lasting(self) -> bool:
-        """Whether one serves a whole case."""
+        """Whether one server serves a whole case."""
         return self.kind in ("sqlite", "postgres")
 
 
@@ -55,17 +55,17 @@ POSTGRES = Backend(kind="postgres", workers=2, requires=("mlflow", "pixeltable_p
 @contextmanager
 def running(backend: Backend, environment: Mapping[str, str]) -> Iterator[str]:
     """
-    Start it, and end it.
+    Start the server, and end it after the block.
 
     Args:
-        backend: What to start.
+        backend: The kind of server.
         environment: The variables of the counting server.
 
     Yields:
         Its URL.
 
     Raises:
-        RuntimeError: It did not start.
+        RuntimeError: The server did not start.
     """
     if backend.kind == "none":
         yield NO_SERVER

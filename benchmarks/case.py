@@ -1,5 +1,5 @@
 """
-What a case is: one row group of the table, as data. Its measurement is a plain function that runs in a fresh process
+What a case is: a group of rows of the table, as data. Its measurement is a plain function that runs in a fresh process
 with one peer. The table itself is in `cases.py`.
 """
 
@@ -82,18 +82,18 @@ class Case:
     """Modules without which the case is left out, and said to be."""
 
     def described(self) -> str:
-        """The title, and where it runs."""
+        """Return the title, with the processors that the case runs on."""
         return f"{self.title}; client and server on one processor" if self.one_processor else self.title
 
     def sizes_of(self, *, quick: bool) -> tuple[int, ...]:
         return self.quick_sizes if quick else self.sizes
 
     def size_for(self, peer: str, size: int) -> int:
-        """What a peer does of a size."""
+        """Return how much of a size a peer does."""
         return max(size // self.shares.get(peer, 1), 1)
 
     def samples_of(self, peer: str, *, quick: bool) -> int:
-        """How many samples of a peer a round takes."""
+        """Return how many samples of a peer a round takes."""
         return 1 if quick else self.samples.get(peer, 1)
 
     def peers_of(self, *, quick: bool) -> tuple[str, ...]:
@@ -103,7 +103,7 @@ class Case:
         return QUICK_ROUNDS if quick else self.rounds
 
     def left_out(self, *, quick: bool) -> str | None:
-        """Why the whole case cannot be measured; `None` if it can."""
+        """Return why the whole case cannot be measured; `None` if it can."""
         if quick and self.full_only:
             return "not part of --quick"
         missing = [module for module in (*self.requires, *self.backend.requires) if not _installed(module)]

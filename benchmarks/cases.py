@@ -1,7 +1,7 @@
 """
-The table of what is measured: `CASES`, and what must be reached. A line here, and a function that measures, is a case.
+The table of cases, `CASES`, with the targets. A row here and a function that measures make a case.
 
-Targets are the least that is acceptable; `aim` is what is wished for.
+A target is the least that is acceptable; `aim` is the wish beyond it.
 """
 
 from benchmarks import delivery, enqueue, importing, memory, throughput, training, waiting
@@ -18,7 +18,7 @@ STREAMING = Options(flush_interval=2.0)
 STREAMING_BOUNDED = Options(flush_interval=2.0, max_pending=1_000_000)
 MANY_ROUNDS = 9
 """
-Of what is over soon, compares a client with itself, or has to be within a few percent: a machine's moods last for seconds.
+Rounds of short measurements, and of those that must be exact to a few percent: the machine's speed changes for seconds.
 """
 
 _FLOOR = Target(quantity="caller", relation="÷", other="floor", at_most=3.5)
@@ -269,7 +269,7 @@ GROUPS = tuple(dict.fromkeys(case.group for case in CASES.values()))
 
 def chosen(names: list[str]) -> list[Case]:
     """
-    The cases that these names of cases and groups mean, in the order of the table; all of them for no name.
+    Return the cases that these names of cases and groups mean, in the order of the table; without a name, all.
 
     Raises:
         KeyError: There is no such case or group; its argument is the name.

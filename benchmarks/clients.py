@@ -15,7 +15,7 @@ from attrs import asdict, frozen
 
 
 class QueueingClient(Protocol):
-    """What the cases call. Not every peer can do all of it, nor is every peer in every case."""
+    """The calls of the cases. Not every peer has all of them, nor is every peer in every case."""
 
     # `Any`: MLflow hands out its own PendingRunId, and annotates a dict where any mapping will do.
     def create_run(self, experiment_id: str) -> Any: ...
@@ -40,15 +40,15 @@ class Options:
     max_pending: int | None = None
 
     def given(self) -> dict[str, Any]:
-        """Those that are not None."""
+        """Return the options that are not None."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 class Floor:
     """
-    The least that a client which keeps what it is given can do in a call: copy the dict into a tuple, append the tuple.
+    The lower bound of a call that keeps its argument: copy the dict into a tuple, append the tuple.
 
-    It is a method because every client's is: a line of code in the loop itself would be a floor that nobody can reach.
+    It is a method, since every client's call is one. A line of code in the loop itself would be an unfair bound.
     """
 
     def __init__(self) -> None:
@@ -66,8 +66,8 @@ class Floor:
 
 class MlflowLogBatch:
     """
-    `MlflowClient.log_batch`, the cheapest form in which MLflow takes several metrics a call: the fluent functions look
-    up the active run, its models and its datasets besides.
+    `MlflowClient.log_batch`, MLflow's cheapest call for several metrics: the fluent functions look up the active run,
+    its models and its datasets as well.
     """
 
     def __init__(self, tracking_uri: str, *, synchronous: bool) -> None:
@@ -96,7 +96,7 @@ class MlflowLogBatch:
 
 
 class Wandb:
-    """A run that wandb writes to a file, by a process of its own."""
+    """A run that wandb writes to a file, in a process of its own."""
 
     def __init__(self) -> None:
         import wandb
@@ -141,7 +141,7 @@ class Neptune:
 
 
 class Trackio:
-    """A run that trackio writes to a SQLite file, by a thread of its own."""
+    """A run that trackio writes to a SQLite file, in a thread of its own."""
 
     def __init__(self) -> None:
         import trackio
@@ -215,8 +215,8 @@ def runqueue_auto(tracking_uri: str, options: Options) -> QueueingClient:
 
 def quiet_environment(folder: Path) -> dict[str, str]:
     """
-    The variables of a worker: this process's, without what would change a peer or send its traffic elsewhere (settings,
-    credentials, proxies); telemetry off, one thread for numpy, and every file into *folder*.
+    Return the variables of a worker: this process's, without those that would change a peer or redirect its requests
+    (settings, credentials, proxies); telemetry off, one thread for numpy, and all files in *folder*.
     """
     foreign = ("MLFLOW_", "_MLFLOW_", "DATABRICKS_", "WANDB_", "NEPTUNE_", "TRACKIO_", "HF_", "XDG_")
     kept = {

@@ -32,7 +32,7 @@ def one_run(work: Work) -> dict[str, float]:
 
 
 def small_runs(work: Work) -> dict[str, float]:
-    """Many runs of one metric each: CPU in ms, and requests, a run."""
+    """Many runs of one metric each: CPU in ms, and requests, for each run."""
     client = work.connect()
     warm_up(client)
     rest = Rest(work.tracking_uri)
@@ -60,7 +60,7 @@ def more_metrics(work: Work) -> dict[str, float]:
 
 
 def more_runs(work: Work) -> dict[str, float]:
-    """So many runs, a full batch each, with their creation and end, then a flush; CPU µs per metric."""
+    """A number of runs with a full batch each, with their creation and end, then a flush; CPU µs per metric."""
     client = work.connect()
     warm_up(client)
     metrics = work.size * METRICS_PER_RUN
@@ -74,25 +74,25 @@ def more_runs(work: Work) -> dict[str, float]:
 
 
 def log_run(client: Any, metrics: int) -> None:
-    """Queue a run's whole life."""
+    """Queue a complete run."""
     run_id = client.create_run("0")
     log_steps(client, run_id, metrics // METRICS_PER_CALL, METRICS_PER_CALL)
     client.set_terminated(run_id, "FINISHED")
 
 
 def warm_up(client: Any) -> None:
-    """Make a client pay what is paid once."""
+    """Make a client pay the costs that a process has once."""
     log_run(client, WARM_UP_METRICS)
     client.flush()
 
 
 def repetitions(metrics: int) -> int:
-    """How often so many metrics are logged to make a measurement."""
+    """Return how often this number of metrics is logged for one measurement."""
     return max(LEAST_MEASURED // metrics, 1)
 
 
 def counts_of_one_run(metrics: int) -> dict[str, int]:
-    """What the server must have counted after one run: metrics, created runs, terminated runs."""
+    """Return what the server must have counted after one run: metrics, created runs, terminated runs."""
     return _counts(metrics, runs=1)
 
 

@@ -3,7 +3,8 @@ Rounds: every peer of a case, one after another, each in a fresh process, round 
 
 Interleaving spreads a slow minute of the machine over all peers, and every second round runs them in the opposite
 order, so that none is always first. A measurement whose server did not receive exactly what was logged is an error,
-never a figure. A worker runs in a folder of its own, which is thrown away, and in a process group of its own, which is ended.
+never a figure. A worker runs in a folder of its own, which is thrown away, and in a process group of its own, which is
+ended.
 """
 
 import json
@@ -80,7 +81,7 @@ def measure_case(
 
 @contextmanager
 def one_processor() -> Generator[None, None, None]:
-    """Let what is started meanwhile share one, where the system lets a process choose."""
+    """Let processes that are started in the block share one processor, where the system supports it."""
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
@@ -156,7 +157,7 @@ def _run_worker(measurement: Measurement, url: str, environment: dict[str, str],
 
 
 def _end_group(leader: int) -> None:
-    """End what a peer may have left behind: the worker was started as the leader of a group of its own."""
+    """End processes that a peer may have left behind. The worker is the leader of a process group of its own."""
     try:
         os.killpg(leader, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):  # macOS: EPERM where only zombies are left

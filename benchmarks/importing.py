@@ -16,8 +16,8 @@ _LINE = re.compile(r"import time:\s+\d+ \|\s+(?P<cumulative>\d+) \| (?P<indent> 
 
 def import_time(work: Work) -> dict[str, float]:
     """
-    Milliseconds of the import; for runqueue also how many of httpx and anyio are imported once a client has been made
-    and has logged, and sent nothing.
+    Return the milliseconds of the import; for runqueue also how many of httpx and anyio are imported once a client was
+    made and has logged, but sent nothing.
     """
     _run("-c", work.peer.imports)  # once before, as the first import after an installation may compile
     figures = {"import": _sum_of_roots(_run("-X", "importtime", "-c", work.peer.imports)) / 1_000}
@@ -39,8 +39,8 @@ __import__("os")._exit(0)
 
 def _sum_of_roots(report: str) -> int:
     """
-    µs of everything that was imported after `site`, with which the start of the interpreter ends: the lines without
-    indentation, whose times hold those of what they import in turn.
+    Return the µs of all imports after `site`, with which the start of the interpreter ends: the sum of the lines
+    without indentation, whose times include those of their own imports.
     """
     found = [match for match in map(_LINE.match, report.splitlines()) if match]
     roots = [match for match in found if not match["indent"]]
@@ -49,7 +49,7 @@ def _sum_of_roots(report: str) -> int:
 
 
 def _run(*arguments: str) -> str:
-    """What a Python process writes to standard error."""
+    """Return the standard error of a Python process."""
     done = subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, check=True, timeout=TIMEOUT, errors="replace"
     )

@@ -1,4 +1,4 @@
-"""What was measured: all samples of one peer at one size of a case."""
+"""Results of measurements: all samples of one peer at one size of a case."""
 
 import statistics
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ class Measurement:
     samples: list[dict[str, float]] = field(factory=list[dict[str, float]])
 
     def values(self, quantity: str) -> list[float]:
-        """All samples of a quantity; none where the peer lacks it."""
+        """Return all samples of a quantity; an empty list where the peer lacks it."""
         return [sample[quantity] for sample in self.samples if quantity in sample]
 
     @property
@@ -33,7 +33,7 @@ class Measurement:
 
 @frozen(kw_only=True)
 class Result:
-    """A case in one run of the benchmarks: its rows, and who was left out of it."""
+    """One case in one run of the benchmarks: its rows, and the peers that were left out."""
 
     case: Case
     sizes: tuple[int, ...]

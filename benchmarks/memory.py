@@ -20,7 +20,7 @@ CALLS_A_SAMPLE = 1_000
 
 
 def queued(work: Work) -> dict[str, float]:
-    """Metrics queued and not sent, 10 a call: bytes of RSS a metric."""
+    """Metrics queued and not sent, 10 a call: bytes of RSS for each metric."""
     client = work.connect()
     warm_up_run, run_id = client.create_run("0"), client.create_run("0")
     for step, metrics in enumerate(fresh_steps(CALLS_A_SAMPLE, METRICS_PER_CALL)):
@@ -35,8 +35,8 @@ def queued(work: Work) -> dict[str, float]:
 
 def streaming(work: Work) -> dict[str, float]:
     """
-    Metrics logged as fast as the client takes them, and sent meanwhile. RSS is looked at every thousand calls: its peak
-    above the start, and by how much its mean in the last quarter of the calls is above that in the second.
+    Log as fast as the client takes metrics, while it sends them. RSS is read every thousand calls: its peak above the
+    start, and the growth of its mean from the second quarter of the calls to the last one.
     """
     client = work.connect()
     warm_up(client)

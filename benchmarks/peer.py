@@ -1,4 +1,4 @@
-"""Who is measured: one `Peer` for each client, in the table `PEERS`."""
+"""The clients that are measured: one `Peer` for each, in the table `PEERS`."""
 
 # Rules of this file: a peer's library is imported by its `connect` and nowhere else, so that a worker loads only the
 # peer it measures.
@@ -16,7 +16,7 @@ from benchmarks.clients import Options
 
 @frozen(kw_only=True)
 class Peer:
-    """One client, as one user would set it up."""
+    """One client, set up as its users would set it up."""
 
     name: str
     """How the command line, the table and the JSON call it."""
@@ -40,7 +40,7 @@ class Peer:
     """Its calls cost so much more than others' that it makes only one in so many of them, where calls are timed."""
 
     def left_out(self, options: Options) -> str | None:
-        """Why it cannot take part in a case with these options; `None` if it can."""
+        """Return why the peer cannot take part in a case with these options; `None` if it can."""
         missing = [module for module in self.requires if importlib.util.find_spec(module) is None]
         if missing:
             return f"{', '.join(missing)} not installed"

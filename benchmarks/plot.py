@@ -1,6 +1,6 @@
 """
-Results as PNG charts, one for each group of cases: bars a peer, lines where a case has several sizes, the bound as a
-dashed line where it is one of the value itself. Date, machine and command stand in each picture.
+Results as PNG charts, one for each group of cases: bars for each peer, lines where a case has several sizes, a dashed
+line for the bound where it bounds the value itself. Date, machine and command are in each picture.
 """
 
 import textwrap
@@ -18,7 +18,7 @@ WIDE = 20.0  # a panel whose largest value is so many times its smallest has a l
 
 def write_charts(results: Sequence[Result], environment: dict[str, Any], folder: Path) -> list[Path]:
     """
-    Draw what was measured.
+    Draw the results.
 
     Returns:
         The files that were written, one for each group of cases that has figures.

@@ -1,4 +1,4 @@
-"""What comes out of a measurement: a named figure with a unit, and which way it is better."""
+"""A result of a measurement: a named figure with a unit, and which direction is better."""
 
 from typing import Literal
 
@@ -20,7 +20,7 @@ class Quantity:
     """"neither": it says under what the others came to be, and is compared with nothing."""
 
     def show(self, figure: float) -> str:
-        """The figure as the table shows it: four digits that count, none of them after a large number."""
+        """Return the figure as the table shows it: four significant digits, no decimals for large numbers."""
         if figure == 0 or abs(figure) >= 1_000:
             return f"{figure:,.0f}"
         if abs(figure) < 0.01:

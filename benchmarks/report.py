@@ -33,7 +33,7 @@ WHERETO = ("--json", "--plot")
 
 
 def command(arguments: Iterable[str]) -> str:
-    """The command line as figures are shown with it: without where they are written to, which is nobody else's business."""
+    """Return the command line for tables and charts, without output paths, which are private."""
     told: list[str] = []
     rest = iter(arguments)
     for each in rest:
@@ -45,7 +45,7 @@ def command(arguments: Iterable[str]) -> str:
 
 
 def environment(command: str) -> dict[str, Any]:
-    """Where, with what and by which command this was measured."""
+    """Return machine, versions and command of the measurement."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command,
@@ -58,14 +58,14 @@ def environment(command: str) -> dict[str, Any]:
 
 
 def machine(environment: dict[str, Any]) -> str:
-    """Date and machine in one line."""
+    """Return date and machine in one line."""
     return " · ".join(str(environment[key]) for key in ("date", "python", "system", "processor")) + (
         f" · {environment['cores']} cores"
     )
 
 
 def header(environment: dict[str, Any]) -> str:
-    """The lines above the table."""
+    """Return the lines above the table."""
     packages = environment["packages"].items()
     versions = " · ".join(f"{package} {found or 'not installed'}" for package, found in packages)
     return f"{machine(environment)}\n{versions}\n{environment['command']}"
@@ -73,7 +73,7 @@ def header(environment: dict[str, Any]) -> str:
 
 def table(result: Result) -> str:
     """
-    A block for each quantity, a line for each peer (and size), then the targets, then who was left out.
+    Return a block for each quantity with a line for each peer (and size), then the targets, then the left-out peers.
 
     Two ratios of medians: how many times better than MLflow's queueing client, and the share of the floor.
     """
@@ -89,13 +89,13 @@ def table(result: Result) -> str:
 
 
 def legend(results: Sequence[Result]) -> str:
-    """What each peer in the tables is."""
+    """Return what each peer in the tables is."""
     measured = {measurement.peer for result in results for measurement in result.measurements}
     return "\n".join(f"{peer.name}: {peer.title}" for peer in PEERS.values() if peer.name in measured)
 
 
 def shortfalls(results: Sequence[Result]) -> list[str]:
-    """Each target that was not reached, or not measured, by the name of its case."""
+    """Return each target that was not reached, or not measured, with the name of its case."""
     lines = []
     for result in results:
         if result.reason is not None and not result.case.full_only:
@@ -106,14 +106,14 @@ def shortfalls(results: Sequence[Result]) -> list[str]:
 
 
 def as_json(results: Sequence[Result], environment: dict[str, Any], *, quick: bool) -> dict[str, Any]:
-    """Everything in the tables, with every sample."""
+    """Return everything in the tables, with every sample."""
     return {"environment": environment, "quick": quick, "cases": [_case_as_json(result) for result in results]}
 
 
 def ratios(
     measurement: Measurement, others: Sequence[Measurement], quantity: Quantity
 ) -> tuple[float | None, float | None]:
-    """(times better than the baseline, share of the floor); `None` where the case has no such peer."""
+    """Return (times better than the baseline, share of the floor); `None` where the case has no such peer."""
     case = measurement.case
     medians = {
         other.peer: other.medians.get(quantity.name)

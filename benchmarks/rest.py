@@ -1,4 +1,4 @@
-"""A connection of the benchmark's own to a server, past the clients: to make runs, to read back, to ask for counts."""
+"""A connection to a server that does not use the clients: creates runs, reads back, asks for counts."""
 
 import http.client
 import json
@@ -19,15 +19,15 @@ class Rest:
         self._connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=TIMEOUT)
 
     def post(self, path: str, body: bytes) -> Any:
-        """The JSON of the answer; the path is below MLflow's API."""
+        """Send a POST request to a path of MLflow's API; return the answer's JSON."""
         return self._call("POST", API + path, body)
 
     def get(self, path: str, query: Mapping[str, object]) -> Any:
-        """The JSON of the answer; the path is below MLflow's API."""
+        """Send a GET request to a path of MLflow's API; return the answer's JSON."""
         return self._call("GET", f"{API}{path}?{urlencode(query)}", None)
 
     def counts(self) -> dict[str, int]:
-        """What the counting server has received so far."""
+        """Return what the counting server has received so far."""
         counts: dict[str, int] = self._call("GET", "/counts", None)
         return counts
 

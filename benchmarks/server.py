@@ -97,8 +97,8 @@ class HttpConnection(asyncio.BufferedProtocol):
     """
     One keep-alive connection: cuts the byte stream into requests and writes their answers in order.
 
-    It reads into memory of its own. asyncio's usual way takes 256 kB of the system for each read and gives them back, or not,
-    as its heap happens to lie: 25 page faults a batch, which cost a client on the same processor a twentieth.
+    It reads into memory of its own. asyncio's usual way takes 256 kB of the system for each read and gives them back,
+    or not, as its heap happens to lie: 25 page faults a batch, which cost a client on the same processor a twentieth.
     """
 
     _ANSWER: ClassVar[bytes] = (

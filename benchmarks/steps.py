@@ -1,4 +1,4 @@
-"""What is logged: the metrics of step 0, 1, … of a training loop. The keys stay, the values change."""
+"""The data that is logged: the metrics of step 0, 1, … of a training loop. The keys stay, the values change."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -10,7 +10,7 @@ VALUES_PER_KEY = 100
 
 
 def log_steps(client: Any, run_id: Any, calls: int, metrics_per_call: int) -> None:
-    """Log steps 0, 1, … of one run, of dicts made beforehand."""
+    """Log steps 0, 1, … of one run, from dicts made beforehand."""
     log_metrics = client.log_metrics
     for step, metrics in enumerate(steps(calls, metrics_per_call)):
         log_metrics(run_id, metrics, step)
@@ -18,8 +18,8 @@ def log_steps(client: Any, run_id: Any, calls: int, metrics_per_call: int) -> No
 
 def steps(calls: int, metrics_per_call: int) -> "islice[dict[str, float]]":
     """
-    The dicts to log. They are made once a process and come round again, so that making them is not counted, nor their
-    values' memory; taking the next of them costs about 0.03 µs, which is.
+    Yield the dicts to log. They are made once a process and repeat, so that neither their making nor their values'
+    memory is counted. Taking the next one costs about 0.03 µs, which is counted.
     """
     return islice(cycle(_rows(metrics_per_call)), calls)
 
@@ -32,8 +32,8 @@ def _rows(metrics_per_call: int) -> list[dict[str, float]]:
 
 def fresh_steps(calls: int, metrics_per_call: int) -> Iterator[dict[str, float]]:
     """
-    Dicts made at each step, with floats of their own, as a loop that computes them has: what memory is counted of.
-    Floats that come round again would be counted once only, 24 bytes a metric too few.
+    Yield dicts made at each step, with floats of their own, as a loop that computes them has. Memory is measured with
+    them: floats that repeat would be counted once only, 24 bytes a metric too few.
     """
     keys = [f"metric_{column}" for column in range(metrics_per_call)]
     for step in range(calls):
@@ -41,5 +41,5 @@ def fresh_steps(calls: int, metrics_per_call: int) -> Iterator[dict[str, float]]
 
 
 def values(column: int) -> list[float]:
-    """What the metric in this column is, step by step, until it comes round again."""
+    """Return the values of the metric in this column until they repeat."""
     return [(column + 1) / (step + 3) for step in range(VALUES_PER_KEY)]

@@ -1,5 +1,5 @@
 """
-What a figure must reach: a `Target` is data in the case table, a `Judgement` what became of it in one run.
+What a figure must reach: a `Target` is data in the table of cases, a `Judgement` is its result in one run.
 
 Targets are judged by medians, and only by `python -m benchmarks`: no test asserts a time.
 """
@@ -59,7 +59,7 @@ class Target:
         return bound if self.aim is None else f"{bound}, aim {self.aim:g}"
 
     def judge(self, medians: Medians) -> "Judgement":
-        """Compare it with what was measured; where something was not, it is not judged, and says what is missing."""
+        """Compare the target with the measurements. A judgement without a measurement names what is missing."""
         own = self._of(self.peer, medians)
         if not own:
             return Judgement(target=self, missing=self.peer)
@@ -77,14 +77,14 @@ class Target:
         return Judgement(target=self, reached=over / under if under > 0 else float("inf"))
 
     def _of(self, peer: str, medians: Medians) -> list[float]:
-        """The peer's values, by size."""
+        """Return the peer's values, by size."""
         sizes = sorted(size for name, size in medians if name == peer and self.quantity in medians[name, size])
         return [medians[peer, size][self.quantity] for size in sizes]
 
 
 @frozen(kw_only=True)
 class Judgement:
-    """What became of a target."""
+    """The result of a target in one run."""
 
     target: Target
     reached: float | None = None
@@ -95,7 +95,7 @@ class Judgement:
 
     @property
     def met(self) -> bool:
-        """Whether it was measured and lies within the bound."""
+        """Whether the figure was measured and lies within the bound."""
         if self.reached is None:
             return False
         target = self.target

@@ -24,7 +24,7 @@ FOUR_AT_ONCE = Options(max_workers=4)
 
 
 def into_server(work: Work) -> dict[str, float]:
-    """So many metrics, evenly to all runs, in whole batches."""
+    """Log metrics in whole batches, evenly to all runs."""
     at_once = work.options.max_workers
     assert at_once is not None
     rest = Rest(work.tracking_uri)
@@ -96,7 +96,7 @@ def _create_run(rest: Rest) -> str:
 
 
 def _read_back(rest: Rest, run_id: str, metrics: int) -> None:
-    """Raise unless the server has all of the run's metrics."""
+    """Raise an error unless the server has all metrics of the run."""
     stored = 0
     for column in range(METRICS_PER_CALL):
         query: dict[str, object] = {"run_id": run_id, "metric_key": f"metric_{column}", "max_results": 25_000}

@@ -34,8 +34,8 @@ Log = Callable[[Any, dict[str, float], int], None]
 
 def training_loop(work: Work) -> dict[str, float]:
     """
-    So many steps with logging, and as many without: their ratio, the 99th percentile of a log call in µs, and the ms of
-    a step without.
+    Run steps with logging, and as many without. Return their ratio, the 99th percentile of a log call in µs, and the ms
+    of a step without logging.
     """
     train = _calibrated_step()
     client = work.connect()
@@ -69,7 +69,7 @@ def training_loop(work: Work) -> dict[str, float]:
 
 
 def _block(train: Step, log: Log, run_id: Any, numbers: Iterator[int], length: int, calls: list[int]) -> float:
-    """Seconds that so many steps take; how long each call of *log* took, in ns, goes to *calls*."""
+    """Run steps; return their seconds. The duration of each call of *log*, in ns, is appended to *calls*."""
     rows = cycle(list(steps(VALUES_PER_KEY, METRICS_PER_CALL)))
     clock = time.perf_counter_ns
     began = clock()
@@ -83,11 +83,11 @@ def _block(train: Step, log: Log, run_id: Any, numbers: Iterator[int], length: i
 
 
 def _log_nothing(run_id: Any, metrics: dict[str, float], step: int) -> None:
-    """What the blocks without logging call."""
+    """The log function of blocks without logging."""
 
 
 def _calibrated_step() -> Step:
-    """A step of numpy, with as many samples as make it last 1 ms here and now, once it is under way."""
+    """Return a numpy step with as many samples as make it last 1 ms on this machine, after a warm-up."""
     samples = 64
     step = _step(samples)
     for _ in range(CALIBRATIONS):
@@ -116,7 +116,7 @@ def _step(samples: int) -> Step:
     inputs = generator.normal(size=(samples, WIDTH))
     wanted = generator.normal(size=(samples, WIDTH))
     weights = generator.normal(size=(WIDTH, WIDTH)) / WIDTH
-    # Into arrays that are there: as memory may have to be fetched for a new one, or not, a step takes up to twice as long.
+    # Results go into existing arrays. Allocating new ones sometimes fetches memory, which can double a step's time.
     outputs, slope, change = np.empty_like(inputs), np.empty_like(inputs), np.empty_like(weights)
 
     def step() -> None:

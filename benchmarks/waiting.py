@@ -1,7 +1,7 @@
 """
-Latency cases: how long a flush takes where nearly all of it is waiting for answers, against the least it can take:
-requests by latency, divided by how many go at once. The flush alone is timed, after a warm-up run: queueing takes the
-CPU, and other cases look at that.
+Latency cases: the time of a flush that mostly waits for answers, beside its lower bound: requests times latency,
+divided by the requests in flight. Only the flush is timed, after a warm-up run: queueing costs CPU, which other cases
+measure.
 """
 
 import time
@@ -18,12 +18,12 @@ FOUR_AT_ONCE = Options(max_workers=4)
 
 
 def many_runs(work: Work) -> dict[str, float]:
-    """So many runs of five full batches, four requests at once."""
+    """Runs of five full batches each, four requests in flight."""
     return _flush(work, runs=work.size, batches=BATCHES_A_RUN, at_once=4)
 
 
 def one_run(work: Work) -> dict[str, float]:
-    """One run of so many full batches: one request at once, as a run has an order."""
+    """One run of full batches, one request in flight, since requests of one run are sent in order."""
     return _flush(work, runs=1, batches=work.size, at_once=1)
 
 

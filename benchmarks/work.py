@@ -1,4 +1,4 @@
-"""One measurement's work: what a worker is given, and what a measurement function sees."""
+"""The work of one measurement: the arguments of a worker, and what a measurement function uses."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from benchmarks.peer import Peer
 
 @define(kw_only=True, eq=False)
 class Work:
-    """A peer, how much it has to do, and where."""
+    """A peer, the amount of its work, and the address of its server."""
 
     peer: Peer
     size: int
@@ -22,17 +22,17 @@ class Work:
 
     @property
     def calls(self) -> int:
-        """The size, where it is calls that are timed one by one: slow peers make fewer."""
+        """The size for cases that time single calls: slow peers make fewer."""
         return max(self.size // self.peer.divisor, 10)
 
     def connect(self) -> Any:
-        """A new client of the peer's. Nothing is sent by this."""
+        """Return a new client of the peer's. It sends nothing yet."""
         client = self.peer.connect(self.tracking_uri, self.options)
         self._connected.append(client)
         return client
 
     def finish(self) -> None:
-        """End what a client has started besides itself (wandb's process); no part of any measurement."""
+        """End processes that clients have started (wandb's). No measurement includes this."""
         for client in self._connected:
             finish = getattr(client, "finish", None)
             if finish is not None:

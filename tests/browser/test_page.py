@@ -125,7 +125,7 @@ def browser(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactor
 def page(browser: Page) -> Iterator[Page]:
     """A page; at the end of the test assert that it has made no request to another host."""
     yield browser
-    assert browser.strangers() == set()
+    assert browser.foreign_addresses() == set()
 
 
 def rows(page: Page) -> list[tuple[str, str]]:

@@ -1,5 +1,6 @@
 """
-`AsyncClient` with a real server, tested as its users test it: on asyncio with pytest-asyncio, on trio with anyio's plugin.
+`AsyncClient` with a real server, tested as its users test it: on asyncio with pytest-asyncio, on trio with anyio's
+plugin.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """
-Servers as companies run them: MLflow's users and passwords, a path prefix, a reverse proxy that strips the prefix, and an
-HTTP proxy between client and server.
+Servers as companies run them: MLflow's users and passwords, a path prefix, a reverse proxy that strips the prefix, and
+an HTTP proxy between client and server.
 """
 
 from __future__ import annotations

@@ -361,7 +361,7 @@ def test_ended_runs_leave_no_state_behind(client: Any, experiment_id: str, monke
         assert all(len(each) == 0 for each in kept), kept
 
 
-# -- what cannot be queued -----------------------------------------------------------------------------------------------
+# -- what cannot be queued ---------------------------------------------------------------------------------------------
 
 
 def test_entries_that_do_not_fit_into_a_full_queue_go_to_the_plain_store(

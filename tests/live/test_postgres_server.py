@@ -121,8 +121,8 @@ def test_runs_that_share_a_new_dataset_collide_and_all_get_it(
     faulty_proxy: FaultyProxy, reader: Readback, experiment: str, postgres: Postgres
 ) -> None:
     """
-    All eight requests try to insert the dataset. The server answers seven of them 400 with its database's error. Repeated,
-    they find the row.
+    All eight requests try to insert the dataset. The server answers seven of them 400 with its database's error.
+    Repeated, they find the row.
     """
     with runqueue.Client(faulty_proxy.uri, retry_timeout=WAIT) as client:
         runs = [client.create_run(experiment) for _ in range(RUNS)]

@@ -1,4 +1,4 @@
-"""Answers that are not MLflow's: what stands between a client and its server may say when nothing was stored."""
+"""Answers that servers and proxies give in place of MLflow's, when nothing was stored."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ _BLOCK = 1_000_000
 
 
 def error(code: str, message: str = "made up by the test") -> dict[str, str]:
-    """The body of MLflow's errors."""
+    """Return the body of an error answer of MLflow's."""
     return {"error_code": code, "message": message}
 
 
 def login_page(status: int = 200) -> Reply:
-    """What a single sign-on proxy answers to whoever is not signed in."""
+    """Return the page with which a single sign-on proxy answers users who are not signed in."""
     return reply(status, LOGIN_PAGE)
 
 
 def gzip_bomb() -> Reply:
-    """400 MB of JSON in a body of 0.4 MB."""
+    """Return 400 MB of JSON in a body of 0.4 MB."""
     return reply(200, _bomb(), {"Content-Type": "application/json", "Content-Encoding": "gzip"})
 
 
 @cache
 def _bomb() -> bytes:
     """
-    `{"pad": "000..."}` as a gzip file (RFC 1952), made in milliseconds: a full flush parts deflate blocks so that one
-    and the same block may be repeated.
+    Build `{"pad": "000..."}` as a gzip file (RFC 1952) in milliseconds: after a full flush, the same deflate block may
+    be repeated.
     """
     head, tail, block = b'{"pad": "', b'"}', b"0" * _BLOCK
     deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)

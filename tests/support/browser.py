@@ -58,10 +58,10 @@ _SETTINGS = {
 
 class Page:
     """
-    A context manager: the browser is started on entry.
+    A browser. It is a context manager, and is started on entry.
 
     Args:
-        uri: Of the server.
+        uri: The server's address.
         profile: A folder for the browser's own files.
     """
 
@@ -92,25 +92,25 @@ class Page:
         watchdog.release(self._service)
 
     def open(self, path: str) -> None:
-        """Load a page anew, e.g. "experiments/0/runs"."""
+        """Load a page, e.g. "experiments/0/runs"."""
         self._driver.get("about:blank")  # another fragment of the same address would not load it
         self._driver.get(f"{self._uri}/#/{path}")
 
     def run(self, script: str, *arguments: object) -> Any:
-        """The value of JavaScript on the page."""
+        """Run JavaScript on the page; return its value."""
         return self._driver.execute_script(script, *arguments)
 
     def lines(self) -> list[str]:
-        """The text that can be seen, by lines."""
+        """Return the visible text by lines."""
         return self._driver.find_element(By.TAG_NAME, "body").text.splitlines()
 
     def shows(self, *lines: str) -> bool:
-        """Whether these lines follow each other on the page."""
+        """Return whether these lines follow each other on the page."""
         there = self.lines()
         return any(tuple(there[at : at + len(lines)]) == lines for at in range(len(there)))
 
     def click(self, xpath: str) -> None:
-        """Click what the path leads to, once it is there."""
+        """Wait until the element of this XPath is there, and click it."""
 
         def clicked(_: object) -> bool:
             found = self._driver.find_elements(By.XPATH, xpath)
@@ -122,14 +122,14 @@ class Page:
         self._waiting().until(clicked, f"nothing to click at {xpath}")
 
     def wait(self, condition: Callable[[], _T], what: str) -> _T:
-        """Look at the page until it is as it should be; what is there instead is in the error."""
+        """Wait until a condition of the page holds. The error shows the page as it is."""
         try:
             return self._waiting().until(lambda _: condition())
         except Exception as error:
             raise AssertionError(f"{what}: not on the page, but\n" + "\n".join(self.lines())) from error
 
-    def strangers(self) -> set[str]:
-        """Addresses that the page has asked for, since this was last called, and that are not the server's."""
+    def foreign_addresses(self) -> set[str]:
+        """Return the addresses of other hosts that the page has requested since the last call."""
         asked = set()
         for entry in self._driver.get_log("performance"):  # type: ignore[no-untyped-call]
             message = json.loads(entry["message"])["message"]

@@ -1,4 +1,4 @@
-"""A store that does whatever it likes; drawn from a seed, so that it can be repeated."""
+"""A store that fails at random. The randomness comes from a seed, so that a run can be repeated."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from support.engine import Request
 
 class Chaos:
     """
-    A script for a store that fails in every way it knows, until it is `calm`; the key "bad" is refused at all times.
+    A script of random failures of every kind, until it is `calm`. The key "bad" is always refused.
 
     Args:
-        source: What chance is drawn from, by the test too.
-        scope: Of that refusal.
+        source: The source of randomness, which the test may use too.
+        scope: The scope of the refusal of "bad".
     """
 
     def __init__(self, source: random.Random, *, scope: Scope = Scope.ENTRY) -> None:

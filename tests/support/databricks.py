@@ -1,7 +1,4 @@
-"""
-A workspace of Databricks, as far as its documentation says how it answers: who may come in, and where OAuth tokens are
-to be had.
-"""
+"""A Databricks workspace as its documentation describes its answers: authentication, and OAuth tokens."""
 
 # Rules of this file: whoever has a token that is good is answered as by any `ScriptedServer`; nobody else gets to the
 # scripts of the API.
@@ -33,10 +30,12 @@ INVALID_TOKEN_PAGE = reply(
 
 class Workspace(ScriptedServer):
     """
+    A workspace.
+
     Args:
-        tokens: Those that are good.
-        client: Id and secret of the one service principal.
-        workspace_id: That it says it has.
+        tokens: The valid tokens.
+        client: Id and secret of its one service principal.
+        workspace_id: The id that its answers name.
     """
 
     def __init__(
@@ -53,11 +52,11 @@ class Workspace(ScriptedServer):
 
     @property
     def calls(self) -> list[Request]:
-        """The requests to MLflow's API."""
+        """Return the requests to MLflow's API."""
         return [request for request in self.requests if request.path.startswith("/api/2.0/mlflow/")]
 
     def sent(self, header: str = "authorization") -> list[str | None]:
-        """What the requests to MLflow's API had in this header."""
+        """Return the values of this header in the requests to MLflow's API."""
         return [request.headers.get(header) for request in self.calls]
 
     def _choose(self, request: Request) -> Fault:

@@ -1,4 +1,4 @@
-"""What the tests of the embedded default share: a store of a test's own, read back by MLflow's own client."""
+"""Tools for tests of the embedded default: stores of a test's own, read back by MLflow's own client."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ pathlib.Path("facts.json").write_text(json.dumps(facts))
 
 
 def only(*stores: str) -> pytest.MarkDecorator:
-    """For tests that need not run on each store."""
+    """Restrict a test to one kind of store."""
     return pytest.mark.parametrize("embedded_uri", stores, indirect=True)
 
 
@@ -49,13 +49,13 @@ def run_script(script: str, folder: Path, *arguments: str) -> subprocess.Complet
 
 
 def mlflow_client(uri: str) -> Any:
-    """MLflow's own client; as untyped as its entities. MLflow takes seconds to import."""
+    """Return MLflow's own client (untyped, as its entities are). Importing MLflow takes seconds."""
     mlflow: Any = importlib.import_module("mlflow")
     return mlflow.MlflowClient(uri)
 
 
 def read(uri: str, run_id: str | None) -> tuple[Any, Content]:
-    """A run as MLflow's own client reads it; NaN as -1, for comparisons."""
+    """Return a run as MLflow's own client reads it, NaN as -1 so that results can be compared."""
     assert run_id is not None
     client = mlflow_client(uri)
     run = client.get_run(run_id)
@@ -83,7 +83,7 @@ def read(uri: str, run_id: str | None) -> tuple[Any, Content]:
 
 
 def mlflow_store(uri: str) -> Any:
-    """The very store that a client of this URI uses: MLflow keeps one a process."""
+    """Return the very store object that a client of this URI uses: MLflow keeps one a process."""
     utils: Any = importlib.import_module("mlflow.tracking._tracking_service.utils")
     return utils._get_store(uri)
 

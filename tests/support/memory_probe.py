@@ -20,7 +20,7 @@ _STATUS = Path("/proc/self/status")
 
 
 def memory_bytes(field: str) -> int:
-    """VmRSS, what is resident now, or VmHWM, the most that ever was; both the latter where there is no /proc."""
+    """Return VmRSS (resident now) or VmHWM (its peak); where there is no /proc, the peak for both."""
     if _STATUS.exists():
         (line,) = (line for line in _STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
         return int(line.split()[1]) * 1024

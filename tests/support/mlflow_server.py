@@ -35,7 +35,7 @@ OWN_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven processes, and a second at the start
-    # What a model that is logged needs is found by loading it in a process of its own, which takes longer than all else.
+    # MLflow finds a model's requirements by loading it in another process, which takes longer than all else in a test.
     "MLFLOW_REQUIREMENTS_INFERENCE_TIMEOUT": "1",
 }
 
@@ -103,12 +103,12 @@ class MlflowServer:
 
     @property
     def uri(self) -> str:
-        """What a client takes as its tracking URI."""
+        """The tracking URI of the server."""
         return f"{'https' if self._secured else 'http'}://{HOST}:{self.port}{self._static_prefix}"
 
     @property
     def log(self) -> Path:
-        """Where the server's output goes."""
+        """The file that the server's output is written to."""
         return self.folder / "server.log"
 
     def start(self) -> None:
@@ -141,7 +141,7 @@ class MlflowServer:
             raise
 
     def stop(self) -> None:
-        """End the server and its workers, and wait until they have gone."""
+        """End the server and its workers, and wait for their end."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -168,7 +168,7 @@ class MlflowServer:
         return f"<MlflowServer {self.uri} {'stopped' if self._process is None else 'running'}>"
 
     def _with_users(self, user: str, password: str) -> dict[str, str]:
-        """The variables by which it knows its users: they are kept in a database beside its own."""
+        """Return the variables that make the server ask for users, which it keeps in a database beside its own."""
         settings = self.folder / "auth.ini"
         settings.write_text(
             f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{self.folder / 'users.db'}\n"
@@ -217,16 +217,17 @@ class MlflowServer:
 
 def clean_environment() -> dict[str, str]:
     """
-    The environment for a process of the tests: the user's MLflow settings, credentials and HTTP proxies left out,
-    telemetry and the job runner switched off. Nor does it know of pytest:
-    MLflow behaves differently under it.
+    Return an environment for processes of the tests, without the user's MLflow settings, credentials and HTTP proxies.
+
+    Telemetry and the job runner are off. Pytest's variables are left out, since MLflow behaves differently under
+    pytest.
     """
     kept = {key: value for key, value in os.environ.items() if not is_foreign(key) and not key.startswith("PYTEST_")}
     return kept | OWN_ENVIRONMENT
 
 
 def is_foreign(variable: str) -> bool:
-    """Whether an environment variable would change what the tests see, or where they send it."""
+    """Return whether an environment variable would change what the tests do, or the address they send to."""
     ours = variable.startswith(("MLFLOW_", "_MLFLOW_", "DATABRICKS_", "RUNQUEUE_")) or variable.lower().endswith(
         "_proxy"
     )
@@ -235,10 +236,10 @@ def is_foreign(variable: str) -> bool:
 
 def free_port() -> int:
     """
-    A port that nobody listens on, and that no other worker of this test run will be given; the least recently given one.
+    Return a port that no process listens on, the least recently returned one; no other worker of this test run gets it.
 
-    It is taken from below the range of ephemeral ports: there, a client that connects while its server is down could
-    be given the very port as its own, and would then be connected to itself.
+    Its ports are below the ephemeral ones. A client that connects to an ephemeral port while its server is down could
+    be given that very port as its own, and would then be connected to itself.
     """
     for port in islice(_ports, _SHARE):
         with socket.socket() as probe:
@@ -266,12 +267,12 @@ _ports = _share()
 
 def wait_until(condition: Callable[[], bool], timeout: float, message: str) -> None:
     """
-    Look again and again, at what says nothing by itself when it changes.
+    Poll a condition that sends no signal when it changes.
 
     Args:
-        condition: What is waited for.
-        timeout: Seconds.
-        message: Of the TimeoutError.
+        condition: The condition.
+        timeout: Seconds until the wait has failed.
+        message: The text of the TimeoutError.
     """
     deadline = time.monotonic() + timeout
     while not condition():

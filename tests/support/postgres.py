@@ -39,10 +39,10 @@ _POLL = 0.02
 
 class Postgres:
     """
-    One server over one folder; it may be stopped and started again.
+    A server on one folder. It may be stopped and started again.
 
     Args:
-        folder: Holds the data and the socket. Its path is short: that of a socket has 107 bytes at most.
+        folder: Holds the data and the socket. Its path has to be short, as a socket's path has 107 bytes at most.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -59,16 +59,16 @@ class Postgres:
         return self.folder / "data"
 
     def uri(self, database: str, driver: str | None = None, user: str = OWNER) -> str:
-        """What a client takes as its tracking URI; without a driver, SQLAlchemy chooses its default."""
+        """Return the tracking URI of a database. Without a driver, SQLAlchemy chooses its default."""
         scheme = "postgresql" if driver is None else f"postgresql+{driver}"
         return f"{scheme}://{user}@/{database}?host={self.folder}"
 
     def connect(self, database: str = OWNER) -> psycopg.Connection[Any]:
-        """A connection of the test's own, past the library; close it."""
+        """Return a connection that does not use the library. The caller closes it."""
         return psycopg.connect(f"host={self.folder} user={OWNER} dbname={database}", autocommit=True)
 
     def execute(self, statement: str, database: str = OWNER) -> list[Any]:
-        """Run one statement, and return its rows."""
+        """Run one statement; return its rows."""
         with self.connect(database) as connection:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
@@ -106,7 +106,7 @@ class Postgres:
             time.sleep(_POLL)  # between two looks
 
     def stop(self) -> None:
-        """End the server, its connections cut off, and wait until it has gone."""
+        """Stop the server, which ends its connections, and wait for its end."""
         process, self._process = self._process, None
         if process is not None:
             process.send_signal(signal.SIGINT)  # "fast shutdown"
@@ -151,7 +151,7 @@ _holders: list[object] = []
 
 @contextmanager
 def shared_postgres() -> Iterator[Postgres]:
-    """The one server of a test session: started by the first that asks, ended by the last that is done."""
+    """Return the one server of a test session. The first user starts it, the last one ends it."""
     holder = object()
     _holders.append(holder)
     try:

@@ -1,4 +1,4 @@
-"""A script in a process of its own, watched by handle: what it prints, the signals it is sent, how and when it ends."""
+"""A script in a process of its own: the lines it prints, the signals it is sent, how and when it ends."""
 
 # Rules of this file: every wait has a deadline; whatever still runs at the end of the block is killed by its handle.
 
@@ -55,7 +55,7 @@ def ended(pid):
 
 @attrs.frozen(kw_only=True)
 class Ended:
-    """How a process has ended."""
+    """The result of a process."""
 
     code: int
     """Its exit status; minus the number of the signal that has ended it."""
@@ -65,15 +65,15 @@ class Ended:
 
 class Process:
     """
-    A context manager: started on entry.
+    A process that runs a Python script. It is a context manager, and is started on entry.
 
     Args:
-        script: Python, after `PREAMBLE`.
-        arguments: The first is the tracking URI.
-        folder: To work in.
-        variables: More of the environment.
-        flags: For the interpreter.
-        before: Python, before `PREAMBLE`.
+        script: The script; it follows `PREAMBLE`.
+        arguments: Its arguments, the tracking URI first.
+        folder: The working folder.
+        variables: Further environment variables.
+        flags: Options of the interpreter.
+        before: Code before `PREAMBLE`.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Process:
             reader.join()
 
     def expect(self, line: str) -> None:
-        """Wait until it has printed this line."""
+        """Wait until the script has printed this line."""
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
@@ -130,11 +130,11 @@ class Process:
                 raise TimeoutError(f"no {line!r}: {self._out} {''.join(self._err)}") from None
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to it alone."""
+        """Send a signal to this process alone."""
         self._process.send_signal(number)
 
     def end(self, within: float = PATIENCE) -> Ended:
-        """Wait for its end."""
+        """Wait for the end of the process."""
         try:
             code = self._process.wait(within)
         except subprocess.TimeoutExpired:
@@ -161,5 +161,5 @@ def run(
 
 
 def by_name(uri: str) -> str:
-    """The URI with a host name, which has to be resolved."""
+    """Return the URI with a host name instead of the address, so that the name has to be resolved."""
     return uri.replace("127.0.0.1", "localhost")

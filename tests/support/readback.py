@@ -32,7 +32,7 @@ class Point(NamedTuple):
 
 
 class StoredInput(NamedTuple):
-    """One dataset input of a run; what is not there is ""."""
+    """One dataset input of a run; a missing field is ""."""
 
     name: str
     digest: str
@@ -45,7 +45,7 @@ class StoredInput(NamedTuple):
 
 @attrs.frozen(kw_only=True)
 class Content:
-    """What a run holds, in an order of its own, so that two can be compared. Build it with `content`."""
+    """The content of a run, sorted so that two can be compared. Make it by `content`."""
 
     params: dict[str, str]
     tags: dict[str, str]
@@ -56,7 +56,7 @@ class Content:
 
 @attrs.frozen(kw_only=True)
 class StoredRun:
-    """One run as the server knows it."""
+    """One run as the server returns it."""
 
     run_id: str
     name: str
@@ -77,7 +77,7 @@ def content(
     metrics: dict[str, list[Point]] | None = None,
     inputs: Iterable[StoredInput] = (),
 ) -> Content:
-    """What a run is expected to hold, in any order."""
+    """Return the content of one run."""
     return Content(
         params=params or {},
         tags=tags or {},
@@ -87,7 +87,7 @@ def content(
 
 
 class Readback:
-    """A context manager over one server. Raises `httpx.HTTPStatusError` for what the server refuses."""
+    """A reader of one server, as a context manager. It raises `httpx.HTTPStatusError` for error answers."""
 
     def __init__(self, uri: str) -> None:
         # A server closes idle connections after five seconds, which is when httpx would just use one again.
@@ -105,11 +105,11 @@ class Readback:
     # -- setting the stage -------------------------------------------------------------------------------------------
 
     def new_experiment(self, name: str = "test") -> str:
-        """Create an experiment that nobody else has, and return its id."""
+        """Create an experiment with a name of its own; return its id."""
         return str(self.post("experiments/create", {"name": f"{name} {uuid.uuid4().hex}"})["experiment_id"])
 
     def new_run(self, experiment_id: str, params: dict[str, str] | None = None) -> str:
-        """Create a run that already has some params, and return its id."""
+        """Create a run, with params if given; return its id."""
         run_id = str(self.post("runs/create", {"experiment_id": experiment_id})["run"]["info"]["run_id"])
         if params:
             pairs = [{"key": key, "value": value} for key, value in params.items()]
@@ -117,21 +117,21 @@ class Readback:
         return run_id
 
     def post(self, endpoint: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Send a request of MLflow's API."""
+        """Send a POST request to MLflow's API; return the answer's JSON."""
         return _checked(self._http.post(endpoint, json=body))
 
     def get(self, endpoint: str, params: dict[str, str]) -> dict[str, Any]:
-        """The same, of those that are asked by GET."""
+        """Send a GET request to MLflow's API; return the answer's JSON."""
         return _checked(self._http.get(endpoint, params=params))
 
     def experiment_id(self, name: str) -> str:
-        """Of an experiment that exists."""
+        """Return the id of an experiment that exists."""
         return str(self.get("experiments/get-by-name", {"experiment_name": name})["experiment"]["experiment_id"])
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def run(self, run_id: str | None) -> StoredRun:
-        """Everything of one run."""
+        """Return all of one run."""
         assert run_id is not None, "the run has no real id yet"
         run = _checked(self._http.get("runs/get", params={"run_id": run_id}))["run"]
         info, data = run["info"], run.get("data", {})
@@ -159,7 +159,7 @@ class Readback:
         return self.run(run_id).content
 
     def history(self, run_id: str, key: str) -> list[Point]:
-        """All points of one metric, in the server's order."""
+        """Return all points of one metric, in the server's order."""
         return [
             Point(int(point.get("step", 0)), int(point["timestamp"]), float(point["value"]))
             for page in self._pages("metrics/get-history", {"run_id": run_id, "metric_key": key})
@@ -167,7 +167,7 @@ class Readback:
         ]
 
     def run_ids(self, experiment_id: str, view: str = "ACTIVE_ONLY") -> list[str]:
-        """The runs of an experiment; with `view="ALL"` those that were deleted as well."""
+        """Return the runs of an experiment, with `view="ALL"` also the deleted ones."""
         found: list[str] = []
         token = ""
         while True:
@@ -189,7 +189,7 @@ class Readback:
 
 
 def same_value(left: float, right: float) -> bool:
-    """Equality of metric values, where NaN equals itself."""
+    """Return whether two metric values are equal; NaN equals itself."""
     return left == right or (math.isnan(left) and math.isnan(right))
 
 

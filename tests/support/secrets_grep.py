@@ -50,10 +50,10 @@ _SCALARS: Final = (str, bytes, bytearray, int, float, bool, type(None))
 
 def pieces_of(*words: str) -> tuple[str, ...]:
     """
-    What to look for, so as to find any eight characters in a row of these words.
+    Return the texts to look for, so that any eight characters in a row of these words are found.
 
     Args:
-        words: Of letters and digits only, which no quoting changes.
+        words: Letters and digits only, which no quoting changes.
     """
     found: set[str] = set()
     for word in words:
@@ -74,7 +74,7 @@ def _windows(text: str, size: int = _WINDOW) -> Iterator[str]:
 
 class Evidence:
     """
-    What was found.
+    The leaks that were found.
 
     Args:
         words: The secrets; see `pieces_of`.
@@ -92,7 +92,7 @@ class Evidence:
         self._lock = threading.Lock()
 
     def text(self, where: str, text: str) -> None:
-        """Any text that was shown."""
+        """Check a text that was shown."""
         with self._lock:
             kind = where.partition(":")[0]
             self.looked_at[kind] = self.looked_at.get(kind, 0) + 1
@@ -107,7 +107,7 @@ class Evidence:
                 self.leaks.append(leak)
 
     def value(self, where: str, value: object, depth: int = _DEEP) -> None:
-        """The repr() and str() of a value, of the items of containers, and of the errors it holds."""
+        """Check the repr() and str() of a value, of the items of containers, and of the errors in it."""
         for show in (repr, str):
             try:
                 text = show(value)
@@ -122,7 +122,7 @@ class Evidence:
             self.value(where, item, depth - 1)
 
     def error(self, where: str, error: BaseException) -> None:
-        """An error: texts, causes, notes, the locals of every frame, the printed traceback, the pickle."""
+        """Check an exception: texts, causes, notes, the locals of every frame, the printed traceback, the pickle."""
         if id(error) in self._errors:
             return
         self._errors[id(error)] = error
@@ -140,7 +140,7 @@ class Evidence:
                 self.error(f"{where}, cause of {type(error).__name__}", each)
 
     def pickled(self, where: str, value: object) -> bool:
-        """What it is in a pickle, if it can be one; says whether it can."""
+        """Check the pickle of a value; return whether it can be pickled."""
         try:
             dump = pickle.dumps(value, 0) + pickle.dumps(value)
         except Exception:  # noqa: BLE001  whatever is in its way, so it does not get out
@@ -149,7 +149,10 @@ class Evidence:
         return True
 
     def objects(self, where: str, root: object) -> set[str]:
-        """The repr() and str() of every object of the library's that is reached from this one; their classes."""
+        """
+        Check the repr() and str() of every object of the library's that is reachable from this one; return their
+        classes.
+        """
         seen: dict[int, object] = {}
         names: set[str] = set()
         queue: deque[object] = deque([root])
@@ -171,8 +174,8 @@ class Evidence:
 
     def record(self, record: logging.LogRecord) -> None:
         """
-        What a logger was told: its text, its arguments, the error with it. Of other libraries' notes below an error's
-        level only what they print: no tracker uploads the frames of those, and they are not ours to mend.
+        Check a log record: text, arguments, exception. Of other libraries' records below level ERROR only the printed
+        text is checked: no error tracker uploads their frames, and runqueue cannot change them.
         """
         self.loggers.add(record.name)
         if _shows_an_answers_headers(record):
@@ -188,7 +191,7 @@ class Evidence:
                 self.error(where, error)
 
     def files(self, folder: Path) -> None:
-        """Names and contents of all that is in a folder."""
+        """Check names and contents of all files in a folder."""
         for path in folder.rglob("*"):
             self.text(f"file: {path.name}", path.name)
             if path.is_file():
@@ -230,7 +233,7 @@ def _attributes(value: object) -> Iterator[object]:
 
 
 def frames(trace: TracebackType | None) -> Iterator[tuple[str, Mapping[str, object]]]:
-    """Place and locals of every frame but those of the tests."""
+    """Return place and locals of every frame, those of the tests left out."""
     while trace is not None:
         code = trace.tb_frame.f_code
         if not code.co_filename.startswith(TESTS):
@@ -241,8 +244,8 @@ def frames(trace: TracebackType | None) -> Iterator[tuple[str, Mapping[str, obje
 @contextmanager
 def watched(*words: str) -> Iterator[Evidence]:
     """
-    Look at all that is logged (by any logger, at any level it could be set to), warned of, printed, or raised where
-    nobody catches it, until the block ends.
+    Check all that is logged (by any logger, at any level), warned of, printed, or raised uncaught, until the block
+    ends.
     """
     evidence = Evidence(*words)
     handle, printed = logging.Logger.callHandlers, io.StringIO()

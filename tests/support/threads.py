@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 
 def in_threads(work: Callable[[int], object], count: int) -> None:
-    """Call `work(0)`, `work(1)`, ... each in a thread of its own, all at once; raise what one of them raised."""
+    """Call `work(0)`, `work(1)`, ... in threads of their own at the same time; raise an exception of one of them."""
     together = threading.Barrier(count)
 
     def begin(thread: int) -> None:

@@ -1,6 +1,6 @@
 """
-A distribution with plugins of mlflow's, really installed into a folder: a provider of request headers, a way of
-authentication, and a tracking store for `toy://`.
+A distribution with plugins for mlflow, installed into a folder: a provider of request headers, an authentication, and a
+tracking store for `toy://`.
 """
 
 # Rules of this file: it is installed as pip would leave it, module and `.dist-info`; nothing of it is imported here.
@@ -66,10 +66,10 @@ toy = toy_store:build
 
 def install(folder: Path) -> dict[str, str]:
     """
-    Put the distribution into the folder.
+    Install the distribution into the folder.
 
     Returns:
-        The environment of a process that has it on its path.
+        The environment of a process that has the folder on its path.
     """
     files = {
         "toy_requests.py": _REQUESTS,

@@ -1,6 +1,6 @@
 """
-All that an experiment holds, read past the library, with ids and times taken out: two that were made by the same script
-are equal.
+The content of an experiment, read without the library, ids and times left out: the experiments of two runs of one
+script are equal.
 """
 
 # Rules of this file: what differs by its nature from process to process is named here, and nothing else is left out.
@@ -26,10 +26,12 @@ _TIMED = ("_time", "training_time")
 
 def whole_experiment(server: MlflowServer, reader: Readback, name: str) -> dict[str, Any]:
     """
+    Return the content of an experiment.
+
     Args:
-        server: Whose artifacts are read from its folder.
-        reader: Of this server.
-        name: Of the experiment.
+        server: The server, whose artifacts are read from its folder.
+        reader: A reader of this server.
+        name: The experiment's name.
     """
     experiment_id = reader.experiment_id(name)
     ids = reader.run_ids(experiment_id, "ALL")
@@ -95,7 +97,7 @@ def _model(model: dict[str, Any], names: dict[str, str], folder: Path) -> dict[s
 
 
 def _files(folder: Path) -> dict[str, str]:
-    """By path, what is in them; of those that hold ids, times, pictures or addresses, their being there."""
+    """Return files by path: their content, or that they exist where they hold ids, times, pictures or addresses."""
     return {
         str(path.relative_to(folder)): path.read_text() if path.suffix == ".txt" else ""
         for path in sorted(folder.rglob("*"))

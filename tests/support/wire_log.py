@@ -1,4 +1,4 @@
-"""What a proxy's record says about order, limits and concurrency. Each function asserts, or counts."""
+"""Order, limits and concurrency of the requests that a proxy has recorded."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ BODY_LIMIT = 1_000_000
 
 
 def stage(request: Request) -> int:
-    """Where a request belongs in the order of one run."""
+    """Return a request's position in the order of one run."""
     (found,) = (at for at, endpoint in enumerate(STAGES) if request.at(endpoint))
     return found
 
 
 def of_run(requests: Iterable[Request], run_id: str | None) -> list[Request]:
-    """The requests that concern one run: those that name it, and the one that created it."""
+    """Return the requests of one run: those that name it, and the one that created it."""
     return [request for request in requests if run_id in (request.json.get("run_id"), created(request))]
 
 
 def created(request: Request) -> str | None:
-    """The id of the run that a request to runs/create has created, if it has."""
+    """Return the id of the run that a request to runs/create has created, or None."""
     if not request.at("runs/create") or not request.answer.startswith(b"{"):
         return None
     run_id = json.loads(request.answer).get("run", {}).get("info", {}).get("run_id")
@@ -35,12 +35,12 @@ def created(request: Request) -> str | None:
 
 
 def names(requests: Iterable[Request]) -> list[str]:
-    """The end points in short, e.g. ["create", "log-batch", "update"]."""
+    """Return the end points in short, e.g. ["create", "log-batch", "update"]."""
     return [request.path.rpartition("/")[2] for request in requests]
 
 
 def assert_in_order(requests: Sequence[Request]) -> None:
-    """One run's requests go create, data, inputs, terminate, one after the other and never two at once."""
+    """Assert that one run's requests are create, data, inputs, terminate, and never two at once."""
     assert sorted(requests, key=stage) == list(requests), f"out of order: {names(requests)}"
     for earlier, later in pairwise(requests):
         assert earlier.answered_at is not None and earlier.answered_at <= later.read_at, "two requests of a run at once"
@@ -49,7 +49,7 @@ def assert_in_order(requests: Sequence[Request]) -> None:
 def assert_within_limits(
     requests: Iterable[Request], *, metrics: int = 1_000, params: int = 100, tags: int = 100, entities: int = 1_000
 ) -> None:
-    """No log-batch holds more than the server allows, and no body of any request more bytes."""
+    """Assert that no log-batch exceeds the server's counts, and no body its bytes."""
     for request in requests:
         assert request.size <= BODY_LIMIT, f"a body of {request.size} bytes"
         if request.at("runs/log-batch"):
@@ -61,14 +61,14 @@ def assert_within_limits(
 
 
 def entries(request: Request, kind: str) -> list[dict[str, Any]]:
-    """The "metrics", "params", "tags" or "datasets" of one request, in their order."""
+    """Return the "metrics", "params", "tags" or "datasets" of one request, in their order."""
     found = request.json.get(kind, [])
     assert isinstance(found, list)
     return found
 
 
 def most_at_once(requests: Iterable[Request]) -> int:
-    """The largest number of requests that were under way at one moment."""
+    """Return the largest number of requests that were under way at the same moment."""
     moments: list[tuple[float, int]] = []
     for request in requests:
         assert request.answered_at is not None

@@ -265,7 +265,9 @@ def _patch_uri_attributes() -> None:
 
 
 def _strip_current_uri(utils: Any) -> None:
-    """Make the URI of `mlflow.set_tracking_uri` plain. The environment variable keeps the prefix, for child processes."""
+    """
+    Make the URI of `mlflow.set_tracking_uri` plain. The environment variable keeps the prefix, for child processes.
+    """
     given = utils._tracking_uri
     if isinstance(given, str) and given.startswith(PREFIX):
         utils._tracking_uri = _without_prefix(given)
@@ -280,7 +282,9 @@ def _without_prefix(uri: str) -> str:
 
 
 def _normalized(uri: str) -> str:
-    """Return the same text for spellings of one server's URI: they share a queue, so that each reads what was written."""
+    """
+    Return the same text for spellings of one server's URI: they share a queue, so that each reads what was written.
+    """
     return uri.rstrip("/")
 
 
@@ -305,7 +309,9 @@ class _PlainAttribute:
 
 
 def _queued_store(uri: str, plain: Any) -> Any:
-    """Return the queued store of a plain URI. There is one for each workspace, since a client belongs to a workspace."""
+    """
+    Return the queued store of a plain URI. There is one for each workspace, since a client belongs to a workspace.
+    """
     from runqueue.integrations.mlflow._queue import Queue
     from runqueue.integrations.mlflow._queued_store import QueuedStore
     from runqueue.settings._config import current_workspace

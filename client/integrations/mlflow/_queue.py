@@ -26,7 +26,7 @@ from runqueue.settings import _environment
 _operations: Any = importlib.import_module("mlflow.utils.async_logging.run_operations")
 
 DEFAULT_INTERVAL: Final = 2.0
-"""Seconds between two flushes in the background. A full batch is sent at once; reading or ending a run flushes the run."""
+"""Seconds between two background flushes. A full batch is sent at once; reading or ending a run flushes the run."""
 
 
 class Settings:

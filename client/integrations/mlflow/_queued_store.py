@@ -1,18 +1,20 @@
 """
 MLflow's tracking store with a queue in front of its writes.
 
-    log_metric, log_param, set_tag, log_batch, log_inputs, and their asynchronous forms    queued
-    methods with a `run_id`: reads, `delete_run`, `delete_tag`, `log_outputs`, ...         flush that run first
-    searches of runs, reads of logged models, `delete_experiment`                          flush all runs first
-    `update_run_info`                                                                      the same; if it ends the run,
-                                                                                           it reports what has failed
-    everything else: `create_run`, experiments, traces, ...                                unchanged
+    log_metric, log_param, set_tag, log_batch,
+    log_inputs, and their asynchronous forms      are queued
+    methods with a `run_id`: reads, `delete_run`,
+    `delete_tag`, `log_outputs`, ...              flush that run first
+    searches of runs, reads of logged models,
+    `delete_experiment`                           flush all runs first
+    `update_run_info`                             flushes that run first, and reports its failures if it ends the run
+    `create_run`, experiments, traces, ...        are unchanged
 """
 
 # Rules of this file: the queued store is an object in front of MLflow's own store, and `isinstance` sees the class of
-# that store. Only the methods that differ are written here. Every other attribute is read from the plain store, whatever
-# MLflow's version, so a method of the plain store calls the plain store. What cannot be queued is flushed past: the
-# run's data is sent, then the plain store gets the call, and its answer is the caller's.
+# that store. Only the methods that differ are written here. Every other attribute is read from the plain store,
+# whatever MLflow's version, so a method of the plain store calls the plain store. Where a write cannot be queued, the
+# run's data is sent first; then the plain store gets the call, and its answer is the caller's.
 
 from __future__ import annotations
 
@@ -104,7 +106,9 @@ class QueuedStore:
         return queue
 
     def _replace(self, plain: Any) -> None:
-        """Take another plain store for the same URI: MLflow's registry caches a hundred stores, and then makes new ones."""
+        """
+        Take another plain store for the same URI: MLflow's registry caches a hundred stores, and then makes new ones.
+        """
         vars(self)["_plain"] = plain
 
     def _flush(self, run_ids: Sequence[str] | None) -> None:
@@ -126,7 +130,8 @@ class QueuedStore:
         Flush the run, then update it. Where the run ends but its data cannot be sent, queue the status behind the data.
 
         Raises:
-            MlflowException: The plain store refuses the update; or, with RUNQUEUE_STRICT=1, the run ends and some of its
+            MlflowException: The plain store refuses the update; or, with RUNQUEUE_STRICT=1, the run ends and
+                some of its
                 data was not stored.
         """
         queue = self._queue
@@ -207,7 +212,9 @@ class QueuedStore:
     def _try_to_queue(
         self, run_id: str, metrics: Sequence[Any] = (), params: Sequence[Any] = (), tags: Sequence[Any] = ()
     ) -> bool:
-        """Return whether all was queued. If not, flush the run: the caller then calls the plain store, behind its data."""
+        """
+        Return whether all was queued. If not, flush the run: the caller then calls the plain store, behind its data.
+        """
         queue = self._queue
         if queue is None:
             return False

@@ -3,10 +3,11 @@ A replacement for the client of MLflow's autologging: the same constructor, meth
 """
 
 # Autologging makes a client for each fit, flushes it, and drops the last reference to it without closing it. So the
-# engine starts at the first flush and ends when the client is collected. A flush that the caller does not wait for holds
-# the client until the flush has ended, and the end of the process waits for it, for `exit_timeout` at most.
+# engine starts at the first flush and ends when the client is collected. A flush that the caller does not wait for
+# holds the client until the flush has ended, and the end of the process waits for it, for `exit_timeout` at most.
 #
-# Rules of this file: names, order and defaults of all arguments are MLflow's. mlflow is imported only to raise its error.
+# Rules of this file: names, order and defaults of all arguments are MLflow's. mlflow is imported only to raise its
+# error.
 
 from __future__ import annotations
 

@@ -92,7 +92,9 @@ class BackgroundFlush:
         flush._future.add_done_callback(self._unregister)
 
     def wait(self, timeout: float | None) -> None:
-        """Wait until the flush has ended. Its failures are raised to the holder of its `RunOperations`, and not here."""
+        """
+        Wait until the flush has ended. Its failures are raised to the holder of its `RunOperations`, and not here.
+        """
         flush = self._flush
         if flush is not None:
             with suppress(RunqueueError, TimeoutError):

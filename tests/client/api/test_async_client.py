@@ -1,6 +1,6 @@
 """
-`AsyncClient` in front of a server that answers by script, tested as its users test it: on asyncio with pytest-asyncio, on
-trio with anyio's plugin.
+`AsyncClient` in front of a server that answers by script, tested as its users test it: on asyncio with pytest-asyncio,
+on trio with anyio's plugin.
 """
 
 from __future__ import annotations
@@ -198,7 +198,9 @@ class AsyncClientTests:
     # -- what `flush` returns ------------------------------------------------------------------------------------------
 
     async def test_operations_can_be_awaited(self, server: ScriptedServer) -> None:
-        """Also those of a `Client`: before and after the end of the flush, by several tasks; they raise its failures."""
+        """
+        Also those of a `Client`: before and after the end of the flush, by several tasks; they raise its failures.
+        """
         with runqueue.Client(server.uri) as client:
             client.log_metric(RUN, "m", 1.0)
             operations = client.flush(synchronous=False)
@@ -341,7 +343,9 @@ class TestOnAsyncio(AsyncClientTests):
     async def test_a_cancelled_task_leaves_the_rest_of_many_requests_queued(
         self, client: AsyncClient, server: ScriptedServer
     ) -> None:
-        """`asyncio.Task.cancel` in the middle of a flush of three requests: the next flush loses and repeats nothing."""
+        """
+        `asyncio.Task.cancel` in the middle of a flush of three requests: the next flush loses and repeats nothing.
+        """
         server.fail("", Fault.hold(), times=1)
         log(client, 2_500)
         flush = asyncio.create_task(client.flush())

@@ -1,4 +1,4 @@
-"""A training loop that does nothing but log; it prints how many seconds it has taken, with the end of its run."""
+"""A training loop that only logs. It prints how many seconds it took, the end of its run included."""
 
 import time
 
