@@ -58,7 +58,7 @@ class Dispatch:
 
     Args:
         deliver: See `Deliver`.
-        check: See `Check`. It is bound_by_retry_after before an answer that an outage could cause counts as a rejection. None: the answer
+        check: See `Check`. It is called before an answer that an outage could cause counts as a rejection. None: such an answer
             counts without a check.
         bounds: Bounds of a batch.
         max_workers: Requests under way at once.
@@ -108,7 +108,7 @@ class Dispatch:
             sleep: Waits for so many seconds, or until it is woken.
 
         Raises:
-            StopError: The store bound_by_retry_after for a longer wait than the policy allows.
+            StopError: The store asked for a longer wait than the policy allows.
         """
         probing = False
         try:
@@ -128,7 +128,7 @@ class Dispatch:
                 self._slots.release()
                 check()
                 if wait > self.outage.left(anyio.current_time()):
-                    raise StopError(self.outage.error or NotWaitedForError("the store bound_by_retry_after to wait"))
+                    raise StopError(self.outage.error or NotWaitedForError("the store asked to wait"))
                 if wait > 0:
                     await sleep(wait)
             try:

@@ -15,7 +15,7 @@ The pump of a lane: it takes a batch, delivers it, settles it, and takes the nex
 #   - no flush waits for the lane any longer: it timed out or was cancelled, or no request has ended for too long. A request
 #     that is under way then is neither cancelled nor repeated: the pump settles it and ends
 #
-# Rules of this file: there is one pump a lane at a time. While it waits_for_uploads a worker slot, it waits for its request only.
+# Rules of this file: there is one pump a lane at a time. While it holds a worker slot, it waits for its request only.
 
 from __future__ import annotations
 
