@@ -1,6 +1,6 @@
 """
-A store that is only a list of runs, with faults by script, and what an engine puts in front of a store, without its
-thread. Both run on any event loop.
+A store that keeps its runs in a list and fails by script, and the parts that an engine puts in front of a store, without
+the engine's thread. Both run on any event loop.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ETERNITY = 1e9
 
 
 class Outcome(Enum):
-    """What becomes of a request to runs/create."""
+    """The outcome of a request to runs/create."""
 
     STORED = "committed and answered"
     ANSWER_LOST = "committed, the answer lost"
@@ -72,13 +72,13 @@ class StoredRun:
 
 @attrs.define
 class Call:
-    """One call, and what came of it."""
+    """One call, with its outcome."""
 
     endpoint: Endpoint
     data: dict[str, Any]
     error: StoreError | None = None
     found: int = 0
-    """Runs that a search has answered with."""
+    """The number of runs in the answer to a search."""
 
     @property
     def token(self) -> str:
@@ -90,7 +90,7 @@ class Call:
 
 @attrs.define(eq=False)
 class ListStore:
-    """MLflow's API over a list; each kind of request meets the faults that are scripted for it, then none."""
+    """MLflow's API over a list. Each kind of request meets the faults in its script, one after another, and then none."""
 
     creates: list[Outcome] = attrs.field(factory=list[Outcome])
     searches: list[StoreError | None] = attrs.field(factory=list[StoreError | None])
@@ -98,7 +98,7 @@ class ListStore:
     lateness: int = 1
     """Calls between a late request and its commit."""
     refused_tag: str = ""
-    """Refused as a rejected entry, wherever it comes."""
+    """A tag name that every request is rejected for."""
     runs: list[StoredRun] = attrs.field(factory=list[StoredRun])
     calls: list[Call] = attrs.field(factory=list[Call])
     _late: list[tuple[int, dict[str, Any]]] = attrs.field(factory=list[tuple[int, dict[str, Any]]])
@@ -127,7 +127,7 @@ class ListStore:
         return answer
 
     def commit_late(self, until: int | None = None) -> None:
-        """Carry out what was put off until so many calls; None: all."""
+        """Carry out the late requests that are due after *until* calls. None: all of them."""
         due = [data for at, data in self._late if until is None or at <= until]
         self._late = [(at, data) for at, data in self._late if until is not None and at > until]
         for data in due:
@@ -193,11 +193,11 @@ def _fail(script: list[StoreError | None]) -> None:
         raise error
 
 
-# -- what is between a client and its store --------------------------------------------------------------------------
+# -- the parts between a client and its store ------------------------------------------------------------------------
 
 
 class Bench:
-    """What an engine assembles, without its thread."""
+    """The parts of an engine that send to a store, without the engine's thread."""
 
     def __init__(self, store: ListStore, patience: float, timeout: float) -> None:
         self.store = store
@@ -241,22 +241,22 @@ async def bench(
 ) -> AsyncGenerator[Bench, None]:
     """
     Args:
-        store: Where to.
+        store: The store that takes the requests.
         patience: See `Creation`.
-        timeout: Seconds of retrying.
+        timeout: Seconds after the first failure at which retrying ends.
     """
     made = Bench(store, patience, timeout)
     async with made.sender:
         yield made
 
 
-def assert_looked_before_creating_again(calls: Iterable[Call]) -> None:
-    """After an attempt in doubt, no run is created before a search has answered that it is not there."""
+def assert_searched_before_creating_again(calls: Iterable[Call]) -> None:
+    """After an ambiguous attempt, no run is created before a search has shown that it does not exist."""
     doubted: set[str] = set()
     for call in calls:
         if call.endpoint is SEARCH_RUNS and call.error is None and not call.found:
             doubted.discard(call.token)
         elif call.endpoint is CREATE_RUN:
-            assert call.token not in doubted, "created again without a look"
+            assert call.token not in doubted, "created again without a search"
             if call.error is not None and call.error.ambiguous:
                 doubted.add(call.token)

@@ -1,4 +1,4 @@
-"""Calls of the store that a client would make, without a client: one request each, and its error as it is."""
+"""Calls of a store without a client: each makes one request, and its error reaches the test unchanged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from runqueue.stores._resolve import make_store
 
 
 def call(uri: str, times: int = 1, make: Callable[..., Any] = make_store, **settings: Any) -> None:
-    """So many calls to one store, which is closed after them; `make` makes it."""
+    """
+    Make a store, call it, and close it.
+
+    Args:
+        uri: The tracking URI.
+        times: The number of calls.
+        make: Makes the store.
+        settings: Settings of the client.
+    """
 
     async def main() -> None:
         store = make(Config(**settings), uri, Traffic())

@@ -28,7 +28,7 @@ from support.list_store import (
     Bench,
     ListStore,
     Outcome,
-    assert_looked_before_creating_again,
+    assert_searched_before_creating_again,
     bench,
 )
 from support.virtual_time import VirtualTimeLoop
@@ -87,7 +87,7 @@ def test_there_is_exactly_one_run_whatever_happens_to_its_requests(
         wanted = {TOKEN_TAG: parent._token, "own": "1", "riding": "2", "later": "3"}
         assert store.run(parent.run_id).tags == wanted
         assert store.run(child.run_id).tags == {TOKEN_TAG: child._token, PARENT_TAG: parent.run_id}
-        assert_looked_before_creating_again(store.calls)
+        assert_searched_before_creating_again(store.calls)
 
     store = ListStore([*creates], [*searches], [*deletes], lateness)
     anyio.run(scenario, backend=backend, backend_options=BACKENDS[backend]())
