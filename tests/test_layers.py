@@ -93,7 +93,7 @@ ROOMS: Final[dict[str, Room]] = {
         "_entities _run_id artifacts engine errors queueing queueing.batches runtime settings stores wire",
         "anyio attrs",
     ),
-    "_public": Room("_entities _run_id api errors queueing"),
+    "_public": Room("_entities _run_id api errors queueing settings"),
     "runqueue": Room("_public"),
     # What stands on the public names.
     "integrations": Room(),
