@@ -34,13 +34,13 @@ class Failure:
     def __init__(
         self, run: Hashable, record: Record, start: int, stop: int, error: Exception, *, final: bool, serial: int = 0
     ) -> None:
-        self.run = run
-        self.record = record
-        self.start = start
-        self.stop = stop
-        self.error = error
-        self.final = final
-        self.serial = serial  # the window of its lane that held it
+        self.run: Hashable = run
+        self.record: Record = record
+        self.start: int = start
+        self.stop: int = stop
+        self.error: Exception = error
+        self.final: bool = final
+        self.serial: int = serial  # the window of its lane that held it
 
     def split(self, count: int) -> tuple[Failure, Failure]:
         """The first `count` entries, and the others."""
@@ -130,8 +130,8 @@ class FailureLog:
 
     def __init__(self) -> None:
         self.full: list[Failure] = []
-        self.counted = Causes()
-        self.count = 0
+        self.counted: Causes = Causes()
+        self.count: int = 0
         """Entries, and final statuses."""
         self._kept = 0
         self._causes: set[tuple[int, str]] = set()
@@ -188,17 +188,17 @@ class Ledger:
     )
 
     def __init__(self) -> None:
-        self.dealt = 0
-        self.in_flight = 0
-        self.stored = 0
-        self.failed = 0
-        self.dropped = 0
-        self.refused = 0  # dropped at the bound, before they were taken
-        self.redealt = 0  # dealt by the engine itself, and taken by no log call
-        self.retried = 0  # attempts, not entries
-        self.log = FailureLog()
-        self.unclaimed = 0  # failed entries that are kept in full until a flush reports them
-        self.turn = 0  # odd while records change from an inbox into a window
+        self.dealt: int = 0
+        self.in_flight: int = 0
+        self.stored: int = 0
+        self.failed: int = 0
+        self.dropped: int = 0
+        self.refused: int = 0  # dropped at the bound, before they were taken
+        self.redealt: int = 0  # dealt by the engine itself, and taken by no log call
+        self.retried: int = 0  # attempts, not entries
+        self.log: FailureLog = FailureLog()
+        self.unclaimed: int = 0  # failed entries that are kept in full until a flush reports them
+        self.turn: int = 0  # odd while records change from an inbox into a window
 
     @property
     def released(self) -> int:

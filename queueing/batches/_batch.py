@@ -209,19 +209,19 @@ class Batch:
     )
 
     def __init__(self, serial: int) -> None:
-        self.serial = serial  # the window it was taken from
-        self.rejections = 0
+        self.serial: int = serial  # the window it was taken from
+        self.rejections: int = 0
         self.sibling: Batch | None = None
-        self.suspect = False
-        self.regroup = True
+        self.suspect: bool = False
+        self.regroup: bool = True
         self.since: int | None = None
-        self.seen = 0
+        self.seen: int = 0
         self.doubted: StoreError | None = None
-        self.passed = False
+        self.passed: bool = False
         self.groups: dict[int, list[Part]] = {}
-        self.count = 0
-        self.size = 0
-        self.weight = 0
+        self.count: int = 0
+        self.size: int = 0
+        self.weight: int = 0
 
     @classmethod
     def of(cls, serial: int, parts: Iterable[Part]) -> Batch:

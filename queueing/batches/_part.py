@@ -48,9 +48,9 @@ class Joined:
     __slots__ = ("count", "joined", "tail")
 
     def __init__(self, joined: bytes, count: int, tail: bytes) -> None:
-        self.joined = joined
-        self.count = count
-        self.tail = tail
+        self.joined: bytes = joined
+        self.count: int = count
+        self.tail: bytes = tail
 
     def cut(self) -> list[bytes]:
         """
@@ -80,19 +80,19 @@ class Slice:
     __slots__ = ("_base", "_joined", "_keys", "_pieces", "allowed", "count", "record", "screened", "size", "start")
 
     def __init__(self, record: Record, start: int, pieces: list[bytes] | Joined) -> None:
-        self.record = record
-        self.start = start
-        self.screened = 0
+        self.record: Record = record
+        self.start: int = start
+        self.screened: int = 0
         """How many names were barred when this slice was last screened."""
-        self.allowed = maxsize
+        self.allowed: int = maxsize
         """The bound of bytes that every fragment was last compared with; fragments within it need no new comparison."""
         self._pieces = pieces  # like `_keys`, shared by all slices that are cut from this one
         self._base = start  # the index of the entry that the first piece belongs to
         self._keys: list[Any] | None = None
         if isinstance(pieces, Joined):
-            self.count = pieces.count
+            self.count: int = pieces.count
             self._joined: bytes | None = pieces.joined
-            self.size = len(pieces.joined) + 1
+            self.size: int = len(pieces.joined) + 1
         else:
             self.count = len(pieces)
             self._joined = None
@@ -206,12 +206,12 @@ class Pack:
     __slots__ = ("_slices", "count", "joined", "record", "records", "size", "tails")
 
     def __init__(self, records: Sequence[Record], joined: bytes, tails: Sequence[bytes], count: int) -> None:
-        self.record = records[0]
-        self.records = records
-        self.joined = joined
-        self.tails = tails
-        self.count = count
-        self.size = len(joined) + 1
+        self.record: Record = records[0]
+        self.records: Sequence[Record] = records
+        self.joined: bytes = joined
+        self.tails: Sequence[bytes] = tails
+        self.count: int = count
+        self.size: int = len(joined) + 1
         self._slices: list[Slice] | None = None
 
     @property

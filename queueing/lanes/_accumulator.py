@@ -58,8 +58,8 @@ class Accumulator:
         self._each: dict[Lane, None] = {}
         self._closing: list[Lane] = []  # the one that is being released; whoever takes it out decides
         self._lock = threading.RLock()  # a signal handler or a garbage collection may come back in here
-        self.ledger = Ledger()
-        self.intake = None if self._bounded is None else self._bounded(self.ledger)
+        self.ledger: Ledger = Ledger()
+        self.intake: Intake | None = None if self._bounded is None else self._bounded(self.ledger)
         # To be looked at by `tidy`: where there is an intake, all lanes that have anything to do.
         self._live: list[Lane] = [] if self.intake is None else self.intake.live
 

@@ -67,7 +67,7 @@ class Lane:
         self.run = run
         self.owner = owner
         self.sides: list[Lane] = []
-        self.inbox = Inbox()
+        self.inbox: Inbox = Inbox()
         self.append: Callable[[Record], bool | None] = self.inbox.way_in()
         """How a record gets into the inbox; where the client is bounded, it may wait, raise, or drop it: then True."""
         self.push: Callable[[Record], None] = self.inbox.way_in()
@@ -75,18 +75,18 @@ class Lane:
         self.ended = False  # whether a final status was asked for
         self.made = False  # whether the client creates its run; a note of the log calls, like the next one
         self.raised = False  # whether the run's block has ended by an exception
-        self.fresh = 0  # entries in the inbox, where an intake counts them
+        self.fresh: int = 0  # entries in the inbox, where an intake counts them
         self.rung = False  # whether the intake has told of this lane
         self.listed = False  # whether it stands among the lanes that are looked at, where an intake keeps them
         self.released = False  # whether it was forgotten: no name leads to it, and nobody can append any more
         self.name = run  # by which another lane of the run is to be opened
         self.names: list[Hashable] = [run]  # by which it is found
-        self.opened = opened
+        self.opened: bool = opened
         self.parent = parent
         self.stuck: Exception | None = None  # why its pump ended with entries left
         self.flying: Batch | None = None
-        self.done = 0  # serial of the last window that was emptied
-        self.dealt = 0  # serial of the last window that was closed
+        self.done: int = 0  # serial of the last window that was emptied
+        self.dealt: int = 0  # serial of the last window that was closed
         self._encode = encode
         self._account = Account(run, ledger)
         self._gate = Gate(encode, self._account)
