@@ -29,7 +29,7 @@ from __future__ import annotations as _annotations
 
 import atexit as _atexit
 import sys as _sys
-from typing import TYPE_CHECKING as _TYPE_CHECKING
+import typing as _typing
 
 __all__ = [
     "AsyncClient",
@@ -73,7 +73,7 @@ def _flush_after_user_hooks() -> None:
         exit_.flush_after_user_hooks()
 
 
-if _TYPE_CHECKING:  # a checker that saw `__getattr__` would accept every name
+if _typing.TYPE_CHECKING:  # mypy knows the constant by this name only; with `__getattr__` it would accept every name
     from runqueue._public import *  # pyright: ignore[reportWildcardImportFromLibrary]
 
     __version__: str

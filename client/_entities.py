@@ -1,8 +1,8 @@
 """
-What users hand in and get back: datasets, entries, failures, statistics.
-
-Rule of this file: frozen values only; nothing here is made on the enqueue path.
+Values that users pass and get: datasets, entries, failures, statistics, reports.
 """
+
+# Rule of this file: the classes are immutable, and no log call makes an object of them, except for datasets.
 
 from __future__ import annotations
 
@@ -18,45 +18,47 @@ EntryKind: TypeAlias = Literal["metric", "param", "tag", "dataset", "artifact", 
 @attrs.frozen
 class Dataset:
     """
-    A dataset that a run read, as MLflow stores it.
+    A dataset that a run reads, as MLflow stores it.
 
-    MLflow's own limits, from its data model: 500 characters of name, 36 of digest, 65,535 of source, 1,048,575 of
-    schema, 16,777,215 of profile; what the server refuses fails alone.
+    MLflow's limits, from its data model: 500 characters of name, 36 of digest, 65,535 of source, 1,048,575 of schema,
+    16,777,215 of profile. A dataset that the server rejects fails alone.
+
+    Args:
+        name: A name for people, e.g. "iris".
+        digest: A fingerprint of the content: datasets of one name and digest are stored as one.
+        source_type: The kind of source, e.g. "local", "s3", "hugging_face".
+        source: The origin of the data: a URI, or JSON in the form that the kind of source defines.
+        schema: The schema as JSON, in the form of `mlflow.types.Schema`. None: no schema.
+        profile: Summary statistics as JSON. None: none.
+        tags: Tags of this input, e.g. {"mlflow.data.context": "train"}.
     """
 
     name: str
-    """For people, e.g. "iris"."""
     digest: str
-    """A fingerprint of the content: two datasets of one name and digest are one."""
     source_type: str = "local"
-    """E.g. "local", "s3", "hugging_face"."""
     source: str = ""
-    """Where it came from: a URI, or JSON that the type of source defines."""
     schema: str | None = None
-    """JSON, as `mlflow.types.Schema` writes it."""
     profile: str | None = None
-    """JSON of summary statistics."""
     tags: Mapping[str, str] = attrs.field(factory=dict[str, str])
-    """Tags of this input, e.g. {"mlflow.data.context": "train"}."""
 
 
 @attrs.frozen
 class Entry:
-    """One metric point, param, tag, dataset or artifact, or the run itself."""
+    """One metric point, param, tag, dataset or artifact, or the creation or final status of a run."""
 
     kind: EntryKind
     key: str | None = None
-    """Of a metric, param or tag its key as given; of a dataset its name; of an artifact its path in the run."""
+    """The key of a metric, param or tag as given, the name of a dataset, or the path of an artifact in the run."""
     value: Any = None
-    """As given, or what it was converted to at the call."""
+    """The value as given, or as the log call has converted it."""
     step: Any = None
-    """Of a metric; as given, where None means 0."""
+    """The step of a metric as given; None means 0."""
     timestamp: Any = None
-    """Of a metric, in milliseconds since the epoch."""
+    """The time of a metric, in milliseconds since the epoch."""
 
 
 def _portable(entry: Entry) -> Entry:
-    """An entry that can be pickled; what was logged may be anything, and a report has to get out of the process."""
+    """The entry, with text in place of values that cannot be pickled: a report must be able to leave the process."""
     try:
         pickle.dumps(entry)
     except Exception:
@@ -66,8 +68,14 @@ def _portable(entry: Entry) -> Entry:
 
 class Entries(Sequence[Entry]):
     """
-    The entries of a failure. A sequence that makes each Entry when it is asked for: a server that is down for an hour
-    may leave a million of them, and to report that must not cost more memory than to queue it.
+    The entries of a failure, as a sequence that makes each Entry when it is asked for.
+
+    A server that is down for an hour may leave a million entries unsent. A report of them must not take more memory
+    than the queue did.
+
+    Args:
+        parts: For each part of the sequence, the number of its entries and a function that makes those from one index up
+            to another.
     """
 
     def __init__(self, parts: Sequence[tuple[int, Callable[[int, int], Iterator[Entry]]]]) -> None:
@@ -88,22 +96,22 @@ class Entries(Sequence[Entry]):
     def __getitem__(self, index: int | slice) -> Entry | tuple[Entry, ...]:
         if isinstance(index, slice):
             start, stop, step = index.indices(self._count)
-            return self._stretch(start, stop) if step == 1 else tuple(self)[index]
-        at = index + self._count if index < 0 else index
-        if at >= 0:
+            return self._range(start, stop) if step == 1 else tuple(self)[index]
+        position = index + self._count if index < 0 else index
+        if position >= 0:
             for count, entries in self._parts:
-                if at < count:
-                    return next(entries(at, at + 1))
-                at -= count
+                if position < count:
+                    return next(entries(position, position + 1))
+                position -= count
         raise IndexError(index)
 
-    def _stretch(self, start: int, stop: int) -> tuple[Entry, ...]:
-        made: list[Entry] = []
+    def _range(self, start: int, stop: int) -> tuple[Entry, ...]:
+        found: list[Entry] = []
         for count, entries in self._parts:
             if max(0, start) < min(count, stop):
-                made += entries(max(0, start), min(count, stop))
+                found += entries(max(0, start), min(count, stop))
             start, stop = start - count, stop - count
-        return tuple(made)
+        return tuple(found)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, (Entries, tuple, list)):
@@ -123,63 +131,63 @@ class Entries(Sequence[Entry]):
 
 @attrs.frozen
 class OperationFailure:
-    """Entries of one run and operation that were not stored, for one cause."""
+    """Entries of one run and one operation that were not stored, for one cause."""
 
     run_id: Any
-    """The real id (`str`) once there is one, else the `PendingRunId`."""
+    """The run: its real id (`str`) once it exists, else its `PendingRunId`."""
     operation: str
-    """The method's name, e.g. "log_metrics"."""
+    """The name of the method that logged them, e.g. "log_metrics"."""
     entries: Sequence[Entry]
-    """What was not stored. Fewer than `count` where of some only the count was kept (see `Client.failures`)."""
+    """The entries. There are fewer than `count` if only the number of the others was kept; see `Client.failures`."""
     error: Exception
-    """Why: a `StoreError`, or what was wrong with the entry."""
+    """The cause: a `StoreError`, or an error that says what is wrong with the entry."""
     final: bool
-    """True: failed for good. False: still queued; a later flush tries again."""
+    """Whether they have failed for good. False: they are still queued, and the next flush sends them."""
     count: int = 0
-    """How many entries: a created run counts 1, a final status 0."""
+    """The number of entries. The creation of a run counts 1, a final status 0."""
 
     def summary(self) -> str:
-        """For messages, e.g. "log_metrics of 3 entries (metric 'loss' at step 7, ...)"."""
+        """Describe the entries in one line, e.g. "log_metrics of 3 entries (metric 'loss' at step 7, ...)"."""
         if not self.entries:
             return f"{self.operation} of {self.count:,} entries"
         first = self.entries[0]
-        what = first.kind if first.key is None else f"{first.kind} {first.key!r}"
+        example = first.kind if first.key is None else f"{first.kind} {first.key!r}"
         if first.kind == "metric":
-            what += f" at step {first.step}"
+            example += f" at step {first.step}"
         if len(self.entries) == 1 and self.count <= 1:
-            return f"{self.operation} ({what})"
-        return f"{self.operation} of {self.count:,} entries ({what}, ...)"
+            return f"{self.operation} ({example})"
+        return f"{self.operation} of {self.count:,} entries ({example}, ...)"
 
 
 @attrs.frozen(kw_only=True)
 class Statistics:
     """
-    Counts since the client was made, in entries unless said otherwise. A created run counts 1, an artifact 1, a final
-    status 0.
+    Counts since the client was made, in entries unless another unit is named. The creation of a run counts 1, an
+    artifact 1, a final status 0.
 
-    `accepted = pending + in_flight + stored + failed + dropped`, exact when no call is under way.
+    `accepted = pending + in_flight + stored + failed + dropped`; the counts are exact while no call is under way.
     """
 
     accepted: int
-    """Taken by a log call."""
+    """Accepted by a log call."""
     pending: int
-    """Queued, and in no request."""
+    """Queued, and not in a request."""
     in_flight: int
-    """In a request that is under way or being repeated."""
+    """In a request that is under way or will be repeated."""
     stored: int
     """Confirmed by the server."""
     failed: int
-    """Failed for good, and reported."""
+    """Failed for good; `Client.failures` holds them."""
     dropped: int
-    """Given up without a request, and warned of: what was queued when a block ended by an exception."""
+    """Given up without a request, with a warning: e.g. those that were queued when a block ended by an exception."""
     cut: int
-    """Keys and values that were shortened to the server's lengths."""
+    """Keys and values that were cut to the server's lengths."""
     retried: int
-    """Attempts beyond the first of each batch."""
+    """Attempts after the first one of each batch."""
     requests: int
-    """Attempts that were sent to the store, of any kind."""
+    """Requests of any kind that were sent to the store, repeated ones included."""
     bytes_sent: int
-    """Bytes of the bodies of these."""
+    """Bytes of their bodies."""
 
 
 @attrs.frozen(kw_only=True)
@@ -189,7 +197,7 @@ class FlushReport:
     total: int
     """Entries that the flush began with."""
     failures: tuple[OperationFailure, ...]
-    """What of them was not stored."""
+    """Those that were not stored."""
 
     @property
     def stored(self) -> int:

@@ -1,10 +1,10 @@
 """
-The placeholder for a run that does not exist yet.
-
-Rule of this file: one token, one object a process. Unpickling or copying a PendingRunId gives the living object of that
-token back, so that equality is identity: a hash and a comparison in C, which the enqueue path needs, and a copy that
-learns the real id together with the original.
+The placeholder of a run that does not exist yet.
 """
+
+# Rule of this file: a process has one object for each token. Unpickling or copying a PendingRunId returns the object that
+# lives already. So equality is identity, whose hash and comparison are in C, as the log calls need it, and a copy learns
+# the real id together with the original.
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from typing import TypeAlias
 from runqueue.runtime._fork import register
 
 _living: weakref.WeakValueDictionary[str, PendingRunId] = weakref.WeakValueDictionary()
-_lock = threading.RLock()  # a garbage collection may come back in here
+_lock = threading.RLock()  # re-entrant: a garbage collection in here may run code that comes here again
 
 Experiment: TypeAlias = tuple[str | None, str | None]
-"""Id and name, one of which is given."""
+"""The id and the name of an experiment, one of which is given."""
 
 
-class _Lock:
-    """Begins anew in a forked child: another thread of the parent may have held it."""
+class _LockReset:
+    """Replaces the lock in a forked child, as another thread of the parent may have held it."""
 
     def _after_fork(self) -> None:
         global _lock
         _lock = threading.RLock()
 
 
-_renewed = _Lock()
-register(_renewed)
+_lock_reset = _LockReset()
+register(_lock_reset)
 
 
 class PendingRunId:
     """
-    Names a run from the moment it is queued. Made by `create_run`; hashable, comparable, picklable.
+    The placeholder of a run that is still queued; returned by `create_run`, and taken by all calls for `run_id`.
 
-    It stays valid after every flush: for logging, as `parent_run_id=`, and in another client, also of another process:
-    as long as the run does not exist, that one looks for it, by a tag that the run is created with.
+    It stays valid when the run exists. It is hashable, comparable and picklable, and another client can use it too, also
+    in another process: until the run exists, that client searches for it, by a tag that the run is created with.
     """
 
     __slots__ = ("__weakref__", "_experiment", "_run_id", "_token")
@@ -53,7 +53,7 @@ class PendingRunId:
 
     @property
     def run_id(self) -> str | None:
-        """The real id once the run exists, None before."""
+        """The run's real id. None: the run does not exist yet."""
         return self._run_id
 
     def _resolve(self, run_id: str) -> None:

@@ -36,18 +36,18 @@ class StoreError(RunqueueError):
     Raised by a store when a request did not store what it carried.
 
     Args:
-        message: What happened, in words that may be shown: never with a credential in it.
-        retriable: Whether the same request may succeed later. Default: the class's. With the scope LANE, only this run
-            has to wait, and nothing is wrong with the store.
-        retry_after: Seconds the store asked us to wait, if it did.
-        scope: How far the failure reaches once retrying is over. Default: the class's.
-        rejects_after: A retriable answer that some stores also give to a bad entry: after so many of them for one
-            batch it counts as a rejection of that batch, if the store works (see `_evidence`). None: never.
-        bars_key: The fault lies in the *name* of the entry that stood alone, so no other entry of that kind and key
-            need be sent to this run.
-        too_large: The store takes no batch of as many bytes; later ones are made smaller.
-        ambiguous: The store may have done what was asked, although it did not say so.
-        code: The store's own name for the fault, if it gave one.
+        message: What happened. It may be shown to anybody, so it must hold no credential.
+        retriable: Whether the same request may succeed later. With the scope LANE, only this run has to wait, and the
+            store is well. None: the class's own value.
+        retry_after: Seconds after which the store asks to be tried again. None: it has named no time.
+        scope: How much fails once retrying is over. None: the class's own scope.
+        rejects_after: After how many such answers for one batch it counts as rejected, if the store works otherwise: some
+            stores give a retriable answer to a bad entry. None: never.
+        bars_key: Whether the name of the entry is at fault, so that no other entry of that kind and key is sent to this
+            run. The entry has been sent alone.
+        too_large: Whether the store takes no batch of as many bytes; later batches are made smaller.
+        ambiguous: Whether the store may have done what was asked, although its answer does not say so.
+        code: The store's name for the fault. None: it has given none.
     """
 
     retriable: bool = False

@@ -1,20 +1,19 @@
 """
-What a fork of the process does to us.
+Lets objects begin anew in a forked child, and keeps a fork from happening in the middle of an import.
 
-In the child there is no thread but the one that forked; whatever another thread held stays locked for good. So nobody
-forks while a thread of ours imports (a module's lock would be taken along) or starts its loop, and whatever has threads
-or locks of its own begins anew in the child.
-
-Rules of this file: the only state is what the hooks need; they never wait for long, and never raise.
+`register` an object with a method `_after_fork`; put imports in a thread of runqueue's into `with importing()`.
 """
+
+# A child has one thread, the one that forked. A lock that another thread of the parent held stays locked in it for ever.
+# Hence no fork while a thread of runqueue's imports a module or starts its loop, and every object with a thread, a lock or
+# a connection begins anew in the child.
+#
+# Rules of this file: the hooks never wait for long and never raise; the state of this module is what they need.
 
 from __future__ import annotations
 
+import importlib
 import itertools
-
-# logging takes its lock before a fork, and hooks run in the reverse order of their registration. This import makes sure that
-# logging's hook is registered first: our hook then waits for a running import, which may need that lock, before it is taken.
-import logging  # noqa: F401
 import os
 import threading
 import weakref
@@ -22,51 +21,56 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from typing import Final, Protocol
 
-PATIENCE: Final = 30.0
-"""Seconds that a fork waits for the end of an import; importing mlflow takes some."""
+# logging takes its lock before a fork. Hooks run in the reverse order of their registration, so logging must register its
+# hook before this module does: then this module's hook waits for a running import before logging's lock is taken, which
+# the import may need.
+importlib.import_module("logging")
+
+IMPORT_SECONDS: Final = 30.0
+"""How long a fork waits for the end of an import. Importing mlflow takes several seconds."""
 
 
 class Forked(Protocol):
-    """Something that has to begin anew in a child."""
+    """An object that begins anew in a forked child."""
 
     def _after_fork(self) -> None: ...
 
 
 _importing = threading.RLock()
-_held: list[bool] = []  # by the thread that forks, of which there is one at a time
-_all: weakref.WeakValueDictionary[int, Forked] = weakref.WeakValueDictionary()
+_acquired: list[bool] = []  # whether the hook before the fork got the lock; only one thread forks at a time
+_registered: weakref.WeakValueDictionary[int, Forked] = weakref.WeakValueDictionary()
 _serials = itertools.count()
 
 
-def register(thing: Forked) -> None:
-    """Call its `_after_fork` in every child, as long as it lives; in the order of registration."""
-    _all[next(_serials)] = thing
+def register(forked: Forked) -> None:
+    """Call the object's `_after_fork` in every child, as long as it lives, in the order of registration."""
+    _registered[next(_serials)] = forked
 
 
 @contextmanager
 def importing() -> Generator[None, None, None]:
-    """Around imports in a thread of ours, and whatever else takes locks that a child would never get."""
+    """Hold off forks: around imports in a thread of runqueue's, and around what takes other locks of the process."""
     with _importing:
         yield
 
 
-def _before() -> None:
-    _held.append(_importing.acquire(timeout=PATIENCE))
+def _before_fork() -> None:
+    _acquired.append(_importing.acquire(timeout=IMPORT_SECONDS))
 
 
-def _in_parent() -> None:
-    if _held.pop():
+def _after_fork_in_parent() -> None:
+    if _acquired.pop():
         _importing.release()
 
 
-def _in_child() -> None:
+def _after_fork_in_child() -> None:
     global _importing
     _importing = threading.RLock()
-    _held.clear()
-    for thing in list(_all.values()):
-        with suppress(Exception):  # the others begin anew all the same
-            thing._after_fork()
+    _acquired.clear()
+    for each in list(_registered.values()):
+        with suppress(Exception):  # the others must begin anew all the same
+            each._after_fork()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -75,30 +75,37 @@ def _limit() -> Any:
 @attrs.frozen(kw_only=True)
 class Limits:
     """
-    A server's bounds on one batch. None means the store's own bound.
+    A server's bounds on one batch.
 
     MLflow's bounds, from the documentation of `runs/log-batch` in its REST API: 1,000 metrics, 100 params, 100 tags, 1,000
     entities together, 1,000,000 bytes of body; and 1,000 datasets in a request of `runs/log-inputs`.
+
+    Args:
+        metrics: Metric points in one batch. None: the store's own bound.
+        params: Params in one batch. None: as above.
+        tags: Tags in one batch. None: as above.
+        entities: Metric points, params and tags together in one batch. None: as above.
+        datasets: Dataset inputs in one request. None: as above.
+        bytes: Bytes of a request's body. None: as above.
 
     Raises:
         ConfigError: A bound is not a whole number from 1 on.
     """
 
     metrics: int | None = _limit()
-    """Metric points in one batch."""
     params: int | None = _limit()
-    """Params in one batch."""
     tags: int | None = _limit()
-    """Tags in one batch."""
     entities: int | None = _limit()
-    """Metric points, params and tags together in one batch."""
     datasets: int | None = _limit()
-    """Dataset inputs in one request."""
     bytes: int | None = _limit()
-    """Bytes of a request's body."""
 
     def over(self, base: Limits) -> Limits:
-        """These limits, with the limits of *base* where a field is None."""
+        """
+        Return these limits, completed by others.
+
+        Args:
+            base: Gives the limits that are None here.
+        """
         own = {key: value for key, value in attrs.asdict(self).items() if value is not None}
         return attrs.evolve(base, **own)
 

@@ -318,12 +318,12 @@ def test_the_hooks_of_a_fork_do_not_mind_what_was_collected(client: runqueue.Cli
     forgotten = Thing("forgotten")
     _fork.register(forgotten)
     del forgotten
-    before = _fork._all.copy()
+    before = _fork._registered.copy()
     try:
-        for key in list(_fork._all):
-            if _fork._all[key] not in things:
-                del _fork._all[key]
-        _fork._in_child()
+        for key in list(_fork._registered):
+            if _fork._registered[key] not in things:
+                del _fork._registered[key]
+        _fork._after_fork_in_child()
     finally:
-        _fork._all.update(before)
+        _fork._registered.update(before)
     assert called == ["first", "bad", "last"]
