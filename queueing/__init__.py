@@ -1,10 +1,10 @@
 """
 The engine of runqueue: queues records by lane, batches them, delivers them in order, reports what failed.
 
-It knows neither MLflow nor HTTP. It is handed two functions and never learns what is behind them: `encode`, which turns
-a record into fragments, and `deliver`, which stores a batch. It runs on asyncio and on trio.
+It knows neither MLflow nor HTTP. Its caller hands it two functions: `encode` turns a record into fragments, and `deliver`
+stores a batch. It runs on asyncio and on trio.
 
-    call -> Lane.inbox -> Lane.deal (a window) -> Lane.take (a batch) -> deliver -> Lane.store | reject -> Report
+    log call -> Lane.inbox -> a window -> Lane.take (a batch) -> deliver -> Lane.store | Lane.reject -> Report
 """
 
 from runqueue.queueing._errors import ClosedError as ClosedError

@@ -1,9 +1,7 @@
-"""
-Errors the engine raises or reads its policy from.
+"""Errors that the engine raises, and those whose attributes tell it what to do next."""
 
-Rule of this file: policy rides on the error. The engine never looks at a status code, a message or a type of its
-caller's; it reads the four attributes of [StoreError][] and nothing else.
-"""
+# Rule of this file: policy rides on the error. The engine looks at no status code, no message and no class of the store's
+# own: it reads the attributes of `StoreError` only.
 
 from __future__ import annotations
 
@@ -11,16 +9,16 @@ from enum import Enum
 
 
 class Scope(Enum):
-    """How far a failure reaches that waiting cannot mend."""
+    """How much fails with one request whose failure waiting cannot mend."""
 
     ENTRY = "entry"
-    """Something in the batch is bad: halve it until the bad entries stand alone."""
+    """An entry of the batch is bad: the batch is halved until the bad entries stand alone."""
     BATCH = "batch"
-    """This batch only; to halve it would prove nothing."""
+    """This batch as a whole: halving it would prove nothing."""
     LANE = "lane"
-    """The whole run: it is unknown, deleted, or closed to us. Nothing of it is tried again in this flush."""
+    """The whole run: it is unknown or deleted, or we may not write to it. This flush sends nothing more of it."""
     STORE = "store"
-    """Every run: the credentials were refused. Everything stays queued, and the flush ends at once."""
+    """Every run: the credentials were refused. All entries stay queued, and the flush ends at once."""
 
 
 class RunqueueError(Exception):
@@ -28,7 +26,7 @@ class RunqueueError(Exception):
 
 
 class ConfigError(RunqueueError, ValueError):
-    """Raised at once by a constructor or a call that was given a value it cannot honour; the text names it."""
+    """Raised at once by a constructor or a call whose argument has a bad value. The text names the argument."""
 
 
 class StoreError(RunqueueError):
@@ -84,13 +82,13 @@ class StoreError(RunqueueError):
 
 
 class RejectedError(StoreError):
-    """Raised when the store, or our own check before it, refuses an entry for what it is."""
+    """Raised when the store, or a check before sending, refuses an entry that no repetition can make valid."""
 
     scope = Scope.ENTRY
 
 
 class QueueFullError(RunqueueError):
-    """Raised by a log call of a client that bounds what is pending, when there is no room; the record is not taken."""
+    """Raised by a log call when `max_pending` leaves no room for its record, which is not queued then."""
 
 
 class ClosedError(RunqueueError):

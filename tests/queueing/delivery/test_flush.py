@@ -1,4 +1,4 @@
-"""Flushes: what each waits for, when it ends, and what it reports."""
+"""Flushes: which entries a flush waits for, when it ends, and which failures it reports."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def refuse_runs(*runs: Any) -> Callable[[Request], StoreError | None]:
 
 
 async def test_an_empty_flush_ends_at_once() -> None:
-    """There is nothing to wait for."""
+    """It makes no request: neither without a lane, nor with an empty one."""
     async with bench() as b:
         assert await b.flush() == Report(total=0)
         b.lane("r")
@@ -43,7 +43,7 @@ async def test_an_empty_flush_ends_at_once() -> None:
 
 
 async def test_a_flush_sends_what_was_queued_when_it_began_and_ends_under_a_busy_producer() -> None:
-    """What is logged meanwhile waits for the next flush."""
+    """Entries that are logged during the flush wait for the next one."""
     async with bench(limits=TEN) as b:
         lane = b.lane("r", *points(30))
 
@@ -67,7 +67,7 @@ async def test_a_flush_sends_what_was_queued_when_it_began_and_ends_under_a_busy
 
 
 async def test_a_flush_of_one_run_sends_that_run_alone() -> None:
-    """The others stay queued, and are not reported."""
+    """The entries of other runs stay queued, and are not reported."""
     async with bench() as b:
         mine, other = b.lane("mine", *points(3)), b.lane("other", *points(5))
         assert await b.flush(mine) == Report(total=3)
@@ -76,7 +76,7 @@ async def test_a_flush_of_one_run_sends_that_run_alone() -> None:
 
 
 async def test_a_flush_of_a_child_creates_its_parents_and_sends_nothing_else_of_them() -> None:
-    """A child cannot exist before them; their data can wait."""
+    """A child run cannot exist before its parents, but their data can wait."""
     async with bench() as b:
         top = b.lane("top", run(), *points(3), opened=False)
         middle = b.lane("middle", run(), *points(3), opened=False, parent=top)
@@ -87,7 +87,7 @@ async def test_a_flush_of_a_child_creates_its_parents_and_sends_nothing_else_of_
 
 
 async def test_a_flush_of_a_child_sends_only_the_creation_of_a_parent_that_failed_before() -> None:
-    """What an earlier flush has dealt of the parent is not the child's business either."""
+    """Nor does it send entries of the parent for which an earlier flush had closed a window."""
     broken = ["top"]
     async with bench(lambda request: refuse_runs(*broken)(request)) as b:
         top = b.lane("top", run(), *points(3), opened=False)
@@ -117,7 +117,7 @@ async def test_a_flush_that_times_out_reports_the_rest_as_queued_and_a_later_one
 
 
 async def test_a_flush_right_after_one_that_timed_out_waits_for_the_request_under_way() -> None:
-    """It completes the same run without repeating or overtaking."""
+    """The second flush neither repeats that request nor overtakes it."""
     async with bench(limits=TEN) as b:
         b.lane("r", *points(30))
         await b.flush(timeout=0.5)
@@ -127,7 +127,7 @@ async def test_a_flush_right_after_one_that_timed_out_waits_for_the_request_unde
 
 
 async def test_a_flush_without_time_sends_one_batch_a_run_at_most() -> None:
-    """Zero seconds are over when the first request may just have begun."""
+    """With a timeout of 0 s, the first request may have begun when the flush ends, and no other one."""
     async with bench(limits=TEN) as b:
         b.lane("r", *points(25))
         started = anyio.current_time()
@@ -140,7 +140,7 @@ async def test_a_flush_without_time_sends_one_batch_a_run_at_most() -> None:
 
 
 async def test_a_cancelled_flush_leaves_the_rest_queued_and_a_later_one_completes_exactly() -> None:
-    """As after a timeout; the request under way is settled."""
+    """As after a timeout, the request under way is settled when it ends."""
     async with bench(limits=TEN) as b:
         b.lane("r", params(p=1), *points(40), status())
         with anyio.move_on_after(1.5):
@@ -154,7 +154,7 @@ async def test_a_cancelled_flush_leaves_the_rest_queued_and_a_later_one_complete
 
 
 async def test_failures_of_a_cancelled_flush_are_reported_by_the_next() -> None:
-    """Cancelling the waiting loses no news."""
+    """A cancelled flush loses no failure."""
     async with bench(lambda _: RejectedError("no")) as b:
         lane = b.lane("r", metrics(0, a=1))
         with anyio.move_on_after(0.5):
@@ -167,7 +167,7 @@ async def test_failures_of_a_cancelled_flush_are_reported_by_the_next() -> None:
 
 
 async def test_a_failure_is_reported_once_by_the_first_flush_to_end_whose_window_holds_it() -> None:
-    """Two overlapping flushes share the work, not the news."""
+    """Of two overlapping flushes, only one reports a failure."""
     bad = metrics(0, bad=1)
     reports: dict[str, Report] = {}
     async with bench(lambda r: RejectedError("no") if flat([bad])[0] in r.entries else None, limits=TEN) as b:
@@ -190,7 +190,7 @@ async def test_a_failure_is_reported_once_by_the_first_flush_to_end_whose_window
 
 
 async def test_a_failure_of_a_later_window_waits_for_its_own_flush() -> None:
-    """A flush reports what it began with and nothing else."""
+    """A flush reports only failures of entries that were queued when it began."""
     bad = metrics(7, bad=1)
     script = lambda r: RejectedError("no") if flat([bad])[0] in r.entries else None
     async with bench(script, limits=TEN, max_workers=1) as b:
@@ -211,8 +211,8 @@ async def test_a_failure_of_a_later_window_waits_for_its_own_flush() -> None:
         assert reports == [Report(total=65)]
 
 
-async def test_the_timeout_of_one_flush_does_not_stop_what_another_waits_for() -> None:
-    """A pump goes on as long as anybody waits for its lane."""
+async def test_the_timeout_of_one_flush_does_not_stop_a_lane_that_another_flush_waits_for() -> None:
+    """A pump goes on as long as a flush waits for its lane."""
     async with bench(limits=TEN) as b:
         b.lane("r", *points(50))
         reports: list[Report] = []
@@ -228,8 +228,8 @@ async def test_the_timeout_of_one_flush_does_not_stop_what_another_waits_for() -
         assert reports == [Report(total=50)]
 
 
-async def test_what_only_a_timed_out_flush_wanted_is_not_sent_for_another_one() -> None:
-    """`at the timeout the rest stays queued`, also when an earlier flush still waits for the same run."""
+async def test_entries_that_only_a_timed_out_flush_has_asked_for_are_not_sent() -> None:
+    """They stay queued, even when an earlier flush still waits for the same run."""
     async with bench(limits=TEN) as b:
         lane = b.lane("r", *points(30))
 
@@ -246,7 +246,7 @@ async def test_what_only_a_timed_out_flush_wanted_is_not_sent_for_another_one() 
 
 
 async def test_a_flush_ends_when_its_run_is_stored_though_all_workers_are_busy() -> None:
-    """To find that nothing is left takes no worker."""
+    """Finding that a lane is empty takes no worker slot."""
     async with bench(max_workers=1) as b:
         first, second = b.lane("first", *points(3)), b.lane("second", *points(3))
         async with anyio.create_task_group() as tasks:
@@ -261,7 +261,7 @@ async def test_a_flush_ends_when_its_run_is_stored_though_all_workers_are_busy()
 
 @pytest.mark.parametrize("scope", [Scope.ENTRY, Scope.BATCH, Scope.LANE])
 async def test_a_flush_ends_when_its_last_entry_is_rejected_though_all_workers_are_busy(scope: Scope) -> None:
-    """Neither does it where the last request was refused, and where more of the run waits for a later flush."""
+    """Nor does it after a rejection, while later entries of the run wait for another flush."""
     script = lambda r: StoreError("no", scope=scope) if r.number == 0 else None
     async with bench(script, max_workers=1) as b:
         first, second = b.lane("first", *points(1)), b.lane("second", *points(3))
@@ -284,7 +284,7 @@ async def test_a_flush_ends_when_its_last_entry_is_rejected_though_all_workers_a
 
 
 async def test_a_flush_does_not_wait_for_ever_for_a_store_that_never_answers() -> None:
-    """A store's thread cannot be stopped: its request stays in flight, is never repeated, and counts when it ends."""
+    """The store's thread cannot be stopped: its request stays in flight, is not repeated, and counts when it ends."""
     async with bench(limits=TEN, seconds=10_000, max_workers=2, patience=60) as b:
         stuck, other = b.lane("stuck", *points(20)), b.lane("other", *points(20))
         started = anyio.current_time()
@@ -302,7 +302,7 @@ async def test_a_flush_does_not_wait_for_ever_for_a_store_that_never_answers() -
 
 
 async def test_a_flush_waits_as_long_as_requests_end() -> None:
-    """However long it takes in all, and if they only fail."""
+    """There is no bound on the whole, even if half of the requests fail."""
     script = lambda r: StoreError("down", retriable=True) if r.number % 2 else None
     async with bench(script, limits=TEN, seconds=50, patience=60, base=0) as b:
         b.lane("r", *points(200))
