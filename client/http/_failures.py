@@ -15,16 +15,17 @@ import httpx
 from runqueue.errors import UnavailableError
 from runqueue.queueing import Scope, StoreError
 
-_UNSENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
+_UNSENT: Final = (ConnectionRefusedError, httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 _UNSENT_BY_AIOHTTP: Final = frozenset(("ClientConnectorError", "ClientHttpProxyError"))
-_BROKEN: Final = (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError)
+_BROKEN: Final = (ConnectionError, httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError)
 _REFUSAL: Final = re.compile(r"ALERT_(?:\w*CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED|HANDSHAKE_FAILURE|DECRYPT_ERROR)")
 
 
 def is_transport_failure(error: Exception) -> bool:
     """Whether it tells of a connection, as opposed to a defect."""
-    # httpx lets errors of TLS pass that come while it reads; httpx-aiohttp lets those of aiohttp's parser pass.
-    return isinstance(error, (httpx.TransportError, ssl.SSLError)) or _is_aiohttps(error)
+    # httpx lets errors of TLS pass that come while it reads, httpx-aiohttp those of aiohttp's parser, and a transport of the
+    # user's own may let pass what a socket raises.
+    return isinstance(error, (httpx.TransportError, OSError)) or _is_aiohttps(error)
 
 
 def describe(error: Exception) -> StoreError:

@@ -23,7 +23,7 @@ class Answer:
 
     Args:
         status: Of HTTP.
-        headers: By their names, in any capitals.
+        headers: By their names in lower case.
         body: Decompressed.
     """
 
@@ -47,14 +47,14 @@ async def read_answer(response: httpx.Response, cap: int) -> Answer:
         UnexpectedAnswerError: The body is larger, or encoded in a way that was not asked for.
         UnavailableError: The body was cut.
     """
-    status, headers = response.status_code, response.headers
+    status, headers = response.status_code, _plain(response.headers)
     coding = headers.get("content-encoding", "identity").strip().lower() or "identity"
     if coding not in ("identity", "gzip", "deflate"):
         raise UnexpectedAnswerError(f"{status}: an answer in the coding {coding!r}", ambiguous=True)
     inflate = None if coding == "identity" else zlib.decompressobj(47 if coding == "gzip" else 15)
     body = bytearray()
     # The stream itself: `aiter_raw` counts and chunks what it yields, and refuses a body that is in memory already.
-    async for chunk in _stream(response):
+    async for chunk in stream_of(response):
         try:
             body += chunk if inflate is None else inflate.decompress(chunk, cap + 1 - len(body))
         except zlib.error as error:
@@ -103,6 +103,20 @@ def origin(url: httpx.URL) -> str:
     return f"{url.scheme}://{url.host}:{url.port or PORTS.get(url.scheme)}"
 
 
-def _stream(response: httpx.Response) -> httpx.AsyncByteStream:
+def _plain(headers: httpx.Headers) -> dict[str, str]:
+    """
+    The headers decoded once: each look into `httpx.Headers` decodes all of them. Values of a name that came more than
+    once are joined, as RFC 9110, section 5.3, has it.
+    """
+    encoding = headers.encoding
+    found: dict[str, str] = {}
+    for raw_name, raw_value in headers.raw:
+        name, value = raw_name.decode(encoding).lower(), raw_value.decode(encoding)
+        found[name] = f"{found[name]}, {value}" if name in found else value
+    return found
+
+
+def stream_of(response: httpx.Response) -> httpx.AsyncByteStream:
+    """The body as it comes. It has to be closed, whatever ends the reading."""
     assert isinstance(response.stream, httpx.AsyncByteStream), "an asynchronous transport gave a synchronous stream"
     return response.stream

@@ -168,13 +168,16 @@ def test_artifacts_go_through_the_users_transport_too(tmp_path: Path) -> None:
         (httpx.ConnectTimeout, False),
         (httpx.PoolTimeout, False),
         (httpx.ProxyError, False),
+        (ConnectionRefusedError, False),
         (httpx.ReadError, True),
         (httpx.WriteError, True),
         (httpx.ReadTimeout, True),
         (httpx.RemoteProtocolError, True),
+        (TimeoutError, True),
+        (OSError, True),
     ],
 )
-def test_an_error_of_the_transport_is_an_outage(kind: type[httpx.TransportError], looks: bool) -> None:
+def test_an_error_of_the_transport_is_an_outage(kind: type[Exception], looks: bool) -> None:
     """A run that may have been created is searched for before it is created again."""
     errors = [kind("the connection's fault")]
 
@@ -190,8 +193,8 @@ def test_an_error_of_the_transport_is_an_outage(kind: type[httpx.TransportError]
     assert (transport.counted()["runs/search"] > 0) is looks
 
 
-@pytest.mark.parametrize("error", [httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError])
-def test_a_connection_that_breaks_is_replaced_at_once(error: type[httpx.TransportError]) -> None:
+@pytest.mark.parametrize("error", [httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError, BrokenPipeError])
+def test_a_connection_that_breaks_is_replaced_at_once(error: type[Exception]) -> None:
     """No outage, no wait: `retry_timeout=0` would end the flush at the first one."""
     broken = 0
 
