@@ -21,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from support.mlflow_server import MlflowServer, clean_environment  # noqa: E402
+from support.mlflow_server import MlflowServer, clean_environment
 
 
 def first_block(readme: str) -> str:
