@@ -43,7 +43,7 @@ def measure_case(
         quick: Take the case's `quick_sizes` and `quick_peers`.
         rounds: How many samples of each peer. None: as the case says.
         only: The peers to measure. Empty: all of the case.
-        progress: Is told, before each measurement, what comes.
+        progress: Called before each measurement with its description.
 
     Raises:
         BenchmarkError: A worker or server failed, or the server did not receive what was logged.

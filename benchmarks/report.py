@@ -34,14 +34,14 @@ WHERETO = ("--json", "--plot")
 
 def command(arguments: Iterable[str]) -> str:
     """Return the command line for tables and charts, without output paths, which are private."""
-    told: list[str] = []
+    shown: list[str] = []
     rest = iter(arguments)
     for each in rest:
         if each in WHERETO:
             next(rest, None)
         elif each.partition("=")[0] not in WHERETO:
-            told.append(each)
-    return shlex.join(["python", "-m", "benchmarks", *told])
+            shown.append(each)
+    return shlex.join(["python", "-m", "benchmarks", *shown])
 
 
 def environment(command: str) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def train(tracking_uri: str | None, epochs: int, seed: int) -> str | None:
 def how_to_look(tracking_uri: str, run_id: str | None) -> str:
     """Say how to open the run in MLflow's user interface."""
     page = f"/#/experiments/0/runs/{run_id}"
-    shown = re.sub("//[^/@]*@", "//***@", tracking_uri)  # a password is nobody's business on a terminal
+    shown = re.sub("//[^/@]*@", "//***@", tracking_uri)  # a terminal must not show a password
     if tracking_uri.startswith(("http://", "https://")):
         return f"Look at it: {shown.rstrip('/')}{page}"
     if tracking_uri.startswith("databricks"):

@@ -110,7 +110,7 @@ def test_autologging_stores_the_same_through_either_client(
     assert queueing == plain
     by_whom = user_agents(proxy, "params")
     half = by_whom.index("runqueue")
-    assert half > 0 and set(by_whom[half:]) == {"runqueue"}, "the second half is ours, and all of it"
+    assert half > 0 and set(by_whom[half:]) == {"runqueue"}, "runqueue has sent the second half, and all of it"
     runs = [each for each in plain if "inputs" in each]
     assert all(run["inputs"] and run["params"] and run["metrics"] for run in runs), "there is something to compare"
     if flavor == "sklearn":

@@ -384,7 +384,7 @@ import runqueue
 with runqueue.Client(sys.argv[1]) as client:
     client.create_run("0")
 """
-"""Makes MLflow's tables, if nobody has before."""
+"""Creates MLflow's tables, if they do not exist."""
 
 
 @pytest.fixture(scope="module")

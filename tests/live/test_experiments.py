@@ -34,7 +34,7 @@ with client:
     client.log_metric(run, "m", float(sys.argv[3]), step=1, timestamp=1)
 print(run.run_id)
 """
-"""A process that creates a run when it is told to, together with others."""
+"""A process that creates a run at a signal, at the same time as others."""
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from support.doors import DOORS, SCRIPTS, start
 from support.embedded import NOLOAD, mlflow_client
 from support.postgres import Postgres, shared_postgres
+from support.scripts_of_mlflow import QUEUED_LAUNCHES, SCRIPTS, run_script
 
 pytestmark = [pytest.mark.live, NOLOAD]
 
@@ -49,7 +49,7 @@ def test_a_prefix_queues_what_is_logged_into_a_database(uri: str, tmp_path: Path
         "utf-8",
     )
     experiment = f"loop {uuid.uuid4().hex}"
-    done = start(DOORS["environment"], watched, uri, experiment, tmp_path, variables)
+    done = run_script(QUEUED_LAUNCHES["environment"], watched, uri, experiment, tmp_path, variables)
     assert done.returncode == 0, done.stderr
     assert "QUEUED True" in done.stdout
     client = mlflow_client(uri)

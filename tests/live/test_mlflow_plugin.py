@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from support.doors import SCRIPTS
 from support.mlflow_server import MlflowServer, clean_environment
 from support.process import PATIENCE, Process
 from support.proxy import FaultyProxy
 from support.readback import Readback
+from support.scripts_of_mlflow import SCRIPTS
 
 pytestmark = pytest.mark.live
 

@@ -50,7 +50,7 @@ if gate:
     submitted.cancel()
 say("waited", submitted.wait(), submitted.get_status())
 """
-"""Starts an entry point and waits for it, or cancels it when somebody opens the gate, a named pipe."""
+"""Starts an entry point and waits for it, or cancels it once the test opens the gate, a named pipe."""
 
 
 def variables(server: MlflowServer, folder: Path) -> dict[str, str]:

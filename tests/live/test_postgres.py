@@ -201,7 +201,7 @@ def test_a_dead_lock_is_tried_again(postgres: Postgres, uri: str, driver: str) -
             other.execute("LOCK TABLE latest_metrics IN ACCESS EXCLUSIVE MODE")
             client.log_metric(run, "m", 1.0, step=1, timestamp=1)
             flush = client.flush(synchronous=False)
-            wait_until(lambda: bool(waiting(postgres)), WAIT, "nobody waits for the lock")
+            wait_until(lambda: bool(waiting(postgres)), WAIT, "no transaction waits for the lock")
             other.execute("LOCK TABLE metrics IN ACCESS EXCLUSIVE MODE")
         flush.await_completion(WAIT)
     assert b"deadlock detected" in (postgres.folder / "server.log").read_bytes()

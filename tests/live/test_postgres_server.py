@@ -149,7 +149,7 @@ def waiting_for_locks(postgres: Postgres) -> int:
 
 
 BAD_PARAMS = {"name": ("bad*key", "new"), "conflict": ("kept", "new"), "value": ("nul", "a\0b")}
-"""The last is refused by PostgreSQL alone: its text holds no NUL, and the server says so as each driver does."""
+"""PostgreSQL alone refuses the last one, as its text cannot hold NUL. The error differs with the driver."""
 
 
 @pytest.mark.parametrize("kind", BAD_PARAMS)

@@ -1,6 +1,6 @@
 """A headless Chromium on MLflow's own web page."""
 
-# Rules of this file: Chromium and its driver are those of the system, nothing is ever downloaded; nobody but 127.0.0.1
+# Rules of this file: Chromium and its driver are those of the system, nothing is ever downloaded; no host but 127.0.0.1
 # is reached. Every wait is for something on the page, with a deadline. It knows nothing of runqueue.
 
 from __future__ import annotations

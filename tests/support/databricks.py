@@ -1,6 +1,6 @@
 """A Databricks workspace as its documentation describes its answers: authentication, and OAuth tokens."""
 
-# Rules of this file: whoever has a token that is good is answered as by any `ScriptedServer`; nobody else gets to the
+# Rules of this file: requests with a valid token are answered as by any `ScriptedServer`; other requests do not reach the
 # scripts of the API.
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A real `mlflow server` in a process group of its own, on a free port of 127.0.0.1."""
 
-# Rules of this file: the server writes nothing outside its folder, talks to nobody but us, and is ended by the very
+# Rules of this file: the server writes nothing outside its folder, has no connections but those of the tests, and is ended by the very
 # process id that was started. It knows nothing of runqueue.
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class MlflowServer:
         backend_uri: Keep the data there instead.
         workers: Processes that answer.
         static_prefix: What every path begins with, e.g. "/mlflow".
-        admin: User and password of its administrator. None: whoever asks is answered.
+        admin: User and password of its administrator. None: the server asks for no user.
         certificate: A PEM file with a certificate and its key, to speak https by.
         artifact_root: A URI where clients keep artifacts by themselves. None: the server takes them.
         environment: More variables for it.

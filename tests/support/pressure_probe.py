@@ -1,5 +1,5 @@
 """
-A producer that is far faster than its server. A script, so that its memory is nobody else's:
+A producer that is far faster than its server. A script, so that its memory holds nothing else:
 
     python pressure_probe.py URI RUN_ID ON_FULL SECONDS
 
@@ -24,7 +24,7 @@ CALLS_A_LOOK = 200
 
 
 def main(uri: str, run_id: str, on_full: str, seconds: str) -> None:
-    logging.getLogger("runqueue").setLevel(logging.ERROR)  # drops are told at each tick
+    logging.getLogger("runqueue").setLevel(logging.ERROR)  # drops are logged at each tick
     client = runqueue.Client(uri, flush_interval=0.5, max_workers=1, on_full=cast(OnFull, on_full), progress=False)
     keys = [f"metric_{number}" for number in range(METRICS_A_CALL)]
     client.log_metrics(run_id, dict.fromkeys(keys, 0.0))

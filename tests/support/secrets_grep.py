@@ -178,7 +178,7 @@ class Evidence:
         text is checked: no error tracker uploads their frames, and runqueue cannot change them.
         """
         self.loggers.add(record.name)
-        if _shows_an_answers_headers(record):
+        if _is_record_of_answer_headers(record):
             return
         where = f"log: {record.name}"
         self.text(where, f"{record.getMessage()} {vars(record)!r}")
@@ -198,11 +198,13 @@ class Evidence:
                 self.text(f"file: {path.name}", path.read_bytes().decode("latin-1"))
 
 
-def _shows_an_answers_headers(record: logging.LogRecord) -> bool:
+def _is_record_of_answer_headers(record: logging.LogRecord) -> bool:
     """
-    httpcore's record of the headers it got, at the level of debugging. A server that echoes what it was sent in one of
-    its own (a Location, say) is quoted there. The logger is another library's, and not ours to filter; who switches it
-    on asks for what is on the wire. Only these records are left out, and none of the request's headers are in them.
+    Return whether a record is httpcore's DEBUG record of an answer's headers.
+
+    Such records are not checked. They quote a server that echoes the request in its headers (Location, for instance).
+    The logger belongs to another library, and a user who enables it wants to see the connection's bytes. The records
+    hold none of the request's headers.
     """
     return record.name.startswith("httpcore.") and record.getMessage().startswith("receive_response_headers.")
 
@@ -260,14 +262,14 @@ def watched(*words: str) -> Iterator[Evidence]:
 
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        # The level is any logger's own matter, and libraries set it when they are imported; here all say everything.
+        # Every logger logs everything here, whatever level it has; libraries set levels at their import.
         patch.setattr(logging.Logger, "isEnabledFor", lambda logger, level: level > logger.manager.disable)
         patch.setattr(threading, "excepthook", lost)
         patch.setattr(sys, "unraisablehook", lost)
         patch.setattr(logging.Logger, "callHandlers", handled)
         with redirect_stdout(printed), redirect_stderr(printed):
             yield evidence
-            gc.collect()  # what is said by objects that nobody holds any longer
+            gc.collect()  # destructors of unreachable objects may log or warn
     for warning in caught:
         evidence.value(f"warning: {warning.category.__name__}", (warning.message, warning.source))
     evidence.text("output: of the process", printed.getvalue())

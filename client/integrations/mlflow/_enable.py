@@ -9,7 +9,7 @@ registry, traces and links by it. This module remembers that the plain URI is qu
 """
 
 # Rules of this file: a patch is an attribute of a single object, or a descriptor of a class that has no such attribute.
-# So `delattr` takes it out, and restores exactly what was there. Nothing is patched before somebody asks for it. The
+# So `delattr` takes it out, and restores exactly what was there. Nothing is patched without a request. The
 # file may be imported in the middle of the import of MLflow, so MLflow's modules are looked up when they are needed.
 
 from __future__ import annotations

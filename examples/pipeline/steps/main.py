@@ -15,7 +15,7 @@ PROJECT = Path(__file__).parents[1]
 
 def launch(entry_point: str, **parameters: str) -> str:
     """
-    Run a step, in this process group: whoever cancels the whole cancels the step with it.
+    Run a step in this process group, so that cancelling the pipeline cancels the step too.
 
     Returns:
         The id of its run.

@@ -1,4 +1,4 @@
-"""The run that a step logs into, whoever has started the step."""
+"""The run that a step logs into, started by MLflow Projects or by hand."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import runqueue
 @contextmanager
 def step_run(name: str, params: Mapping[str, str]) -> Iterator[tuple[runqueue.Client, runqueue.Run]]:
     """
-    Started by MLflow Projects, a step finds its run in the environment: there since before the step, with its params,
-    and ended by MLflow Projects; only a cancelled one is ended by runqueue, KILLED. Started by hand, it makes its own.
+    Log a step into its run.
+
+    Started by MLflow Projects, a step finds the run in its environment. MLflow Projects has created the run with its
+    params, and ends it; only after a cancellation runqueue ends it, as KILLED. Started by hand, the step creates a run.
 
     Args:
-        name: Of a run of its own.
-        params: Of a run of its own, as text.
+        name: The name of a run that the step creates.
+        params: The params of a run that the step creates, as text.
 
     Raises:
         runqueue.FlushError: At the end, if something could not be stored: the step has failed then.

@@ -1,7 +1,4 @@
-"""
-Scripts written for MLflow alone, through each door of the queued store: what they leave on a real server equals what
-they leave without it.
-"""
+"""Scripts written for MLflow alone leave the same on a real server whether their writes are queued or not."""
 
 from __future__ import annotations
 
@@ -14,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from support.doors import DOORS, PLAIN, SCRIPTS, Door, start
 from support.mlflow_server import MlflowServer
 from support.proxy import Fault, FaultyProxy
 from support.readback import Readback
+from support.scripts_of_mlflow import QUEUED_LAUNCHES, SCRIPTS, UNQUEUED_LAUNCH, Launch, run_script
 from support.whole_experiment import whole_experiment
 
 pytestmark = pytest.mark.live
@@ -28,14 +25,16 @@ Outcome = tuple[dict[str, Any], subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
-def plainly(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Outcome]:
-    """What a script does and leaves by MLflow alone; found once."""
+def run_unqueued(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Outcome]:
+    """Returns the content and the output of a script without queueing; each script runs once."""
     known: dict[str, Outcome] = {}
 
     def found(name: str) -> Outcome:
         if name not in known:
             experiment = f"{name} {uuid.uuid4().hex}"
-            done = start(PLAIN, SCRIPTS / f"{name}.py", mlflow_server.uri, experiment, tmp_path_factory.mktemp(name))
+            done = run_script(
+                UNQUEUED_LAUNCH, SCRIPTS / f"{name}.py", mlflow_server.uri, experiment, tmp_path_factory.mktemp(name)
+            )
             assert done.returncode == 0, done.stderr
             with Readback(mlflow_server.uri) as reader:
                 known[name] = whole_experiment(mlflow_server, reader, experiment), done
@@ -44,21 +43,23 @@ def plainly(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactor
     return found
 
 
-@pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
+@pytest.mark.parametrize("launch", QUEUED_LAUNCHES.values(), ids=QUEUED_LAUNCHES)
 @pytest.mark.parametrize("name", NAMES)
-def test_a_script_leaves_the_same_through_each_door(
+def test_a_script_leaves_the_same_with_queued_writes(
     name: str,
-    door: Door,
-    plainly: Callable[[str], Outcome],
+    launch: Launch,
+    run_unqueued: Callable[[str], Outcome],
     proxy: FaultyProxy,
     mlflow_server: MlflowServer,
     readback: Readback,
     tmp_path: Path,
 ) -> None:
-    """Runs, params, tags, every metric point, datasets, models, artifacts, parents and status; and it was queued."""
-    expected, plain = plainly(name)
+    """
+    Runs, params, tags, every metric point, datasets, models, artifacts, parents and status; and the writes were queued.
+    """
+    expected, plain = run_unqueued(name)
     experiment = f"{name} {uuid.uuid4().hex}"
-    done = start(door, SCRIPTS / f"{name}.py", proxy.uri, experiment, tmp_path)
+    done = run_script(launch, SCRIPTS / f"{name}.py", proxy.uri, experiment, tmp_path)
     assert done.returncode == 0, done.stderr
     found = whole_experiment(mlflow_server, readback, experiment)
     assert len(found["runs"]) == len(expected["runs"])
@@ -68,14 +69,16 @@ def test_a_script_leaves_the_same_through_each_door(
     assert _lines(done.stdout) == _lines(plain.stdout)
     assert "runqueue+" not in done.stdout
     assert proxy.count("runs/log-batch") > 0
-    if name == "handwritten":  # what does not fit takes MLflow's own way, and nothing else does
+    if name == "handwritten":  # only the entries that cannot be queued go to the plain store
         assert proxy.count("runs/log-metric") == 2
         assert proxy.count("runs/log-parameter") == 1
         assert proxy.count("runs/set-tag") == 1
 
 
 def _lines(text: str) -> list[str]:
-    """What the script itself prints, and how many links MLflow does; some of its threads', in whatever order."""
+    """
+    Return the script's own lines, and for each of MLflow's links a line without ids, sorted, as threads print too.
+    """
     lines = re.sub(r"[0-9a-f]{32}|\d{13}", "<id>", text).splitlines()
     return sorted(line.split(" at: ")[0].split(" View run ")[0] for line in lines if line)
 
@@ -83,12 +86,15 @@ def _lines(text: str) -> list[str]:
 def test_logging_is_five_times_faster_than_mlflow_itself_where_the_server_is_20_ms_away(
     proxy: FaultyProxy, readback: Readback, tmp_path: Path
 ) -> None:
-    """The same script, the same server, one after the other, each to the end of its `end_run`; all is stored."""
+    """
+    The same script and server, one launch after the other, each timed to the end of its `end_run`; everything is
+    stored.
+    """
     proxy.fail("", Fault.delayed(0.020), times=None)
     seconds: dict[str, float] = {}
-    for name, door in (("plain", PLAIN), *DOORS.items()):
+    for name, launch in (("plain", UNQUEUED_LAUNCH), *QUEUED_LAUNCHES.items()):
         experiment = f"loop {uuid.uuid4().hex}"
-        done = start(door, SCRIPTS / "logging_loop.py", proxy.uri, experiment, tmp_path)
+        done = run_script(launch, SCRIPTS / "logging_loop.py", proxy.uri, experiment, tmp_path)
         assert done.returncode == 0, done.stderr
         (took,) = re.findall(r"SECONDS (\S+)", done.stdout)
         seconds[name] = float(took)

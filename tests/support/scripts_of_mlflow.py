@@ -1,8 +1,6 @@
-"""
-The ways in which a script that knows of MLflow alone comes to the queued store, and none: what it is compared with.
-"""
+"""The ways to run a script that is written for MLflow alone: with queued writes, and without, for comparison."""
 
-# Rules of this file: the script itself is not touched; a door is a command line and an environment.
+# Rules of this file: the script itself is not changed; a launch is a command line and environment variables.
 
 from __future__ import annotations
 
@@ -23,43 +21,43 @@ _ENABLED += "runpy.run_path(sys.argv[0], run_name='__main__')"
 
 
 @attrs.frozen
-class Door:
-    """How a script is started."""
+class Launch:
+    """A way to start a script."""
 
     command: tuple[str, ...]
     prefix: str = ""
     """Before the tracking URI."""
 
 
-DOORS = {
-    "one line": Door((sys.executable, "-c", _ENABLED)),
-    "no line": Door((sys.executable, "-m", "runqueue", "run")),
-    "environment": Door((sys.executable,), "runqueue+"),
+QUEUED_LAUNCHES = {
+    "one line": Launch((sys.executable, "-c", _ENABLED)),
+    "no line": Launch((sys.executable, "-m", "runqueue", "run")),
+    "environment": Launch((sys.executable,), "runqueue+"),
 }
-PLAIN = Door((sys.executable,))
+UNQUEUED_LAUNCH = Launch((sys.executable,))
 
 
-def start(
-    door: Door, script: Path, uri: str, experiment: str, folder: Path, variables: Mapping[str, str] | None = None
+def run_script(
+    launch: Launch, script: Path, uri: str, experiment: str, folder: Path, variables: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """
     Run a script to its end.
 
     Args:
-        door: The way in.
-        script: Of `SCRIPTS`, or another.
+        launch: How to start it.
+        script: A file of `SCRIPTS`, or another one.
         uri: The plain tracking URI.
-        experiment: Its name.
-        folder: To work in.
-        variables: More of the environment.
+        experiment: The name of the experiment.
+        folder: The working folder.
+        variables: Further environment variables.
     """
     environment = clean_environment() | {
-        "MLFLOW_TRACKING_URI": door.prefix + uri,
+        "MLFLOW_TRACKING_URI": launch.prefix + uri,
         "MLFLOW_EXPERIMENT_NAME": experiment,
         "PYTHONWARNINGS": "ignore",
     }
     return subprocess.run(
-        [*door.command, str(script)],
+        [*launch.command, str(script)],
         cwd=folder,
         env=environment | dict(variables or {}),
         check=False,
