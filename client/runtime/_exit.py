@@ -1,24 +1,24 @@
 """
-How a process ends while clients stream: at the end of the interpreter, and by SIGTERM.
+Sends what streaming clients have queued when the process ends: at the end of the interpreter, and at SIGTERM.
 
-    end of the script, sys.exit, an exception   every streaming client is flushed, within its `exit_timeout`
+    end of the script, sys.exit, an exception   every registered target is flushed, within its `exit_timeout`
     end of a worker of multiprocessing          likewise
-    SIGTERM, first                              likewise, its unfinished runs set KILLED; then the default action
+    SIGTERM, first                              likewise, after unfinished runs were set KILLED; then the default action
     SIGTERM, second                             the default action at once
-    SIGINT                                      Python's own KeyboardInterrupt; nothing is installed
-
-The hook is atexit's: it comes after the threads of the program have ended, so what they logged counts too, and
-before daemon threads such as the engine's are cut off. The workers of multiprocessing that were forked end without it;
-multiprocessing has a hook of its own for them.
-
-atexit's hooks run in the reverse order of their registration, so those of the user's that were there before the first
-client come after ours, and may log. What they log is sent within what is left of `exit_timeout`: at once by a second
-hook, registered by `import runqueue`; after that by each log call itself, which waits for it. When no time is left, or
-the client does not stream, it is said with counts.
-
-Rules of this file: the only state is what the hooks need; the handler is installed from the main thread only, in the
-place of the default action and nobody else's, and goes with the last client that wants it.
+    SIGINT                                      Python's own KeyboardInterrupt; no handler is installed
 """
+
+# An atexit hook comes after the program's other threads have ended, so that what they have logged is sent too, and before
+# daemon threads such as the engine's are stopped. Workers of multiprocessing that were forked end without atexit's hooks;
+# multiprocessing has a hook of its own for them.
+#
+# atexit's hooks run in the reverse order of their registration. So the user's hooks that were registered before the first
+# client run after ours, and may log. What they log is sent within what is left of `exit_timeout`: first by a second hook,
+# which `import runqueue` registers, and after that by each log call itself, which waits for its own flush. When no time is
+# left, or the client does not stream, a warning counts what was not sent.
+#
+# Rules of this file: the state is what the hooks need. The signal handler is installed from the main thread only, in place
+# of the default action and of no other handler, and is removed with the last client that wants it.
 
 from __future__ import annotations
 
@@ -41,71 +41,81 @@ from typing import Any, Final, Protocol
 from runqueue.runtime import _fork, _notices
 
 MARGIN: Final = 2.0
-"""Seconds beyond its bound after which an engine that says nothing is not waited for any longer."""
+"""Seconds beyond `exit_timeout` for which a flush that does not end is waited for."""
 
 
 class ExitTarget(Protocol):
-    """An engine that streams."""
+    """What is flushed when the process ends: an engine, or a single flush."""
 
     @property
-    def exit_timeout(self) -> float: ...
+    def exit_timeout(self) -> float:
+        """Seconds for the flush."""
+        ...
 
     def begin_final_flush(self, timeout: float) -> Future[Any] | None:
-        """Begin the last flush, for so many seconds; None if there is nothing to send, or nothing new since the last."""
+        """
+        Begin the last flush.
+
+        Args:
+            timeout: Seconds after which it ends.
+
+        Returns:
+            Its future. None: nothing is queued, or nothing since the last such flush.
+        """
         ...
 
     def is_own_thread(self) -> bool:
-        """Whether the caller is the engine's own thread."""
+        """Whether the caller is the engine's thread, or works for it."""
         ...
 
     def watch_log_calls(self, callback: Callable[[], None]) -> None:
-        """Call this after each log call from now on."""
+        """Call a function after each log call from now on."""
         ...
 
     def report_late_entries(self) -> None:
-        """Say how much has come too late to be sent, if there is news."""
+        """Warn of entries that were logged too late to be sent, if there are more than at the last warning."""
         ...
 
     def report_late_drops(self) -> None:
-        """Say what was dropped since that was said last, by ever larger counts."""
+        """Warn of entries that were dropped since the last such warning, each time for a larger count."""
         ...
 
     def flush_logs(self) -> None:
-        """See to it that what was logged of it is out."""
+        """Wait until the handlers of the engine's log records were called; not for long."""
         ...
 
     def queue_killed_status(self) -> None:
-        """Queue KILLED as the final status of what this client has made, or was started for, and not ended."""
+        """Queue KILLED as the final status of the unfinished runs that the client has created, or was started for."""
         ...
 
     def give_up_waiting(self) -> int:
-        """Entries that are queued or in flight, and that nobody will wait for any more."""
+        """Note that no flush is waited for any more. Returns the entries that are queued or in flight."""
         ...
 
 
 class _Hooks:
-    """What is to be ended, and by what."""
+    """The registered targets, and which hooks are installed."""
 
     def __init__(self) -> None:
         self.streaming: set[ExitTarget] = set()
-        self.killed: set[ExitTarget] = set()  # those of them that SIGTERM ends too
-        self.over: weakref.WeakSet[ExitTarget] = weakref.WeakSet()  # that do not stream, and cannot send any more
-        self.begun: float | None = None  # when the interpreter began to end
-        self.registered = False
-        self.installed = False
-        self.worker: int | None = None  # the process in which multiprocessing was asked to call us
+        self.at_sigterm: set[ExitTarget] = set()  # those of them that SIGTERM flushes too
+        self.ended: weakref.WeakSet[ExitTarget] = weakref.WeakSet()  # that do not stream, and whose thread has ended
+        self.exit_began: float | None = None  # when the interpreter began to end; -inf: nothing is waited for any more
+        self.atexit_registered = False
+        self.handler_installed = False
+        self.worker: int | None = None  # the process whose hook of multiprocessing is registered
 
     def _after_fork(self) -> None:
-        """A child has nothing of its parent's to send, and dies when it is told to."""
+        """In a child: it does not send what its parent has queued, and SIGTERM ends it at once."""
         self.streaming.clear()
-        self.killed.clear()
-        self.over.clear()
-        self.begun = None
-        self.uninstall()
+        self.at_sigterm.clear()
+        self.ended.clear()
+        self.exit_began = None
+        self.remove_handler()
 
-    def uninstall(self) -> None:
-        if self.installed and threading.current_thread() is threading.main_thread():
-            self.installed = False
+    def remove_handler(self) -> None:
+        if self.handler_installed and threading.current_thread() is threading.main_thread():
+            self.handler_installed = False
             if signal.getsignal(signal.SIGTERM) is _on_term:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -114,112 +124,127 @@ _hooks = _Hooks()
 _fork.register(_hooks)
 
 
-def flush_at_exit(engine: ExitTarget, *, signals: bool) -> None:
-    """Flush this engine when the process ends."""
-    _hooks.streaming.add(engine)
-    if not _hooks.registered:
-        _hooks.registered = True
+def flush_at_exit(target: ExitTarget, *, signals: bool) -> None:
+    """
+    Register a target.
+
+    Args:
+        target: Flushed when the process ends.
+        signals: Whether SIGTERM counts as an end.
+    """
+    _hooks.streaming.add(target)
+    if not _hooks.atexit_registered:
+        _hooks.atexit_registered = True
         atexit.register(_at_exit)
     if signals:
-        _hooks.killed.add(engine)
+        _hooks.at_sigterm.add(target)
         in_main = threading.current_thread() is threading.main_thread()
         if in_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             with suppress(ValueError):  # not the main interpreter
                 signal.signal(signal.SIGTERM, _on_term)
-                _hooks.installed = True
+                _hooks.handler_installed = True
 
 
 def flush_at_worker_exit() -> None:
-    """Hook into the end of a worker of multiprocessing, if this process is one; from inside of its work."""
+    """In a worker of multiprocessing: flush at its end too. To be called while the worker does its work."""
     process = sys.modules.get("multiprocessing.process")
     if process is None or process.parent_process() is None or _hooks.worker == os.getpid():
         return
     _hooks.worker = os.getpid()
-    from multiprocessing.util import Finalize  # which a worker has imported
+    from multiprocessing.util import Finalize  # a worker has imported it already
 
     Finalize(None, _at_exit, exitpriority=0)
 
 
-def unregister(engine: ExitTarget) -> None:
-    """It has ended."""
-    _hooks.streaming.discard(engine)
-    _hooks.killed.discard(engine)
-    if not _hooks.killed:
-        _hooks.uninstall()
-
-
-def _at_exit() -> None:
-    if _hooks.begun is None:
-        _hooks.begun = time.monotonic()
-    _end_all(_hooks.streaming, _hooks.begun)
-
-
-def _end_all(engines: Iterable[ExitTarget], begun: float) -> None:
-    if not _end(engines, begun):
-        _hooks.begun = -math.inf  # nobody wants to wait for anything any more
+def unregister(target: ExitTarget) -> None:
+    """Forget a target that has ended."""
+    _hooks.streaming.discard(target)
+    _hooks.at_sigterm.discard(target)
+    if not _hooks.at_sigterm:
+        _hooks.remove_handler()
 
 
 def flush_after_user_hooks() -> None:
-    """For what hooks have logged after `_at_exit`; later ones see to it by themselves."""
+    """Send what the user's hooks have logged after `_at_exit`. Later log calls send what they log by themselves."""
     _at_exit()
-    for engine in list(_hooks.streaming):
-        engine.watch_log_calls(partial(_send_late, engine))
-        _outcome(engine.report_late_drops)  # of other hooks; the engine says them once a minute, and has none left
-    for engine in list(_hooks.over):
-        _outcome(engine.report_late_entries)
+    for target in list(_hooks.streaming):
+        target.watch_log_calls(partial(_send_late_entries, target))
+        _outcome(target.report_late_drops)  # the engine would warn of these once a minute, but the process ends
+    for target in list(_hooks.ended):
+        _outcome(target.report_late_entries)
 
 
-def report_late_entries_of(engine: ExitTarget) -> None:
-    """This engine, which does not stream, cannot send any more: what it is given from now on is only counted."""
-    _hooks.over.add(engine)
-    engine.watch_log_calls(engine.report_late_entries)
+def report_late_entries_of(target: ExitTarget) -> None:
+    """Warn of what is logged from now on to a target that does not stream and whose thread has ended."""
+    _hooks.ended.add(target)
+    target.watch_log_calls(target.report_late_entries)
 
 
-def _send_late(engine: ExitTarget) -> None:
-    if engine.is_own_thread():  # it would wait for itself
+def _at_exit() -> None:
+    if _hooks.exit_began is None:
+        _hooks.exit_began = time.monotonic()
+    _flush_all(_hooks.streaming, _hooks.exit_began)
+
+
+def _flush_all(targets: Iterable[ExitTarget], began: float) -> None:
+    if not _flush(targets, began):
+        _hooks.exit_began = -math.inf  # the user has interrupted the wait, and wants no other
+
+
+def _send_late_entries(target: ExitTarget) -> None:
+    if target.is_own_thread():  # it would wait for itself
         return
-    begun = time.monotonic() if _hooks.begun is None else _hooks.begun
-    if time.monotonic() < begun + engine.exit_timeout:
-        _end_all((engine,), begun)
-        engine.report_late_drops()  # of the rest, some may just be on its way, by another thread
+    began = time.monotonic() if _hooks.exit_began is None else _hooks.exit_began
+    if time.monotonic() < began + target.exit_timeout:
+        _flush_all((target,), began)
+        target.report_late_drops()  # only of drops: another thread may be sending what is still queued
     else:
-        engine.report_late_entries()
+        target.report_late_entries()
 
 
 def _on_term(number: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _hooks.installed = False
-    for engine in list(_hooks.killed):
-        engine.queue_killed_status()
+    _hooks.handler_installed = False
+    for target in list(_hooks.at_sigterm):
+        target.queue_killed_status()
     try:
-        _end(_hooks.killed, time.monotonic())
+        _flush(_hooks.at_sigterm, time.monotonic())
     finally:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _end(engines: Iterable[ExitTarget], begun: float) -> bool:
-    """Flush them side by side, until all have, or their time is over, or somebody interrupts: then False."""
-    ending = list(engines)
-    spent = time.monotonic() - begun
-    flushes = [_outcome(partial(engine.begin_final_flush, max(0.0, engine.exit_timeout - spent))) for engine in ending]
+def _flush(targets: Iterable[ExitTarget], began: float) -> bool:
+    """
+    Flush targets side by side, and wait until all have ended or their time is over.
+
+    Args:
+        targets: What to flush.
+        began: When their time began, by `time.monotonic`.
+
+    Returns:
+        False: the user has interrupted the wait.
+    """
+    flushed = list(targets)
+    spent = time.monotonic() - began
+    flushes = [_outcome(partial(each.begin_final_flush, max(0.0, each.exit_timeout - spent))) for each in flushed]
     interrupted = False
-    for engine, flush in zip(ending, flushes, strict=True):
+    for target, flush in zip(flushed, flushes, strict=True):
         failure = flush if isinstance(flush, BaseException) else None
         if isinstance(flush, Future):
-            left = 0.0 if interrupted else begun + engine.exit_timeout + MARGIN - time.monotonic()
+            left = 0.0 if interrupted else began + target.exit_timeout + MARGIN - time.monotonic()
             outcome = _outcome(lambda flush=flush, left=left: flush.result(max(0.0, left)))  # type: ignore[misc]
             failure = outcome if isinstance(outcome, BaseException) else None
         if failure is not None:
             interrupted = interrupted or isinstance(failure, KeyboardInterrupt)
             late = isinstance(failure, futures.TimeoutError)
             cause = "the time was over" if late else str(failure) or type(failure).__name__
-            _notices.warning("%d entries were not sent: %s", engine.give_up_waiting(), cause)
-        _outcome(engine.flush_logs)
+            _notices.warning("%d entries were not sent: %s", target.give_up_waiting(), cause)
+        _outcome(target.flush_logs)
     return not interrupted
 
 
 def _outcome(function: Callable[[], Any]) -> Any:
-    """What it returns, or what it raises: the process ends as it wanted to, whatever we meet."""
+    """What a function returns or raises: no error of ours changes how the process ends."""
     try:
         return function()
     except (Exception, KeyboardInterrupt) as error:

@@ -1,14 +1,15 @@
 """
-A daemon thread with an event loop of its own, and the way into it from any thread.
-
-Rules of this file: `submit` never waits, not even for the start, as its caller may be another loop; `stop` never waits
-either, as its caller may be a garbage collection in this very thread. Not anyio's BlockingPortal for these two reasons.
-One exception: where the interpreter ends and no thread can be started, `submit` runs its call itself.
-
-No lock: a signal handler may interrupt any line here, and wait for a call of its own to be run. So each caller does all
-that its call needs: it queues the call, and then starts a thread if none runs. Of several threads one gets the token;
-the others end. Who takes something from a state that others look at looks at the queue again afterwards.
+A daemon thread with an event loop, and the ways into the loop from any other thread: `submit` and `call_soon`.
 """
+
+# Rules of this file: `submit` never waits, not even for the thread's start, as its caller may be another loop. `stop` never
+# waits either, as its caller may be a garbage collection in this very thread. anyio's BlockingPortal waits in both places.
+# The exception: once the interpreter ends and no thread can be started, `submit` runs its call in the caller's thread.
+#
+# No locks: a signal handler may interrupt any line here, and wait for a call of its own. So each caller does everything that
+# its call needs: it appends the call to the backlog, and then starts a thread if none runs. Of several threads that were
+# started, the one that takes the token serves the loop, and the others end. After every change of a state that other
+# threads read, the thread that has made it looks at the backlog again.
 
 from __future__ import annotations
 
@@ -36,27 +37,29 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-importlib.import_module("concurrent.futures.thread")  # it registers a hook, which is refused once the interpreter ends
+importlib.import_module(
+    "concurrent.futures.thread"
+)  # it registers a hook, which is not possible any more once the interpreter ends
 
-_within: contextvars.ContextVar[LoopThread | None] = contextvars.ContextVar("runqueue_within", default=None)
-"""On behalf of which thread of ours code runs; a context variable, as those go with a task into worker threads."""
+_current: contextvars.ContextVar[LoopThread | None] = contextvars.ContextVar("runqueue_loop_thread", default=None)
+"""The thread in which, or for which, this code runs. A context variable, as those follow a task into worker threads."""
 
 
 class LoopThread:
     """
-    Started by the first call.
+    A thread with an asyncio loop. The first call starts it.
 
     Args:
-        setup: Makes a context that is entered in the loop before any call is run, and left after the last. If it
-            fails, so do the calls that wait for it; the next call tries again.
+        setup: Returns a context manager that is entered in the loop before the first call, and left after the last one.
+            If it fails, the calls that wait for it fail with its error, and the next call tries again.
     """
 
     def __init__(self, setup: Callable[[], AbstractAsyncContextManager[Any]]) -> None:
         self._setup = setup
-        self._token = [None]  # whose thread runs has it
+        self._token = [None]  # the thread that serves the loop has taken it
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._backlog: deque[_Call] = deque()  # what was submitted, and is not in the loop yet
+        self._backlog: deque[_Call] = deque()  # calls that are not in the loop yet
         self._stopping = False
         self._ended: Future[None] = Future()
         self._relay = _notices.LogRelay()
@@ -69,43 +72,52 @@ class LoopThread:
 
     @property
     def state(self) -> str:
+        """For `repr`: "not started", "running" or "ended"."""
         if self._thread is None:
             return "not started"
         return "running" if self._thread.is_alive() else "ended"
 
     @property
     def started(self) -> bool:
+        """Whether the thread runs, or a call waits for its start."""
         return self._thread is not None or bool(self._backlog)
 
     def submit(self, function: Callable[..., Awaitable[T]], *args: Any) -> Future[T]:
         """
-        Run a coroutine function in the loop. Cancelling the future cancels it.
+        Run a coroutine function in the loop.
+
+        Args:
+            function: The coroutine function.
+            args: Its arguments.
+
+        Returns:
+            A future of its result. Cancelling the future cancels the call.
 
         Raises:
             ClosedError: The thread was stopped.
-            RuntimeError: The caller is this thread, or a worker thread of it, such as a token's callable: this thread
-                waits for it, and would do so for ever.
+            RuntimeError: The caller is this thread, or a worker thread of it, such as the callable of a token. It would
+                wait for itself for ever.
         """
         if self.is_own_thread():
             raise RuntimeError("runqueue's own thread cannot wait for itself")
         call = _Call(function, args, self._relay)
-        if not self._pass_on(call):
+        if not self._enqueue(call):
             self._run_inline(call)
         return call.future
 
-    def _pass_on(self, call: _Call) -> bool:
-        """Whether there is a thread for it."""
+    def _enqueue(self, call: _Call) -> bool:
+        """Append a call to the backlog, and make sure that it is run. False: no thread can be started for it."""
         if self._stopping:
             raise ClosedError("the client was closed meanwhile")
-        self._backlog.append(call)  # before the look at the loop: who sets that looks here afterwards
+        self._backlog.append(call)  # before `_loop` is read: the thread that sets it reads the backlog afterwards
         loop = self._loop
         if loop is not None:
-            with suppress(RuntimeError):  # it has just been closed, and the thread looks for what is left
-                # In the loop's context, not the caller's: by that anyio knows which loop it is.
-                loop.call_soon_threadsafe(self._work_off, context=self._context)
+            with suppress(RuntimeError):  # the loop has just been closed; the thread looks at the backlog afterwards
+                # In the loop's context, not in the caller's: anyio finds its loop by the context.
+                loop.call_soon_threadsafe(self._start_backlog, context=self._context)
         elif self._thread is None and not self._start() and self._withdraw(call):
             return False
-        if self._ended.done():  # meanwhile
+        if self._ended.done():  # the thread has ended meanwhile
             self._fail_backlog(None)
         return True
 
@@ -113,8 +125,8 @@ class LoopThread:
         thread = threading.Thread(target=self._run, name="runqueue", daemon=True)
         try:
             thread.start()
-        except RuntimeError as error:  # "can't start new thread", in the words of the Python at hand
-            if not _raised_by(threading.Thread.start, error):  # by a signal handler, while `start` waited: it runs
+        except RuntimeError as error:  # "can't start new thread"; its wording depends on the version of Python
+            if not _raised_by(threading.Thread.start, error):  # a signal handler has raised it, and the thread runs
                 raise
             return False
         return True
@@ -122,7 +134,7 @@ class LoopThread:
     def _withdraw(self, call: _Call) -> bool:
         try:
             self._backlog.remove(call)
-        except ValueError:  # another thread runs it
+        except ValueError:  # another thread has taken it
             return False
         return True
 
@@ -130,11 +142,11 @@ class LoopThread:
         self, function: Callable[[], object], failed: Callable[[BaseException], object] = lambda _: None
     ) -> None:
         """
-        Run a function in the loop, soon; much cheaper than `submit`. Nothing after `stop`.
+        Run a function in the loop, at much less cost than by `submit`. Does nothing after `stop`.
 
         Args:
-            function: Its result and errors are nobody's.
-            failed: Told, in any thread, why the loop could not be started.
+            function: The function; its result is discarded.
+            failed: Called, in any thread, with the error for which the loop could not be started.
         """
         loop = self._loop
         if loop is None:
@@ -145,23 +157,23 @@ class LoopThread:
                     failed(error)
 
             call.future.add_done_callback(over)
-            with suppress(ClosedError):  # without a thread, whoever waits for something later runs it
-                self._pass_on(call)
+            with suppress(ClosedError):  # if no thread can be started, a later `submit` does the work
+                self._enqueue(call)
         else:
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(function, context=self._context)
 
     def is_own_thread(self) -> bool:
-        """Whether the caller is this thread, or works for it: whoever waits for the thread there waits for ever."""
-        return _within.get() is self
+        """Whether the caller is this thread, or a worker of it. Waiting for the thread there would never end."""
+        return _current.get() is self
 
     def stop(self) -> Future[None]:
-        """Ask the thread to end; what runs in it is cancelled. The future is done when it has nothing left to do."""
+        """Ask the thread to end; the calls in it are cancelled. The future is done when the thread has nothing left to do."""
         self._stopping = True
-        if self._take_token():  # there is no thread, nor will there be one
+        if self._take_token():  # no thread serves the loop, and none will
             self._end()
         elif (loop := self._loop) is not None:
-            with suppress(RuntimeError):  # it is closed already
+            with suppress(RuntimeError):  # the loop is closed already
                 loop.call_soon_threadsafe(self._stop.set, context=self._context)
         return self._ended
 
@@ -171,25 +183,25 @@ class LoopThread:
 
     def _take_token(self) -> bool:
         try:
-            self._token.pop()  # atomic
+            self._token.pop()  # atomic: one thread gets it
         except IndexError:
             return False
         return True
 
     def _fail_backlog(self, error: Exception | None) -> None:
         for _ in range(len(self._backlog)):
-            with suppress(IndexError):  # somebody else does the same
+            with suppress(IndexError):  # another thread does the same
                 self._backlog.popleft().fail(error)
 
     def join(self, timeout: float) -> None:
-        """Wait for the end of the thread, if there is one, and until its log lines are out."""
+        """Wait for the end of the thread, if there is one, and until its log records were handled."""
         thread = self._thread
         if thread is not None:
             thread.join(timeout)
         self.flush_logs()
 
     def flush_logs(self) -> None:
-        """Wait until the log lines of the thread are out; not for long."""
+        """Wait until the log records of the thread were handled; not for long."""
         if not self.is_own_thread():
             self._relay.flush()
 
@@ -203,31 +215,33 @@ class LoopThread:
             if self._stopping:
                 self._end()
                 return
-            self._fail_backlog(failure)  # whoever waits is told
+            self._fail_backlog(failure)
             self._thread = None
             self._token.append(None)
             if not (self._backlog or self._stopping):
                 return
 
     def _serve(self) -> Exception | None:
-        """Run the loop until `stop`; what has ended it before, if anything: the setup, or a defect."""
-        self._belong()
+        """Run the loop until `stop`. Returns the error that has ended it before: of the setup, or a defect."""
+        self._mark_context()
         try:
             self._run_loop(self._main)
         except Exception as error:
             return error
-        except BaseException as error:  # a SystemExit of foreign code, such as a token's: it ends no thread of ours
+        except (
+            BaseException
+        ) as error:  # e.g. a SystemExit in the callable of a token; it must not end this thread silently
             return RuntimeError(f"runqueue's thread was ended by {type(error).__name__}")
         return None
 
-    def _belong(self) -> None:
-        """Let this thread, and what works for it, be known as ours."""
+    def _mark_context(self) -> None:
+        """Let code that runs in this thread, and in workers for it, find this object and its relay."""
         _notices.install_filters()
-        _within.set(self)
+        _current.set(self)
         _notices.current_relay.set(self._relay)
 
     def _run_loop(self, main: Callable[[ExitStack], Awaitable[None]]) -> None:
-        """Nobody forks until *main* closes what it is given: asyncio has locks too, while it makes its first loop."""
+        """Run a coroutine function in a new loop. Forks are held off until it closes its argument: a starting loop takes locks."""
         with ExitStack() as starting:
             starting.enter_context(importing())
             self._preload()
@@ -236,7 +250,7 @@ class LoopThread:
             anyio.run(main, starting, backend="asyncio")
 
     def _preload(self) -> None:
-        """What anyio, the loop and the sockets would import in mid-work, where a fork could take a lock along."""
+        """Import what anyio, the loop and sockets would import later, when a fork could happen in the middle of it."""
         importlib.import_module("encodings.idna")
         importlib.import_module("encodings.utf_16_be")
         importlib.import_module("html")
@@ -244,7 +258,7 @@ class LoopThread:
         importlib.import_module("anyio.to_thread")
 
     def _run_inline(self, call: _Call) -> None:
-        """Run one call in the caller's thread, with a loop of its own, and end everything again."""
+        """Run one call in the caller's thread, in a loop and a setup of its own."""
 
         async def once(starting: ExitStack) -> None:
             import asyncio
@@ -255,7 +269,7 @@ class LoopThread:
                 await call.run()
 
         def run() -> None:
-            self._belong()
+            self._mark_context()
             try:
                 self._run_loop(once)
             except Exception as error:
@@ -279,16 +293,16 @@ class LoopThread:
             self._stop = anyio.Event()
             self._context = contextvars.copy_context()
             self._loop = asyncio.get_running_loop()
-            self._work_off()
+            self._start_backlog()
             if not self._stopping:
                 await self._stop.wait()
             tasks.cancel_scope.cancel()
 
-    def _work_off(self) -> None:
+    def _start_backlog(self) -> None:
         while self._backlog:
             try:
                 call = self._backlog.popleft()
-            except IndexError:  # it was withdrawn
+            except IndexError:  # the last call was withdrawn
                 return
             self._spawn(call)
 
@@ -300,7 +314,7 @@ class LoopThread:
 
 
 def _raised_by(function: Callable[..., object], error: BaseException) -> bool:
-    """Whether it was raised by this very function, or by C code that it called."""
+    """Whether an error was raised by this very function, or by C code that it called."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return bool(frames) and frames[-1].f_code is getattr(function, "__code__", None)
 
@@ -310,7 +324,7 @@ async def _called(function: Callable[[], object]) -> None:
 
 
 class _Call:
-    """One coroutine function to run, and where its result goes."""
+    """A coroutine function to run, and the future of its result."""
 
     __slots__ = ("args", "function", "future", "relay")
 
@@ -327,14 +341,14 @@ class _Call:
 
         import anyio
 
-        if self.future.cancelled():  # before it could begin
+        if self.future.cancelled():  # before it began
             return
         loop, context = asyncio.get_running_loop(), contextvars.copy_context()
         with anyio.CancelScope() as scope:
 
             def cancelled(future: Future[Any]) -> None:
                 if future.cancelled():
-                    with suppress(RuntimeError):  # the loop is closed: nothing is left to cancel
+                    with suppress(RuntimeError):  # the loop is closed, and has cancelled everything
                         loop.call_soon_threadsafe(scope.cancel, context=context)
 
             self.future.add_done_callback(cancelled)
@@ -347,15 +361,15 @@ class _Call:
                 raise
             else:
                 try:
-                    said = self.relay.in_progress()
-                    if said is not None:
-                        await self._heard(said)
+                    handling = self.relay.in_progress()
+                    if handling is not None:
+                        await self._wait_for_handlers(handling)
                 finally:
-                    with suppress(InvalidStateError):  # cancelled meanwhile
+                    with suppress(InvalidStateError):  # it was cancelled meanwhile
                         self.future.set_result(result)
 
-    async def _heard(self, said: Future[None]) -> None:
-        """Until what was said meanwhile is out, or a handler has had its time: it may wait for this very call."""
+    async def _wait_for_handlers(self, handling: Future[None]) -> None:
+        """Wait until the handlers of log records were called; not for long, as a handler may wait for this very call."""
         import asyncio
 
         import anyio
@@ -366,12 +380,12 @@ class _Call:
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(event.set, context=context)
 
-        said.add_done_callback(wake)
+        handling.add_done_callback(wake)
         with anyio.move_on_after(_notices.HANDLER_SECONDS):
             await event.wait()
 
     def fail(self, error: Exception | None) -> None:
-        """End it, unless it has ended. None: cancelled."""
+        """Complete the future with an error, unless it is done. None: cancel it."""
         if error is None:
             self.future.cancel()
         else:

@@ -1,12 +1,15 @@
 """
-What is said to the user: the log lines of ours, and of those whose code runs in our threads.
+Log records of runqueue, and of the libraries whose code runs in its threads.
 
-A handler is the user's code: it may raise, log metrics, flush, or wait for a lock that a thread holds which waits for
-us. So nothing is handed to a handler in a thread of ours: a filter takes the record there, and a short-lived thread,
-of which there is one at most for each client, hands it on. In the user's threads a handler is called at once.
-
-Rules of this file: to say something never raises, and never waits in a thread of ours.
+`warning` and `error` log to the logger "runqueue". In a thread of runqueue's, the records of `LOGGER_NAMES` are passed to
+a `LogRelay`, whose thread calls the handlers.
 """
+
+# A handler is the user's code: it may raise, log metrics, flush, or wait for a lock whose owner waits for the engine. So no
+# handler is called in a thread of runqueue's: a filter takes the record there, and a thread that lives only while there
+# are records, one at most for each client, calls the handlers. In the user's threads handlers are called at once.
+#
+# Rules of this file: logging never raises, and never waits in a thread of runqueue's.
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 HANDLER_SECONDS: Final = 1.0
-"""Seconds that whoever waits for us waits for the handlers too, so that what was said comes before what it was about."""
+"""How long a caller that waits for the engine also waits for handlers, so that a log line precedes what it is about."""
 
 LOGGER_NAMES: Final = (
     "runqueue",
@@ -30,13 +33,16 @@ LOGGER_NAMES: Final = (
     *(f"httpcore.{each}" for each in ("connection", "http11", "http2", "proxy", "socks")),
     *(f"aiohttp.{each}" for each in ("client", "internal")),
 )
-"""Loggers that are written to in our threads."""
+"""Loggers that code in the threads of runqueue writes to."""
 
 logger = logging.getLogger("runqueue")
 
 current_relay: contextvars.ContextVar[LogRelay | None] = contextvars.ContextVar("runqueue_log_relay", default=None)
-"""Of the thread of ours on behalf of which code runs; a context variable, as those go with a task to worker threads."""
-_handing_on: contextvars.ContextVar[bool] = contextvars.ContextVar("runqueue_handing_on", default=False)
+"""
+The relay of the engine for which this code runs. None: it runs in a thread of the user's. It is a context variable, as
+those follow a task into worker threads.
+"""
+_in_relay: contextvars.ContextVar[bool] = contextvars.ContextVar("runqueue_in_log_relay", default=False)
 
 
 def warning(text: str, *args: object) -> None:
@@ -52,94 +58,98 @@ def error(text: str, *args: object) -> None:
 def _log(level: int, text: str, args: tuple[object, ...]) -> None:
     try:
         logger.log(level, text, *args, stacklevel=3)
-    except Exception:  # of a handler, which is the user's
-        _complain()
+    except Exception:  # a handler is the user's code
+        _print_traceback()
 
 
 class LogRelay:
-    """Hands records to their handlers, in the order in which they were made."""
+    """Calls the handlers of records in a thread of its own, in the order in which the records were made."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # a garbage collection may come back in here
+        self._lock = threading.RLock()  # re-entrant: a garbage collection in here may log
         self._records: deque[tuple[contextvars.Context, logging.LogRecord]] = deque()
         self._thread: threading.Thread | None = None
-        self._heard: Future[None] | None = None
+        self._done: Future[None] | None = None
 
     def put(self, record: logging.LogRecord) -> None:
-        """Any thread; returns at once."""
+        """Take a record. May be called in any thread, and returns at once."""
         with self._lock:
             self._records.append((contextvars.copy_context(), record))
             if self._thread is None:
-                self._heard = Future()
+                self._done = Future()
                 self._thread = threading.Thread(target=self._run, name="runqueue log", daemon=True)
                 try:
                     self._thread.start()
-                except RuntimeError:  # the interpreter ends: `flush` will do it
-                    self._thread = self._heard = None
+                except RuntimeError:  # the interpreter ends, and starts no thread: `flush` will call the handlers
+                    self._thread = self._done = None
 
     def in_progress(self) -> Future[None] | None:
-        """Done when all was handed on; None: it is."""
-        return self._heard
+        """A future that is done when the handlers of all records were called. None: there are no records."""
+        return self._done
 
     def flush(self) -> None:
-        """Hand on what is left; waits for `HANDLER_SECONDS` at most. Not in a thread of ours."""
+        """Call the remaining handlers, or wait for the thread that does, for `HANDLER_SECONDS` at most."""
         thread = self._thread
         if thread is None:
-            self._hand_on()
+            self._handle_all()
         elif thread is not threading.current_thread():
             thread.join(HANDLER_SECONDS)
 
     def _run(self) -> None:
         while True:
-            self._hand_on()
+            self._handle_all()
             with self._lock:
                 if not self._records:
-                    heard, self._thread, self._heard = self._heard, None, None
+                    done, self._thread, self._done = self._done, None, None
                     break
-        if heard is not None:
-            heard.set_result(None)
+        if done is not None:
+            done.set_result(None)
 
-    def _hand_on(self) -> None:
+    def _handle_all(self) -> None:
         while True:
             try:
                 context, record = self._records.popleft()
             except IndexError:
                 return
-            context.run(_hand_on, record)
+            context.run(_handle, record)
 
 
-class _Diverted(logging.Filter):
-    """Takes the records that are made in our threads."""
+class _RelayFilter(logging.Filter):
+    """Passes records that are made in a thread of runqueue's to its relay."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         relay = current_relay.get()
-        if relay is None or _handing_on.get():
+        if relay is None or _in_relay.get():
             return True
         relay.put(record)
         return False
 
 
-_diverted: Final = _Diverted()
+_filter: Final = _RelayFilter()
 
 
 def install_filters() -> None:
-    """Let no handler be called in our threads. First of the filters, so that those of the user see a record once."""
+    """
+    Keep handlers from being called in the threads of runqueue.
+
+    The filter is the first of its logger, so that a filter of the user's sees each record once, in the relay's thread.
+    """
     for name in LOGGER_NAMES:
         filters: list[Any] = logging.getLogger(name).filters
-        if _diverted not in filters:
-            filters.insert(0, _diverted)
+        if _filter not in filters:
+            filters.insert(0, _filter)
 
 
-def _hand_on(record: logging.LogRecord) -> None:
-    _handing_on.set(True)
+def _handle(record: logging.LogRecord) -> None:
+    _in_relay.set(True)
     try:
         logging.getLogger(record.name).handle(record)
     except Exception:
-        _complain()
+        _print_traceback()
 
 
-def _complain() -> None:
-    """As `logging` does where a handler fails."""
+def _print_traceback() -> None:
+    """Print the current exception, as `logging` does when a handler fails."""
     if logging.raiseExceptions and sys.stderr is not None:
         with suppress(OSError, ValueError):
             sys.stderr.write("--- Logging error ---\n" + traceback.format_exc())
