@@ -1,7 +1,7 @@
 """
 What became of the entries: counts while they are under way, failures to the entry, the report of one flush.
 
-Rule of this file: it only keeps books. `dealt = pending + in_flight + stored + failed + dropped` holds at any moment,
+Rule of this file: it only keeps ledger. `drawn = pending + in_flight + stored + failed + dropped` holds at any moment,
 because pending is never kept but derived.
 """
 
@@ -15,14 +15,14 @@ import attrs
 
 from runqueue.queueing.batches._batch import STATUS, Record, record_of
 
-KEPT_IN_FULL: Final = 10_000
+MAX_FULL_FAILURES: Final = 10_000
 """
 Failed entries of one client that are kept one by one: by its [FailureLog][], and as many again for the next flush to
 report. A run that fails for days must not fill the memory.
 """
-MOST_CAUSES: Final = 1_000
+MAX_CAUSES: Final = 1_000
 """Causes that are told apart for a warning each; beyond them, failures are counted and reported, and not warned of."""
-_TOLD_APART: Final = 40
+_CAUSE_CHARACTERS: Final = 40
 """Characters of a text by which causes are told apart: what follows mostly names the entry."""
 
 
@@ -63,7 +63,7 @@ class Failure:
         return f"<Failure run={self.run} kind={self.kind} {self.start}:{self.stop} {state}: {self.error}>"
 
 
-class Counted(Failure):
+class CountedFailure(Failure):
     """Any number of entries that were not stored for one cause, and are not kept themselves."""
 
     __slots__ = ("count",)
@@ -80,7 +80,7 @@ class Counted(Failure):
 class Causes:
     """
     Entries counted by a key and the text of their error. Texts that name the entry are as many as the entries: beyond
-    `MOST_CAUSES`, what they have in common has to do.
+    `MAX_CAUSES`, what they have in common has to do.
     """
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class Causes:
 
     def add(self, failure: Failure, *key: Any, common: str) -> None:
         cause = (*key, str(failure.error))
-        if cause not in self._counts and len(self._counts) >= MOST_CAUSES:
+        if cause not in self._counts and len(self._counts) >= MAX_CAUSES:
             cause = (*key, common)
         self._errors.setdefault(cause, failure.error)  # first: another thread may go through the counts
         self._counts[cause] += failure.weight
@@ -103,7 +103,7 @@ class Causes:
             yield cause, self._errors[cause], count
 
 
-class Tally:
+class CountedFailures:
     """
     Final failures of one lane that are counted, by operation and cause.
 
@@ -122,11 +122,11 @@ class Tally:
 
     def failures(self, run: Hashable) -> Iterator[Failure]:
         for (kind, _), error, count in self._causes:
-            yield Counted(run, kind, error, count, serial=self.last)
+            yield CountedFailure(run, kind, error, count, serial=self.last)
 
 
 class FailureLog:
-    """All final failures: the first [KEPT_IN_FULL][] entries in full, the others counted."""
+    """All final failures: the first [MAX_FULL_FAILURES][] entries in full, the others counted."""
 
     def __init__(self) -> None:
         self.full: list[Failure] = []
@@ -135,20 +135,20 @@ class FailureLog:
         """Entries, and final statuses."""
         self._kept = 0
         self._causes: set[tuple[int, str]] = set()
-        self._news: list[Failure] = []
+        self._new_causes: list[Failure] = []
 
-    def news(self) -> list[Failure]:
+    def take_new_causes(self) -> list[Failure]:
         """The first failure of each cause, since the last time."""
-        news, self._news = self._news, []
+        news, self._new_causes = self._new_causes, []
         return news
 
     def add(self, failure: Failure) -> None:
         self.count += max(1, failure.weight)
-        known = (failure.kind, getattr(failure.error, "code", None) or str(failure.error)[:_TOLD_APART])
-        if known not in self._causes and len(self._causes) < MOST_CAUSES:
+        known = (failure.kind, getattr(failure.error, "code", None) or str(failure.error)[:_CAUSE_CHARACTERS])
+        if known not in self._causes and len(self._causes) < MAX_CAUSES:
             self._causes.add(known)
-            self._news.append(failure)
-        room = KEPT_IN_FULL - self._kept
+            self._new_causes.append(failure)
+        room = MAX_FULL_FAILURES - self._kept
         if room > 0:
             count = failure.stop - failure.start
             self._kept += count
@@ -174,39 +174,39 @@ class Ledger:
     """
 
     __slots__ = (
-        "dealt",
+        "drawn",
         "dropped",
         "failed",
         "in_flight",
         "log",
-        "redealt",
         "refused",
+        "requeued",
         "retried",
+        "seqlock",
         "stored",
-        "turn",
-        "unclaimed",
+        "unreported",
     )
 
     def __init__(self) -> None:
-        self.dealt: int = 0
+        self.drawn: int = 0
         self.in_flight: int = 0
         self.stored: int = 0
         self.failed: int = 0
         self.dropped: int = 0
         self.refused: int = 0  # dropped at the bound, before they were taken
-        self.redealt: int = 0  # dealt by the engine itself, and taken by no log call
+        self.requeued: int = 0  # drawn by the engine itself, and taken by no log call
         self.retried: int = 0  # attempts, not entries
         self.log: FailureLog = FailureLog()
-        self.unclaimed: int = 0  # failed entries that are kept in full until a flush reports them
-        self.turn: int = 0  # odd while records change from an inbox into a window
+        self.unreported: int = 0  # failed entries that are kept in full until a flush reports them
+        self.seqlock: int = 0  # odd while records change from an inbox into a window
 
     @property
-    def released(self) -> int:
+    def settled(self) -> int:
         """Of the entries that log calls have handed over: how many are settled, or given up."""
-        return self.stored + self.failed + self.dropped - self.redealt
+        return self.stored + self.failed + self.dropped - self.requeued
 
     def __repr__(self) -> str:
-        return f"<Ledger dealt={self.dealt} in_flight={self.in_flight} stored={self.stored} failed={self.failed}>"
+        return f"<Ledger drawn={self.drawn} in_flight={self.in_flight} stored={self.stored} failed={self.failed}>"
 
 
 @attrs.frozen(kw_only=True)

@@ -139,7 +139,7 @@ class BaseClient:
                 run_id.run_id is None
             ):  # another client creates the run, in this process or another: look for it in the store
                 new = NewRun(*run_id._experiment, 0, None, None, {}, created_elsewhere=True)
-                return self._open(run_id, opened=False, first=record_of(RUN, ("run",), (), new))
+                return self._open(run_id, run_exists=False, first=record_of(RUN, ("run",), (), new))
             lane = self._lane(run_id.run_id)
             self._engine.accumulator.alias(run_id, lane)
             return lane
@@ -150,12 +150,12 @@ class BaseClient:
             return lane
         if _RUN_ID.fullmatch(run_id) is None:
             raise ConfigError(f"run_id={run_id[:300]!r} is no run id: letters, digits, _ and -, at most 256 of them")
-        return self._open(run_id, opened=True)
+        return self._open(run_id, run_exists=True)
 
-    def _open(self, run: RunId, *, opened: bool, parent: Lane | None = None, first: Record | None = None) -> Lane:
+    def _open(self, run: RunId, *, run_exists: bool, parent: Lane | None = None, first: Record | None = None) -> Lane:
         if self._closed:
             raise ClosedError("the client is closed")
-        return self._engine.accumulator.open(run, opened=opened, parent=parent, first=first)
+        return self._engine.accumulator.open(run, run_exists=run_exists, parent=parent, first=first)
 
     def _begin_flush(self, run_id: RunId | None, timeout: float | None, begun: Future[None] | None) -> RunOperations:
         """

@@ -78,19 +78,19 @@ class LogCalls(BaseClient):
         if parent_run_id is not None and given.pop(PARENT_TAG, parent_run_id) not in _names_of(parent_run_id):
             raise ConfigError(f"parent_run_id={parent_run_id!r} contradicts the tag {PARENT_TAG}")
         bounds = self._engine.bounds
-        in_create, in_batch = convert.split_first_tags(given, bounds.riders, bounds.rider_bytes)
+        in_create, in_batch = convert.split_first_tags(given, bounds.create_tags, bounds.create_tag_bytes)
         started = time_ns() // 1_000_000 if start_time is None else convert.millis(start_time, "start_time")
         parent = None if parent_run_id is None else self._lane(parent_run_id)
         new = NewRun(experiment_id, experiment_name, started, run_name, parent_run_id, in_create)
 
         pending = PendingRunId((experiment_id, experiment_name))
-        lane = self._open(pending, opened=False, parent=parent)
+        lane = self._open(pending, run_exists=False, parent=parent)
         try:
             lane.append(record_of(RUN, ("run",), tuple(in_create), new))
         except (QueueFullError, ClosedError):
             self._engine.accumulator.forget(lane)
             raise
-        lane.made = True
+        lane.owned = True
         if in_batch:
             lane.push(record_of(TAG, in_batch, False))
         return pending
@@ -134,7 +134,7 @@ class LogCalls(BaseClient):
             _notices.warning("the final status %s of run %s was not queued: %s", status, run_id, error)
         else:
             if raised:
-                self._lane(run_id).raised = True
+                self._lane(run_id).block_raised = True
 
     # -- metrics -----------------------------------------------------------------------------------------------------
 

@@ -125,7 +125,7 @@ class Assembly:
         intake = self._accumulator.intake
         if self._stream is not None:
             await self._stream.drain()
-        elif intake is not None and not intake.roomy:
+        elif intake is not None and not intake.has_room:
             raise QueueFullError("the queue is full, and without flush_interval= nothing drains it but flush()")
 
     async def flush(

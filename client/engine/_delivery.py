@@ -61,7 +61,7 @@ class Delivery:
             StoreError: It was not stored.
         """
         run = lane.run
-        if batch.opens:
+        if batch.creates_run:
             assert isinstance(run, PendingRunId)
             leftovers = await self._creation.create(run, batch)
             self._accumulator.resolve(lane, run.run_id)
@@ -89,7 +89,7 @@ class Delivery:
             StoreError: It does not.
         """
         run = lane.run
-        if batch.opens:
+        if batch.creates_run:
             assert isinstance(run, PendingRunId)
             await self._creation.check(run, batch)
         else:
@@ -106,7 +106,9 @@ def bounds_of(config: Config, limits: Limits) -> Bounds:
         limits: The store's own.
     """
     limits = limits if config.limits is None else config.limits.over(limits)
-    return Bounds.of(limits, envelope=ENVELOPE_BYTES, riders=MAX_CREATE_TAGS, rider_bytes=MAX_CREATE_TAG_BYTES)
+    return Bounds.of(
+        limits, envelope=ENVELOPE_BYTES, create_tags=MAX_CREATE_TAGS, create_tag_bytes=MAX_CREATE_TAG_BYTES
+    )
 
 
 def _artifacts_in(batch: Batch) -> Iterator[tuple[str, Source]]:

@@ -114,7 +114,7 @@ class Engine:
             begun: Is completed when the flush has begun: what is logged after that belongs to the next flush.
             final: Whether it is the client's last flush: what it cannot send has failed for good.
         """
-        if not self._thread.started and self.accumulator.idle():
+        if not self._thread.started and self.accumulator.inboxes_empty():
             future: Future[FlushReport] = Future()
             future.set_result(FlushReport(total=0, failures=()))
         else:
@@ -130,7 +130,7 @@ class Engine:
         Returns:
             Entries that were given up. None: there is no such run.
         """
-        lanes = [lane for lane in self.accumulator.all() if lane.raised and lane.opened]
+        lanes = [lane for lane in self.accumulator.all() if lane.block_raised and lane.run_exists]
         return self._thread.submit(self._send_final_statuses, lanes) if lanes else None
 
     def drain(self) -> Future[None]:
@@ -230,7 +230,7 @@ class Engine:
         return self._thread.is_own_thread()
 
     def begin_final_flush(self, timeout: float) -> Future[FlushReport] | None:
-        idle = self.accumulator.idle()
+        idle = self.accumulator.inboxes_empty()
         if self._stopped or (idle and not self._thread.started):
             return None
         if self._final_flush_begun and (idle or self._gave_up_waiting) and self.unsent() <= self._reported_unsent:
@@ -244,8 +244,8 @@ class Engine:
         return self._reported_unsent
 
     def queue_killed_status(self) -> None:
-        lanes = [lane for lane in self.accumulator.all() if lane.made]
-        lanes += [self.accumulator.open(run, opened=True) for run in self.entry_point_runs]
+        lanes = [lane for lane in self.accumulator.all() if lane.owned]
+        lanes += [self.accumulator.open(run, run_exists=True) for run in self.entry_point_runs]
         for lane in lanes:
             if not lane.ended:
                 lane.ended = True
@@ -264,8 +264,8 @@ class Engine:
 
     def report_late_drops(self) -> None:
         intake = self.accumulator.intake
-        if intake is not None and intake.untold >= max(1, self._reported_late_drops):
-            self._reported_late_drops += intake.untold
+        if intake is not None and intake.unreported_drops >= max(1, self._reported_late_drops):
+            self._reported_late_drops += intake.unreported_drops
             self._report_dropped()
 
     def flush_logs(self) -> None:
@@ -290,11 +290,11 @@ class Engine:
             max_pending=config.pending_bound,
             on_full=config.on_full if self._may_wait or config.on_full != "block" else "raise",
             block_timeout=config.block_timeout,
-            full=self.bounds.room(METRIC) if config.streams else math.inf,
-            ring=self._wake if config.streams else lambda: None,
+            batch_size=self.bounds.room(METRIC) if config.streams else math.inf,
+            wake=self._wake if config.streams else lambda: None,
             drains=lambda: config.streams and not self._stopped,
-            exempt=self._thread.is_own_thread,
-            lenient=config.only_warns,
+            is_engine_thread=self._thread.is_own_thread,
+            drops_after_timeout=config.only_warns,
             mark=-1 if config.streams else config.pending_bound,
         )
 
@@ -315,7 +315,7 @@ class Engine:
 
     def _report_dropped(self) -> None:
         if self.accumulator.intake is not None:
-            warn_of_dropped(self.accumulator.intake.told(), self.config.pending_bound)
+            warn_of_dropped(self.accumulator.intake.take_dropped(), self.config.pending_bound)
 
     # -- in the engine's thread --------------------------------------------------------------------------------------
 

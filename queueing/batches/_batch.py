@@ -126,11 +126,11 @@ class Bounds:
     caps: tuple[int, ...]
     entities: int
     body: int
-    riders: int
-    rider_bytes: int
+    create_tags: int
+    create_tag_bytes: int
 
     @classmethod
-    def of(cls, limits: Limits, *, envelope: int, riders: int, rider_bytes: int) -> Bounds:
+    def of(cls, limits: Limits, *, envelope: int, create_tags: int, create_tag_bytes: int) -> Bounds:
         """
         The bounds that follow from limits.
 
@@ -155,14 +155,14 @@ class Bounds:
             caps=(1, limits.params, limits.tags, limits.metrics, limits.datasets, 1, 1),
             entities=limits.entities,
             body=body,
-            riders=min(riders, limits.entities),
-            rider_bytes=min(rider_bytes, body),
+            create_tags=min(create_tags, limits.entities),
+            create_tag_bytes=min(create_tag_bytes, body),
         )
 
     def below(self, size: int) -> Bounds:
         """The bounds to use after the store has refused a batch of *size* bytes as too large: half of that at most."""
         body = max(1, min(self.body, size // 2))
-        return attrs.evolve(self, body=body, rider_bytes=min(self.rider_bytes, body))
+        return attrs.evolve(self, body=body, create_tag_bytes=min(self.create_tag_bytes, body))
 
     def room(self, kind: int) -> int:
         """How many entries of this kind fit into one batch."""
@@ -259,7 +259,7 @@ class Batch:
             self.weight += part.count
 
     @property
-    def opens(self) -> bool:
+    def creates_run(self) -> bool:
         """Whether this batch creates the run."""
         return RUN in self.groups
 

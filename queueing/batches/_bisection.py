@@ -40,7 +40,7 @@ class Bisection:
         yield from reversed(self._stack)
 
     @property
-    def untried(self) -> bool:
+    def has_next(self) -> bool:
         """Whether there is a batch to try next."""
         return bool(self._stack)
 

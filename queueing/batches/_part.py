@@ -25,7 +25,7 @@ Stretch: TypeAlias = tuple[Record, int, int]
 """A record and a range of its entries: the first, and the one after the last."""
 
 
-def upright(flat: list[Any]) -> Iterator[Record]:
+def as_records(flat: list[Any]) -> Iterator[Record]:
     """Flat records as tuples."""
     return zip(*[iter(flat)] * WIDTH, strict=True)
 

@@ -147,7 +147,7 @@ class Dispatch:
         Raises:
             StoreError: It was not stored.
         """
-        batch = lane.flying
+        batch = lane.in_flight
         assert batch is not None
         self.give_way()
         try:
@@ -183,7 +183,7 @@ class Dispatch:
     async def _prepare(self, lane: Lane) -> None:
         """Encode the next batch while the answer to this one is under way."""
         await anyio.sleep(ENCODE_AHEAD_AT * self._last_duration)
-        if lane.flying is not None:
+        if lane.in_flight is not None:
             lane.prepare(self.bounds)
 
     async def _error_to_act_on(self, lane: Lane, batch: Batch, error: StoreError) -> StoreError:

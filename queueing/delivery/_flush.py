@@ -47,7 +47,7 @@ class Flush:
 
     def progress(self, lane: Lane, *, ended: bool) -> None:
         """Note that entries of the lane may have been settled, or that its pump has ended."""
-        if ended or lane.done >= self.last_windows[lane] or (lane in self.parents and lane.opened):
+        if ended or lane.last_emptied >= self.last_windows[lane] or (lane in self.parents and lane.run_exists):
             self.open.discard(lane)
         if not self.open:
             self.done.set()
@@ -64,13 +64,13 @@ class Flush:
         ended_early_because = NotWaitedForError(f"still queued when {self.ended_early_because}")
         for lane, goal in self.last_windows.items():
             reason = self.given_up.get(lane) or (
-                ended_early_because if lane in self.open else lane.stuck or ended_early_because
+                ended_early_because if lane in self.open else lane.blocked_by or ended_early_because
             )
             if lane in self.parents:
-                if not lane.opened:
+                if not lane.run_exists:
                     failures += [each for each in lane.outstanding(goal, reason) if each.kind == RUN]
                 continue
-            failures += lane.claim(goal)
-            if lane.done < goal:
+            failures += lane.take_unreported(goal)
+            if lane.last_emptied < goal:
                 failures += lane.outstanding(goal, reason)
         return Report(total=self.total, failures=tuple(failures))

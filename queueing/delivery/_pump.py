@@ -83,7 +83,7 @@ class Pump:
         """
         lane = self._lane
         self._tries_doubted_entry = bool(lane.doubts)
-        while not lane.idle:
+        while not lane.is_settled:
             if lane.doubts:
                 self._weigh_doubts()
             await self._wait_for_uploads()
@@ -111,7 +111,7 @@ class Pump:
             raise StopError(self._dispatch.outage.error or NotWaitedForError("the store is out of reach"))
 
     async def _wait_for_uploads(self) -> None:
-        while self._lane.sides and self._must_wait(self._lane):
+        while self._lane.upload_lanes and self._must_wait(self._lane):
             self.waits_for_uploads = True
             await self.sleep(None)
             self.waits_for_uploads = False
@@ -126,7 +126,7 @@ class Pump:
             nonlocal attempts, flushes
             async with self._dispatch.worker_slot(self.check, self.sleep):
                 self._dispatch.give_way()
-                if lane.flying is None and lane.take(self._dispatch.bounds) is None:
+                if lane.in_flight is None and lane.take(self._dispatch.bounds) is None:
                     return
                 self._settled()
                 flushes = self._dispatch.outage.flushes
@@ -137,7 +137,7 @@ class Pump:
                 self._settled()
 
         def rejected(error: StoreError) -> bool:
-            batch = lane.flying
+            batch = lane.in_flight
             return error.rejects_after is not None and batch is not None and batch.rejections >= error.rejects_after
 
         async def sleep(seconds: float) -> None:
@@ -148,13 +148,13 @@ class Pump:
         try:
             await self._dispatch.retry(attempt, rejected=rejected, sleep=sleep)
         except StopError:
-            if lane.flying is not None:
+            if lane.in_flight is not None:
                 lane.give_back()
             raise
         except RetriesEndedError as spent:
             # A probe with an entry that may be bad itself proves nothing for the other lanes.
             probes_doubt = (
-                self._dispatch.outage.given_up and lane.flying is not None and lane.flying.doubted is not None
+                self._dispatch.outage.given_up and lane.in_flight is not None and lane.in_flight.doubted is not None
             )
             lane.give_back()
             if self._retries_other_entries():
@@ -163,7 +163,7 @@ class Pump:
                 return
             raise StopError(spent.error) from None
         except StoreError as error:
-            batch = lane.flying
+            batch = lane.in_flight
             if error.retriable and batch is not None and not self._is_rejection(batch):
                 self._suspect(batch, error)
                 return
@@ -179,7 +179,7 @@ class Pump:
     def _is_rejection(self, batch: Batch) -> bool:
         """Whether an answer that came often enough to count as a rejection was one."""
         # A refused create-run stays queued in any case.
-        stands = batch.opens or self._dispatch.evidence.proves(batch)
+        stands = batch.creates_run or self._dispatch.evidence.proves(batch)
         if stands:
             self._dispatch.outage.succeeded()
         return stands
@@ -196,19 +196,19 @@ class Pump:
 
     def _retries_other_entries(self) -> bool:
         goes_on, self._trying_doubted_entry = self._trying_doubted_entry, False
-        return goes_on and (self._lane.searching or self._lane.untouched)
+        return goes_on and (self._lane.is_bisecting or self._lane.has_untried)
 
     def _weigh_doubts(self) -> None:
         """Decide what to try next while entries of the lane are in doubt, by the table in `_evidence`."""
         lane, doubts = self._lane, self._lane.doubts
         if any(map(self._dispatch.evidence.proves, doubts)):
             lane.retry_doubts()
-        elif not lane.searching and self._dispatch.evidence.lets_pass(doubts):
+        elif not lane.is_bisecting and self._dispatch.evidence.lets_pass(doubts):
             self._dispatch.outage.succeeded()
             lane.fail_doubts()
             self._settled()
         elif self._tries_doubted_entry:
             self._tries_doubted_entry, self._trying_doubted_entry = False, True
             lane.retry_doubts(1)
-        elif not lane.searching and not lane.untouched:
+        elif not lane.is_bisecting and not lane.has_untried:
             raise StopError(doubts[0].doubted or NotWaitedForError("in doubt"))

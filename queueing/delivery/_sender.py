@@ -189,12 +189,12 @@ class Sender:
         last_windows: dict[Lane, int] = {}
         for each in lanes:
             whole = lane is None or each is lane
-            each.deal(most=None if whole else 1)
-            last_windows |= {member: member.dealt for member in (each.family if whole else (each,))}
-        parents = set(last_windows) - set(lane.family) if lane is not None else set[Lane]()
-        total = sum(each.owed for each in last_windows if each not in parents) + len(parents)
+            each.close_window(most=None if whole else 1)
+            last_windows |= {member: member.last_closed for member in (each.with_uploads if whole else (each,))}
+        parents = set(last_windows) - set(lane.with_uploads) if lane is not None else set[Lane]()
+        total = sum(each.reportable for each in last_windows if each not in parents) + len(parents)
         flush = Flush(
-            last_windows, total, {each for each in last_windows if not each.idle}, parents, self.outage.flushes
+            last_windows, total, {each for each in last_windows if not each.is_settled}, parents, self.outage.flushes
         )
         for each in last_windows:
             if each in flush.open:
@@ -217,7 +217,7 @@ class Sender:
             flush: A flush that has ended and has been reported.
         """
         if flush is not None:
-            self.accumulator.nominate(flush.last_windows)
+            self.accumulator.mark_live(flush.last_windows)
         self.accumulator.tidy(self._needs)
 
     def _needs(self, lane: Lane) -> bool:
@@ -243,26 +243,26 @@ class Sender:
         if not self.outage.may_probe(anyio.current_time()):
             return
         for lane in self.accumulator.busy() if full is None else full:
-            if lane.doomed:
+            if lane.awaits_flush:
                 continue
             for parent in _unopened_parents(lane):
-                if not parent.dealt:  # The first record is the creation; nothing else of the parent is needed here.
-                    parent.deal(most=1, tick=True)
+                if not parent.last_closed:  # its first record creates the run; nothing else of it is needed here
+                    parent.close_window(most=1, extendable=True)
                 self._start_if_busy(parent)
             if full is None:
-                lane.deal(tick=True)
+                lane.close_window(extendable=True)
             else:
-                lane.deal_batches(self.bounds.room(METRIC))
+                lane.close_window_of_batches(self.bounds.room(METRIC))
             self._start_if_busy(lane)
-            sides = [side for side in lane.sides if not side.idle]
-            if sides and self._uploads.outage.may_probe(anyio.current_time()):
-                for side in sides:
-                    self._start(side)
+            uploads = [each for each in lane.upload_lanes if not each.is_settled]
+            if uploads and self._uploads.outage.may_probe(anyio.current_time()):
+                for each in uploads:
+                    self._start(each)
 
     def give_way(self) -> None:
         """Let other threads have the interpreter, if nothing is urgent."""
         intake = self.accumulator.intake
-        if self._streams and not self._flushes and intake is not None and intake.calm:
+        if self._streams and not self._flushes and intake is not None and intake.is_calm:
             self._pause()
 
     @property
@@ -278,7 +278,7 @@ class Sender:
     def note_settled(self) -> None:
         """Note that entries may have been settled, and wake the callers of `progress`."""
         if self.accumulator.intake is not None:
-            self.accumulator.intake.settle()
+            self.accumulator.intake.update_bound()
         if self._settled is not None:
             self._settled.set()
             self._settled = None
@@ -290,7 +290,7 @@ class Sender:
         await self._settled.wait()
 
     def _start_if_busy(self, lane: Lane) -> None:
-        if not lane.idle:
+        if not lane.is_settled:
             self._start(lane)
 
     # -- pumps -------------------------------------------------------------------------------------------------------
@@ -315,25 +315,25 @@ class Sender:
             pump.halted = False
 
     async def _pump(self, lane: Lane, pump: Pump) -> None:
-        lane.stuck = None
+        lane.blocked_by = None
         try:
             await self._wait_for_parent(lane, pump)
             await pump.empty()
         except StopError as stop:
-            lane.stuck = stop.reason
+            lane.blocked_by = stop.reason
         except Exception as error:  # A defect here must not end the engine: the entries stay queued and are reported.
-            lane.stuck = StoreError(f"a defect in runqueue: {type(error).__name__}: {error}")
-            lane.stuck.__cause__ = error
+            lane.blocked_by = StoreError(f"a defect in runqueue: {type(error).__name__}: {error}")
+            lane.blocked_by.__cause__ = error
         finally:
-            if lane.flying is not None:  # The pump was cancelled during a request.
+            if lane.in_flight is not None:  # The pump was cancelled during a request.
                 lane.give_back()
             del self._pumps[lane]
-            self.accumulator.nominate([lane])
+            self.accumulator.mark_live([lane])
             self._progress(lane, ended=True)
 
     async def _wait_for_parent(self, lane: Lane, pump: Pump) -> None:
         parent = lane.parent
-        while parent is not None and not (lane.opened or parent.opened):
+        while parent is not None and not (lane.run_exists or parent.run_exists):
             if parent not in self._pumps:
                 raise StopError(NotWaitedForError(f"its parent, the run {parent.run}, was not created"))
             self._children.setdefault(parent, set()).add(pump)
@@ -342,14 +342,14 @@ class Sender:
 
     def _must_wait_for_uploads(self, lane: Lane) -> bool:
         """Whether the lane's final status has to wait for artifacts; see `Pump`."""
-        awaited = lane.awaited
+        awaited = lane.unfinished_uploads
         if not awaited or self._uploads_waived:
             return False
-        stuck = [side for side in awaited if side not in self._pumps]
+        reasons = [each.blocked_by for each in awaited if each not in self._pumps]
         if self._last:
-            return len(stuck) < len(awaited)
-        if stuck:
-            raise StopError(NotWaitedForError(f"the artifacts that come before it were not stored: {stuck[0].stuck}"))
+            return len(reasons) < len(awaited)
+        if reasons:
+            raise StopError(NotWaitedForError(f"the artifacts that come before it were not stored: {reasons[0]}"))
         return True
 
     def _dispatch_of(self, lane: Lane) -> Dispatch:
@@ -361,7 +361,7 @@ class Sender:
             lane
             for lane, pump in self._pumps.items()
             if self._dispatch_of(lane) is dispatch
-            or (pump.waits_for_uploads if dispatch is self._uploads else not lane.opened)
+            or (pump.waits_for_uploads if dispatch is self._uploads else not lane.run_exists)
         ]
 
     def _give_up(self, dispatch: Dispatch, error: StoreError, flushes_begun: int) -> bool:
@@ -385,7 +385,7 @@ class Sender:
         owner = None if lane.owner is None else self._pumps.get(lane.owner)
         if owner is not None and owner.waits_for_uploads:
             owner.wake()
-        if ended or lane.opened:
+        if ended or lane.run_exists:
             for child in self._children.pop(lane, ()):
                 child.wake()
         self._halt_unless_awaited(lane)
@@ -394,7 +394,7 @@ class Sender:
 def _unopened_parents(lane: Lane) -> list[Lane]:
     """The runs that have to be created before this one, the outermost first."""
     parents: list[Lane] = []
-    while not lane.opened and (parent := lane.parent) is not None and not parent.opened:
+    while not lane.run_exists and (parent := lane.parent) is not None and not parent.run_exists:
         parents.insert(0, parent)
         lane = parent
     return parents

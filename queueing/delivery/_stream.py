@@ -18,7 +18,7 @@ from typing import Any, Final
 import anyio
 
 from runqueue.queueing._errors import Scope, StoreError
-from runqueue.queueing._report import KEPT_IN_FULL, MOST_CAUSES, Failure
+from runqueue.queueing._report import MAX_CAUSES, MAX_FULL_FAILURES, Failure
 from runqueue.queueing.batches._batch import RUN, STATUS
 from runqueue.queueing.delivery._sender import Sender
 from runqueue.queueing.lanes._accumulator import Accumulator
@@ -90,22 +90,22 @@ class Stream:
     async def drain(self) -> None:
         """Wait until there is room for the entries that were refused last, or for another entry."""
         complained = -math.inf
-        while not self._intake.roomy:
+        while not self._intake.has_room:
             now = anyio.current_time()
             if now >= complained + FULL_QUEUE_INTERVAL:  # Perhaps no log call has found the queue full yet.
-                complained, self._intake.crowded = now, True
+                complained, self._intake.found_full = now, True
                 self.wake()
             with anyio.move_on_after(complained + FULL_QUEUE_INTERVAL - now):
                 await self._sender.progress()
-        self._intake.wanted = 1
+        self._intake.largest_refused = 1
 
     async def run(self) -> None:
         """Run until cancelled."""
         try:
             await self._run()
         finally:  # If the engine starts another stream, the next log call must wake it.
-            self._intake.answer()
-            self._intake.rest()
+            self._intake.take_full_lanes()
+            self._intake.mark_asleep()
 
     async def _run(self) -> None:
         resting = False
@@ -115,7 +115,7 @@ class Stream:
                 # A log call may have compared its inbox with the mark before the mark was lowered. Its record has
                 # arrived by the end of another interval; the mark stays low until then.
                 asleep, resting = resting, True
-                self._intake.rest()
+                self._intake.mark_asleep()
                 if not asleep:
                     self._sender.tidy()
                 self._notify()
@@ -140,13 +140,17 @@ class Stream:
 
     def _look(self) -> None:
         self._sender.give_way()
-        full = self._intake.answer()
+        full = self._intake.take_full_lanes()
         if self._full_at < math.inf:
-            full += [lane for lane in self._accumulator.live() if lane.fresh >= self._intake.full and not lane.rung]
-        crowded, self._intake.crowded = self._intake.crowded, False
+            full += [
+                lane
+                for lane in self._accumulator.live()
+                if lane.inbox_entries >= self._intake.batch_size and not lane.signalled
+            ]
+        found_full, self._intake.found_full = self._intake.found_full, False
         if due := anyio.current_time() >= self._due:
-            self._intake.complained = -1
-        if due or (crowded and not self._sender.busy):
+            self._intake.signalled_full_at = -1
+        if due or (found_full and not self._sender.busy):
             self._sender.tick()
             self._schedule_tick()
             self._sender.tidy()  # Not at every look: it is more thorough than the rest.
@@ -155,23 +159,23 @@ class Stream:
         elif full:
             self._sender.tick(full)
         for lane in self._intake.rearm(full):
-            if self._sender.outage.given_up or lane.doomed:
+            if self._sender.outage.given_up or lane.awaits_flush:
                 self._full.append(lane)
             else:  # The lane was filled again in the meantime.
-                self._intake.bells.append(lane)
+                self._intake.full_lanes.append(lane)
                 self._woken = True
-        self._intake.settle()
+        self._intake.update_bound()
         self._predict_full_batch()
-        if crowded or self._intake.pending >= self._intake.max_pending:
+        if found_full or self._intake.pending >= self._intake.max_pending:
             self._drop_unsendable()
             self._due = min(self._due, anyio.current_time() + FULL_QUEUE_INTERVAL)
         self._notify()
 
     def _predict_full_batch(self) -> None:
         """Predict from the rate of new entries when the fullest lane will have filled its batches."""
-        now, full = anyio.current_time(), self._intake.full
-        waiting = [lane.fresh for lane in self._accumulator.live() if not lane.doomed]
-        seen = self._accumulator.ledger.dealt + sum(waiting)
+        now, full = anyio.current_time(), self._intake.batch_size
+        waiting = [lane.inbox_entries for lane in self._accumulator.live() if not lane.awaits_flush]
+        seen = self._accumulator.ledger.drawn + sum(waiting)
         elapsed, came = now - self._seen_at, seen - self._seen
         self._seen_at, self._seen = now, seen
         # A producer that pauses (for a validation, for the interpreter's lock) continues at its old rate afterwards.
@@ -183,40 +187,40 @@ class Stream:
             expected = now + max(SHORTEST_SLEEP, LATENESS * (wanted - max(waiting, default=0)) / self._rate)
             if expected < self._due:
                 self._full_at = expected
-        self._intake.loud = full if self._full_at == math.inf else wanted + full  # a burst still wakes the engine
+        self._intake.wake_size = full if self._full_at == math.inf else wanted + full  # a burst still wakes the engine
 
     def _batches_per_look(self) -> int:
         """
         The number of full batches that the next look waits for. 0: there is so little room that each batch wakes the engine.
         """
-        within = 1 + FULL_BATCH_LINGER * self._rate / self._intake.full
-        room = self._intake.max_pending / (4 * self._intake.full)
+        within = 1 + FULL_BATCH_LINGER * self._rate / self._intake.batch_size
+        room = self._intake.max_pending / (4 * self._intake.batch_size)
         return int(min(within, room, MOST_BATCHES))
 
     def _is_idle(self) -> bool:
-        return not any(lane.inbox or not lane.idle for lane in self._accumulator.families())
+        return not any(lane.inbox or not lane.is_settled for lane in self._accumulator.live_with_uploads())
 
     def _drop_unsendable(self) -> None:
         """Make room: drop the entries of runs that the store refused to create, as they can never be sent."""
         for lane in self._accumulator.busy():
-            if lane.doomed and (count := lane.keep_only(RUN, STATUS)):
-                self._intake.note(lane, count)
+            if lane.awaits_flush and (count := lane.keep_only(RUN, STATUS)):
+                self._intake.count_dropped(lane, count)
         self._sender.note_settled()
 
     def _seconds_to_notice(self) -> float:
         """Seconds until the next notice on dropped entries is due."""
-        if not self._intake.has_news:
+        if not self._intake.has_unreported_drops:
             return math.inf
         return max(FULL_QUEUE_INTERVAL, self._no_drop_notice_until - anyio.current_time())
 
     def _notify(self) -> None:
         log = self._accumulator.ledger.log
-        if self._releases_failures and log.count - self._released_at > KEPT_IN_FULL:
+        if self._releases_failures and log.count - self._released_at > MAX_FULL_FAILURES:
             self._released_at = log.count
-            for lane in self._accumulator.families():
-                lane.claim(lane.dealt)
-        news, now = [*self._refused(), *log.news()], anyio.current_time()
-        dropped = self._intake.told() if now >= self._no_drop_notice_until else {}
+            for lane in self._accumulator.live_with_uploads():
+                lane.take_unreported(lane.last_closed)
+        news, now = [*self._refused(), *log.take_new_causes()], anyio.current_time()
+        dropped = self._intake.take_dropped() if now >= self._no_drop_notice_until else {}
         if dropped:
             self._no_drop_notice_until = now + DROP_NOTICE_INTERVAL
         if news or dropped:
@@ -227,16 +231,16 @@ class Stream:
         For each cause, the first run that the store refused to create. Such a run stays queued, so the log of failures lacks it.
         """
         for lane in self._accumulator.busy():
-            stuck, text = lane.stuck, str(lane.stuck)
-            waits = not lane.opened and isinstance(stuck, StoreError) and stuck.scope is Scope.LANE
+            blocked_by, text = lane.blocked_by, str(lane.blocked_by)
+            waits = not lane.run_exists and isinstance(blocked_by, StoreError) and blocked_by.scope is Scope.LANE
             if waits:  # The run is created by another process. The error's text names the run.
-                text = type(stuck).__name__
+                text = type(blocked_by).__name__
             if (
-                stuck is None
-                or not (lane.refused or waits)
+                blocked_by is None
+                or not (lane.creation_refused or waits)
                 or text in self._reported_refusals
-                or len(self._reported_refusals) >= MOST_CAUSES
+                or len(self._reported_refusals) >= MAX_CAUSES
             ):
                 continue
             self._reported_refusals.add(text)
-            yield from (each for each in lane.outstanding(lane.dealt, stuck) if each.kind == RUN)
+            yield from (each for each in lane.outstanding(lane.last_closed, blocked_by) if each.kind == RUN)

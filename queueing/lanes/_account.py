@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 
-from runqueue.queueing._report import KEPT_IN_FULL, Failure, Ledger, Tally
+from runqueue.queueing._report import MAX_FULL_FAILURES, CountedFailures, Failure, Ledger
 from runqueue.queueing.batches._part import Part
 
 
@@ -24,32 +24,32 @@ class Account:
     def __init__(self, run: Hashable, ledger: Ledger) -> None:
         self.run = run
         self.ledger = ledger
-        self.entries = 0  # dealt
+        self.drawn = 0  # dealt
         self.settled = 0  # stored or failed
-        self.unnamed = 0
+        self.unreported = 0
         """Failed entries that no report has named yet."""
         self._failures: list[Failure] = []
-        self._tallies: list[Tally] = []
-        self._bounds: list[int] = []  # the last windows of flushes that have reported nothing yet, in order
+        self._counted: list[CountedFailures] = []
+        self._flush_ends: list[int] = []  # the last windows of flushes that have reported nothing yet, in order
 
     @property
     def pending(self) -> int:
         """Entries that were dealt and are not settled, in flight included."""
-        return self.entries - self.settled
+        return self.drawn - self.settled
 
     @property
-    def clean(self) -> bool:
+    def is_clear(self) -> bool:
         """Whether everything is settled, and every failure named; a final status is no entry, and fails all the same."""
-        return not (self._failures or self._tallies) and self.entries == self.settled
+        return not (self._failures or self._counted) and self.drawn == self.settled
 
-    def deal(self, count: int) -> None:
-        self.entries += count
-        self.ledger.dealt += count
+    def add(self, count: int) -> None:
+        self.drawn += count
+        self.ledger.drawn += count
 
-    def fly(self, count: int) -> None:
+    def mark_in_flight(self, count: int) -> None:
         self.ledger.in_flight += count
 
-    def land(self, count: int) -> None:
+    def clear_in_flight(self, count: int) -> None:
         self.ledger.in_flight -= count
 
     def store(self, count: int) -> None:
@@ -67,27 +67,27 @@ class Account:
         self.settled += part.weight
 
     def _keep(self, failure: Failure) -> None:
-        self.unnamed += failure.weight
-        count, room = failure.weight, KEPT_IN_FULL - self.ledger.unclaimed
+        self.unreported += failure.weight
+        count, room = failure.weight, MAX_FULL_FAILURES - self.ledger.unreported
         if room > 0:
-            self.ledger.unclaimed += min(count, room)
+            self.ledger.unreported += min(count, room)
             if count <= room:
                 self._failures.append(failure)
                 return
             kept, failure = failure.split(room)
             self._failures.append(kept)
         serial = failure.serial
-        tally = next((each for each in self._tallies if serial <= each.bound), None)
+        tally = next((each for each in self._counted if serial <= each.bound), None)
         if tally is None:
-            tally = Tally(next((bound for bound in self._bounds if serial <= bound), math.inf))
-            self._tallies.append(tally)
+            tally = CountedFailures(next((bound for bound in self._flush_ends if serial <= bound), math.inf))
+            self._counted.append(tally)
         tally.add(failure)
 
-    def close(self, serial: int) -> None:
+    def close_report(self, serial: int) -> None:
         """A flush will report what has failed of the windows up to this one, and not of later ones."""
-        if serial not in self._bounds:
-            self._bounds.append(serial)
-        for tally in self._tallies:
+        if serial not in self._flush_ends:
+            self._flush_ends.append(serial)
+        for tally in self._counted:
             tally.bound = min(tally.bound, serial) if tally.last <= serial else tally.bound
 
     def drop(self, count: int) -> None:
@@ -98,18 +98,18 @@ class Account:
     def abandon(self) -> int:
         """Write off what is pending; how much that is."""
         pending = self.pending
-        self.settled = self.entries
+        self.settled = self.drawn
         return pending
 
-    def claim(self, serial: int) -> list[Failure]:
+    def take_unreported(self, serial: int) -> list[Failure]:
         """The failures of the windows up to `serial` that no report has named yet."""
         mine = [failure for failure in self._failures if failure.serial <= serial]
         if mine:
             self._failures = [failure for failure in self._failures if failure.serial > serial]
-            self.ledger.unclaimed -= sum(failure.weight for failure in mine)
-        self._bounds = [bound for bound in self._bounds if bound > serial]
-        for tally in [each for each in self._tallies if each.last <= serial]:
-            self._tallies.remove(tally)
+            self.ledger.unreported -= sum(failure.weight for failure in mine)
+        self._flush_ends = [bound for bound in self._flush_ends if bound > serial]
+        for tally in [each for each in self._counted if each.last <= serial]:
+            self._counted.remove(tally)
             mine += tally.failures(self.run)
-        self.unnamed -= sum(failure.weight for failure in mine)
+        self.unreported -= sum(failure.weight for failure in mine)
         return mine

@@ -32,7 +32,7 @@ from runqueue.queueing.lanes._intake import Intake
 from runqueue.queueing.lanes._lane import Lane
 from runqueue.queueing.lanes._screening import Encode
 
-_LOOKS: Final = 100
+_RECOUNTS: Final = 100
 """As often a count is begun anew because records were just changing places; then it is as good as it is."""
 
 
@@ -45,25 +45,25 @@ class Accumulator:
         bounded: Makes what records have to pass on their way in, if anything.
     """
 
-    def __init__(self, encode: Encode, bounded: Callable[[Ledger], Intake] | None = None) -> None:
+    def __init__(self, encode: Encode, make_intake: Callable[[Ledger], Intake] | None = None) -> None:
         self.lanes: dict[Hashable, Lane] = {}
         self._encode = encode
-        self._bounded = bounded
+        self._make_intake = make_intake
         self.reset()
 
     def reset(self) -> None:
         """Begin anew, with nothing queued and nothing counted, as in a child process."""
-        self._heard: Callable[[], None] | None = None
+        self._callback: Callable[[], None] | None = None
         self.lanes.clear()
-        self._each: dict[Lane, None] = {}
-        self._closing: list[Lane] = []  # the one that is being released; whoever takes it out decides
+        self._all: dict[Lane, None] = {}
+        self._releasing: list[Lane] = []  # the one that is being released; whoever takes it out decides
         self._lock = threading.RLock()  # a signal handler or a garbage collection may come back in here
         self.ledger: Ledger = Ledger()
-        self.intake: Intake | None = None if self._bounded is None else self._bounded(self.ledger)
+        self.intake: Intake | None = None if self._make_intake is None else self._make_intake(self.ledger)
         # To be looked at by `tidy`: where there is an intake, all lanes that have anything to do.
         self._live: list[Lane] = [] if self.intake is None else self.intake.live
 
-    def open(self, run: Hashable, *, opened: bool, parent: Lane | None = None, first: Record | None = None) -> Lane:
+    def open(self, run: Hashable, *, run_exists: bool, parent: Lane | None = None, first: Record | None = None) -> Lane:
         """
         The lane of this run, made if there is none.
 
@@ -74,34 +74,34 @@ class Accumulator:
             first: A record that a new lane begins with, whatever the bound.
         """
         with self._lock:
-            self._keep_closing()
+            self._cancel_release()
             lane = self.lanes.get(run)
             if lane is None:
-                lane = Lane(run, self._encode, self.ledger, opened=opened, parent=parent)
+                lane = Lane(run, self._encode, self.ledger, run_exists=run_exists, parent=parent)
                 if self.intake is not None:
-                    self.intake.guard(lane)
+                    self.intake.install(lane)
                 if first is not None:
                     lane.push(first)
                 made, lane = lane, self.lanes.setdefault(run, lane)  # `resolve` takes no lock
                 if lane is made:
-                    self._each[lane] = None
-                    if opened and not lane.listed:  # if nothing comes of it, it goes again
+                    self._all[lane] = None
+                    if run_exists and not lane.listed:  # if nothing comes of it, it goes again
                         lane.listed = True
                         self._live.append(lane)
-                    if self._heard is not None:
-                        _watch(lane, self._heard)
+                    if self._callback is not None:
+                        _watch(lane, self._callback)
             return lane
 
-    def watch(self, heard: Callable[[], None]) -> None:
+    def watch(self, callback: Callable[[], None]) -> None:
         """Call this after each record from now on, in the thread that has logged it."""
-        self._heard = heard
+        self._callback = callback
         for lane in self.all():
-            _watch(lane, heard)
+            _watch(lane, callback)
 
     def alias(self, run: Hashable, lane: Lane) -> None:
         """Let the lane be found by a second name too, unless that name has a lane already."""
         with self._lock:
-            self._keep_closing()
+            self._cancel_release()
             if not lane.released and self.lanes.setdefault(run, lane) is lane and run not in lane.names:
                 lane.names.append(run)
 
@@ -111,7 +111,7 @@ class Accumulator:
         if self.lanes.setdefault(name, lane) is lane and name not in lane.names:  # atomic. No lock: see above
             lane.names.append(name)
 
-    def over(self, lane: Lane) -> None:
+    def run_ended(self, lane: Lane) -> None:
         """Its run has ended, and no record of ours says so: have it looked at by `tidy`."""
         lane.ended = True
         with self._lock:
@@ -120,15 +120,15 @@ class Accumulator:
                 self._live.append(lane)
 
     def forget(self, lane: Lane) -> None:
-        """A lane whose first record was refused, and that nobody else has heard of."""
+        """A lane whose first record was refused, and that nobody else has callback of."""
         lane.released = True
         self._unname(lane)
-        self._each.pop(lane, None)
-        lane.append = lane.push = lane.inbox.way_in()  # what an intake has put there leads back to the lane
+        self._all.pop(lane, None)
+        lane.append = lane.push = lane.inbox.appender()  # what an intake has put there leads back to the lane
 
     def all(self) -> list[Lane]:
         """Every lane once, in the order of their opening; without those that were released."""
-        return list(self._each)
+        return list(self._all)
 
     def live(self) -> list[Lane]:
         """Those that may have something to send or to report, one perhaps twice: of many thousands, few."""
@@ -136,23 +136,23 @@ class Accumulator:
 
     def busy(self) -> list[Lane]:
         """Those with something to send or to report."""
-        return [lane for lane in self.live() if not lane.quiet]
+        return [lane for lane in self.live() if not lane.is_done]
 
-    def families(self) -> list[Lane]:
+    def live_with_uploads(self) -> list[Lane]:
         """Those that may have something to send or to report, with their side lanes."""
-        return [member for lane in self.live() for member in lane.family]
+        return [member for lane in self.live() for member in lane.with_uploads]
 
-    def idle(self) -> bool:
+    def inboxes_empty(self) -> bool:
         """Whether no inbox holds anything; a final status counts no entry, but waits all the same."""
         return not any(lane.inbox for lane in self.live())
 
-    def waiting(self) -> int:
+    def inbox_entries(self) -> int:
         """Entries in the inboxes, not dealt yet."""
         return sum(sum(lane.inbox.weights()) for lane in set(self.live()))
 
     # -- the engine's thread -------------------------------------------------------------------------------------------
 
-    def nominate(self, lanes: Iterable[Lane]) -> None:
+    def mark_live(self, lanes: Iterable[Lane]) -> None:
         """Have these looked at by `tidy`; with an intake they are anyway."""
         if self.intake is None:
             self._live.extend(lane for lane in lanes if lane.owner is None)
@@ -165,14 +165,16 @@ class Accumulator:
             needed: Whether somebody still works with a lane.
         """
         count = len(self._live)  # log calls may list more meanwhile, at the end
-        kept = [lane for lane in dict.fromkeys(self._live[:count]) if not lane.released and self._stays(lane, needed)]
+        kept = [
+            lane for lane in dict.fromkeys(self._live[:count]) if not lane.released and self._stays_live(lane, needed)
+        ]
         self._live[:count] = kept  # atomic
 
-    def _stays(self, lane: Lane, needed: Callable[[Lane], bool]) -> bool:
+    def _stays_live(self, lane: Lane, needed: Callable[[Lane], bool]) -> bool:
         """Whether the lane has to be looked at another time."""
-        if lane.over:
+        if lane.is_releasable:
             return needed(lane) or not self.release(lane)
-        if self.intake is not None and not lane.quiet:
+        if self.intake is not None and not lane.is_done:
             return True
         lane.listed = False  # before the look: whoever adds a record after it lists the lane
         lane.listed = self.intake is not None and bool(lane.inbox)
@@ -180,76 +182,78 @@ class Accumulator:
 
     def release(self, lane: Lane) -> bool:
         """Forget a lane, unless it is not over, or somebody may be about to append to it."""
-        if not lane.over or not self._lock.acquire(blocking=False):
+        if not lane.is_releasable or not self._lock.acquire(blocking=False):
             return False
         try:
             # Whoever comes into `open` from here on does so in this thread (a garbage collection may log), and takes
             # the lane out of `_closing`: it stays then.
-            self._closing[:] = [lane]
-            lane.append, lane.push = partial(self._pass_on, lane.name), partial(self._push_on, lane.name)
-            if _holders(lane) == _ALONE and lane.over:  # in this order: what is in the inbox then, is all there will be
+            self._releasing[:] = [lane]
+            lane.append, lane.push = partial(self._forward, lane.name), partial(self._forward_push, lane.name)
+            if (
+                _holders(lane) == _UNUSED and lane.is_releasable
+            ):  # in this order: what is in the inbox then, is all there will be
                 self._unname(lane)
                 try:
-                    self._closing.pop()  # looks and takes in one: before it nobody has made another lane of the run
+                    self._releasing.pop()  # looks and takes in one: before it nobody has made another lane of the run
                 except IndexError:
-                    self._keep(lane)  # names that it was given back may have been lost again
+                    self._restore(lane)  # names that it was given back may have been lost again
                     return False
                 lane.released = True
-                lane.stuck = None  # with frames that hold the lane
-                lane.sides.clear()
-                self._each.pop(lane, None)
+                lane.blocked_by = None  # with frames that hold the lane
+                lane.upload_lanes.clear()
+                self._all.pop(lane, None)
                 return True
-            self._keep_closing()
+            self._cancel_release()
             return False
         finally:
             self._lock.release()
 
-    def _keep_closing(self) -> None:
-        for lane in self._closing.copy():  # taken out last: whoever comes in here meanwhile has to find its way in
-            self._keep(lane)
-        self._closing.clear()
+    def _cancel_release(self) -> None:
+        for lane in self._releasing.copy():  # taken out last: whoever comes in here meanwhile has to find its way in
+            self._restore(lane)
+        self._releasing.clear()
 
-    def _keep(self, lane: Lane) -> None:
+    def _restore(self, lane: Lane) -> None:
         """Do not release it after all."""
         for name in lane.names:
             self.lanes.setdefault(name, lane)
         if self.intake is None:
-            lane.append = lane.push = lane.inbox.way_in()
+            lane.append = lane.push = lane.inbox.appender()
         else:  # never the bare way in between: what takes it is not counted
-            self.intake.guard(lane)
-        if self._heard is not None:
-            _watch(lane, self._heard)
+            self.intake.install(lane)
+        if self._callback is not None:
+            _watch(lane, self._callback)
 
     def _unname(self, lane: Lane) -> None:
         for name in lane.names:
             if self.lanes.get(name) is lane:
                 self.lanes.pop(name, None)
 
-    def _pass_on(self, name: Hashable, record: Record) -> bool | None:
+    def _forward(self, name: Hashable, record: Record) -> bool | None:
         """`append` of a lane that is released, or was about to be."""
-        return self.open(name, opened=True).append(record)
+        return self.open(name, run_exists=True).append(record)
 
-    def _push_on(self, name: Hashable, record: Record) -> None:
-        self.open(name, opened=True).push(record)
+    def _forward_push(self, name: Hashable, record: Record) -> None:
+        self.open(name, run_exists=True).push(record)
 
     # -- counts --------------------------------------------------------------------------------------------------------
 
     def counts(self) -> dict[str, int]:
         """Entries accepted, pending, in flight, stored, failed and dropped; exact when no call is under way."""
         # No lock: a signal handler may come in here, in the thread that would hold it, and wait for the engine.
-        turn, counts = self.ledger.turn, self._count()
-        for _ in range(_LOOKS):
-            if turn == self.ledger.turn and not turn % 2:
+        seqlock, counts = self.ledger.seqlock, self._count()
+        for _ in range(_RECOUNTS):
+            if seqlock == self.ledger.seqlock and not seqlock % 2:
                 break
             time.sleep(0)
-            turn, counts = self.ledger.turn, self._count()
+            seqlock, counts = self.ledger.seqlock, self._count()
         return counts
 
     def _count(self) -> dict[str, int]:
-        books = self.ledger
-        accepted = books.dealt + self.waiting() + books.refused
-        settled = {"stored": books.stored, "failed": books.failed, "dropped": books.dropped + books.refused}
-        in_flight = books.in_flight
+        ledger = self.ledger
+        accepted = ledger.drawn + self.inbox_entries() + ledger.refused
+        settled = {"stored": ledger.stored, "failed": ledger.failed, "dropped": ledger.dropped + ledger.refused}
+        in_flight = ledger.in_flight
         pending = accepted - in_flight - sum(settled.values())
         return {"accepted": accepted, "pending": pending, "in_flight": in_flight, **settled}
 
@@ -278,22 +282,22 @@ class Accumulator:
 
 def _holders(lane: Any) -> int:
     """References to what is in the inbox: its own, those of this call, and one for each call that has a way into it."""
-    return getrefcount(lane.inbox.held)
+    return getrefcount(lane.inbox.items)
 
 
-_ALONE: Final = _holders(SimpleNamespace(inbox=Inbox()))
+_UNUSED: Final = _holders(SimpleNamespace(inbox=Inbox()))
 
 
-def _watch(lane: Lane, heard: Callable[[], None]) -> None:
+def _watch(lane: Lane, callback: Callable[[], None]) -> None:
     append, push = lane.append, lane.push
 
     def take(record: Record) -> bool | None:
         dropped = append(record)
-        heard()
+        callback()
         return dropped
 
     def put(record: Record) -> None:
         push(record)
-        heard()
+        callback()
 
     lane.append, lane.push = take, put

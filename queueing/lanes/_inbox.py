@@ -33,7 +33,7 @@ class Inbox:
     def __init__(self) -> None:
         self._items: list[Any] = []
 
-    def way_in(self) -> Callable[[Record], None]:
+    def appender(self) -> Callable[[Record], None]:
         """
         What adds a record. Made anew at each call, and by nobody but the lane's `append` and `push`: who has one holds the
         items, and can be counted by that (see `Accumulator.release`).
@@ -41,7 +41,7 @@ class Inbox:
         return self._items.extend
 
     @property
-    def held(self) -> list[Any]:
+    def items(self) -> list[Any]:
         """The items, for whoever counts the references to them."""
         return self._items
 

@@ -53,7 +53,7 @@ class Encoding:
 _entries = itemgetter(1)
 
 
-class Gate:
+class Screening:
     """
     Args:
         encode: See [Encode][]; packs are made only by an [Encoding][].
@@ -61,7 +61,7 @@ class Gate:
     """
 
     def __init__(self, encode: Encode, account: Account) -> None:
-        self.never: Exception | None = None
+        self.creation_fault: Exception | None = None
         """Why this run can never be created, if so."""
         self._encode = encode.one if isinstance(encode, Encoding) else encode
         self._encode_many = encode.many if isinstance(encode, Encoding) else None
@@ -71,12 +71,12 @@ class Gate:
         self._barred: dict[tuple[int, Any], StoreError] = {}
 
     @property
-    def packs(self) -> bool:
+    def can_pack(self) -> bool:
         """Whether there is any use in offering records to `pack`."""
         return self._encode_many is not None and not self._memory
 
     @property
-    def remembers(self) -> bool:
+    def has_memory(self) -> bool:
         """Whether the encoder keeps something of this run, such as which keys were cut to what."""
         return bool(self._memory)
 
@@ -90,7 +90,7 @@ class Gate:
             return None
         return None if made is None else Pack(records, *made, count)
 
-    def holds(self, pack: Pack, records: Sequence[Record]) -> bool:
+    def is_current(self, pack: Pack, records: Sequence[Record]) -> bool:
         """Whether a pack that was made earlier, of the head of a queue, is what `pack` would make of these now."""
         ours = pack.records
         return (
@@ -103,23 +103,23 @@ class Gate:
 
     def slices(self, item: Record | Slice, body: int, serial: int) -> list[Slice]:
         """What passes of a record, or of a slice that was put back: encoded, none larger alone than `body` bytes."""
-        parts = self._sized(item, body, serial) if isinstance(item, Slice) else self._encoded(item, body, serial)
+        parts = self._check_sizes(item, body, serial) if isinstance(item, Slice) else self._encoded(item, body, serial)
         if self._barred:
-            return [kept for part in parts for kept in self._screened(part, serial)]
+            return [kept for part in parts for kept in self._without_barred(part, serial)]
         return parts
 
     def screen(self, batch: Batch) -> Batch:
         """A batch that comes back, without the names that were refused meanwhile."""
         if not self._barred:
             return batch
-        return batch.with_parts(kept for part in batch.parts() for kept in self._kept(part, batch.serial))
+        return batch.with_parts(kept for part in batch.parts() for kept in self._screen_part(part, batch.serial))
 
-    def _kept(self, part: Part, serial: int) -> Sequence[Part]:
+    def _screen_part(self, part: Part, serial: int) -> Sequence[Part]:
         if isinstance(part, Slice):
-            return self._screened(part, serial)
+            return self._without_barred(part, serial)
         if not self._any_barred(part.records):
             return [part]
-        return [kept for each in part.slices() for kept in self._screened(each, serial)]
+        return [kept for each in part.slices() for kept in self._without_barred(each, serial)]
 
     def fail(self, part: Slice, error: Exception, serial: int) -> None:
         """These entries turned out to be unfit later."""
@@ -136,7 +136,7 @@ class Gate:
         for part in batch.slices_of(PARAM):
             self._stored.update(zip(part.keys(), part.pieces, strict=True))
 
-    def is_settled(self, key: Any, part: Slice, at: int, serial: int) -> bool:
+    def settle_known(self, key: Any, part: Slice, at: int, serial: int) -> bool:
         """
         Whether this entry of a slice of params needs no request: it is stored, or another value is, and the store
         would refuse this one.
@@ -157,18 +157,20 @@ class Gate:
         except Exception as error:  # a defect of ours: it may cost this record, not the run
             count = max(1, weight(record))
             pieces, faults = [b""] * count, dict.fromkeys(range(count), error)
-        return self._sized(Slice(record, 0, pieces), body, serial, faults)
+        return self._check_sizes(Slice(record, 0, pieces), body, serial, faults)
 
-    def _sized(self, part: Slice, body: int, serial: int, faults: dict[int, Exception] | None = None) -> list[Slice]:
+    def _check_sizes(
+        self, part: Slice, body: int, serial: int, faults: dict[int, Exception] | None = None
+    ) -> list[Slice]:
         if part.size > body and part.allowed > body:  # the bound may have come down since it was put back
             faults = dict(faults or {})
             for at, piece in enumerate(part.pieces):
                 if len(piece) >= body:
                     faults.setdefault(at, RejectedError(f"{len(piece)} bytes are more than a request may have"))
             part.allowed = body
-        return [part] if not faults else self._without(faults, part, serial)
+        return [part] if not faults else self._fail_faulty(faults, part, serial)
 
-    def _without(self, faults: Mapping[int, Exception], part: Slice, serial: int) -> list[Slice]:
+    def _fail_faulty(self, faults: Mapping[int, Exception], part: Slice, serial: int) -> list[Slice]:
         """What is left of a slice whose faulty entries have failed."""
         kept: list[Slice] = []
         begun = 0
@@ -179,17 +181,17 @@ class Gate:
         for at, fault in sorted(faults.items()):
             self._account.fail(part.stretch(at, at + 1), fault, serial)
             if part.kind == RUN:
-                self.never = fault
+                self.creation_fault = fault
         return kept
 
     def _any_barred(self, records: Sequence[Record]) -> bool:
         kind = records[0][0]
         return any((kind, key) in self._barred for key in set(chain.from_iterable(map(_entries, records))))
 
-    def _screened(self, part: Slice, serial: int) -> list[Slice]:
+    def _without_barred(self, part: Slice, serial: int) -> list[Slice]:
         kind = part.kind
         if kind not in MERGED or part.screened == len(self._barred):  # what was put back is not looked through again
             return [part]
         part.screened = len(self._barred)
         barred = {at: self._barred[kind, key] for at, key in enumerate(part.keys()) if (kind, key) in self._barred}
-        return [part] if not barred else self._without(barred, part, serial)
+        return [part] if not barred else self._fail_faulty(barred, part, serial)

@@ -30,12 +30,12 @@ from runqueue.queueing.batches._batch import (
     weight,
     weights,
 )
-from runqueue.queueing.batches._part import WIDTH, JoinError, Pack, Record, Slice, upright
-from runqueue.queueing.lanes._screening import Gate
+from runqueue.queueing.batches._part import WIDTH, JoinError, Pack, Record, Slice, as_records
+from runqueue.queueing.lanes._screening import Screening
 
-CARRIED: Final = 2
+CREATED_KEYS: Final = 2
 """Item of a RUN record: the keys of the tags it brings along."""
-RIDES: Final = 2
+IN_CREATION: Final = 2
 """Item of a TAG record: whether its tags may travel inside the request that creates the run."""
 PACKED: Final = 1_000
 """Entries in one pack at most. More of them gain nothing, and what does not fit into a batch was encoded in vain."""
@@ -57,33 +57,33 @@ class Window:
         serial: 1 for a lane's first window, and so on.
     """
 
-    __slots__ = ("_ahead", "_at_hand", "_mean", "_stock", "aside", "awaited", "left", "queues", "serial")
+    __slots__ = ("_current", "_flat", "_mean_bytes", "_prepared", "barrier", "counts", "queues", "serial", "uploads")
 
     def __init__(self, serial: int) -> None:
         self.serial = serial
         self.queues: list[deque[Record | Slice]] = [deque() for _ in range(KINDS)]
-        self.left = [0] * KINDS
-        self.aside: list[Record] = []
+        self.counts = [0] * KINDS
+        self.uploads: list[Record] = []
         """Records that were put here, and are to be taken to another lane."""
-        self.awaited: list[tuple[Any, int]] = []
+        self.barrier: list[tuple[Any, int]] = []
         """The final status comes after these: lanes, and a window of each."""
-        self._stock: list[list[Any]] = []  # metrics behind those in their queue, flat; that is never empty before this
-        self._at_hand: Slice | None = None  # off its queue, and not in the batch yet
-        self._ahead: Pack | None = None  # of records that are on their queue still
-        self._mean = 0.0  # bytes an entry in the last pack
+        self._flat: list[list[Any]] = []  # metrics behind those in their queue, flat; that is never empty before this
+        self._current: Slice | None = None  # off its queue, and not in the batch yet
+        self._prepared: Pack | None = None  # of records that are on their queue still
+        self._mean_bytes = 0.0  # bytes an entry in the last pack
 
     def __bool__(self) -> bool:
         return any(self.queues)
 
     @property
-    def ends(self) -> bool:
+    def only_status_left(self) -> bool:
         """Whether nothing is left of it but a final status."""
         return bool(self.queues[STATUS]) and not any(self.queues[:STATUS])
 
     def items(self, kind: int) -> Iterator[Record | Slice]:
         """What is queued of one kind, in order."""
-        stock = self._stock if kind == METRIC else ()
-        return chain(self.queues[kind], chain.from_iterable(map(upright, stock)))
+        stock = self._flat if kind == METRIC else ()
+        return chain(self.queues[kind], chain.from_iterable(map(as_records, stock)))
 
     def put(self, flat: list[Any]) -> int:
         """
@@ -97,34 +97,34 @@ class Window:
         for kind, group in groupby(flat[::WIDTH]):
             begin, at = at, at + WIDTH * len([*group])
             if kind == ARTIFACT:
-                self.aside += upright(flat[begin:at])
+                self.uploads += as_records(flat[begin:at])
                 continue
             if kind == STATUS:
                 self.queues[kind].clear()  # a run has one final status: the last one asked for
                 begin = at - WIDTH
             count = sum(map(len, flat[begin + 1 : at : WIDTH]))
             if kind == METRIC:
-                self._stock.append(flat if at - begin == len(flat) else flat[begin:at])
-                self._restock()
+                self._flat.append(flat if at - begin == len(flat) else flat[begin:at])
+                self._unpack()
             else:
-                self.queues[kind].extend(upright(flat[begin:at]))
-            self.left[kind] += count
+                self.queues[kind].extend(as_records(flat[begin:at]))
+            self.counts[kind] += count
             total += count
         return total
 
-    def _restock(self, most: int = 1) -> None:
+    def _unpack(self, most: int = 1) -> None:
         """Have so many records of metrics upright, if there are as many; as a head of their queue, one will do."""
-        queue, stock = self.queues[METRIC], self._stock
+        queue, stock = self.queues[METRIC], self._flat
         if stock and not queue:
-            queue.extend(upright(stock[0][:WIDTH]))
+            queue.extend(as_records(stock[0][:WIDTH]))
             stock[0] = stock[0][WIDTH:]
         while stock and len(queue) < most:
-            queue.extend(upright(stock.pop(0)))
+            queue.extend(as_records(stock.pop(0)))
 
     def put_slice(self, part: Slice) -> None:
         """Add a slice at the end."""
         self.queues[part.kind].append(part)
-        self.left[part.kind] += part.count
+        self.counts[part.kind] += part.count
 
     def put_back(self, item: Record | Slice) -> None:
         """Put something at the head of its queue."""
@@ -133,70 +133,70 @@ class Window:
         else:
             kind, count = item[0], weight(item)
         self.queues[kind].appendleft(item)
-        self.left[kind] += count
+        self.counts[kind] += count
 
-    def fill(self, bounds: Bounds, gate: Gate) -> Batch:
+    def fill(self, bounds: Bounds, screening: Screening) -> Batch:
         """The next batch, as full as the bounds allow; empty if nothing of what it looked at passed the gate."""
         batch = Batch(self.serial)
         stage = next(stage for stage in STAGES if any(self.queues[kind] for kind in stage))
         try:
             if stage == MERGED:
-                self._fill_merged(batch, bounds, gate)
+                self._fill_merged(batch, bounds, screening)
             else:
-                self._draw(batch, stage[0], bounds.room(stage[0]), bounds.body, gate)
-            if batch.opens:
-                self._draw_riders(batch, bounds, gate)
+                self._draw(batch, stage[0], bounds.room(stage[0]), bounds.body, screening)
+            if batch.creates_run:
+                self._draw_create_tags(batch, bounds, screening)
         except JoinError as error:  # a defect of ours may cost a record, not the run
-            if self._at_hand is None:
+            if self._current is None:
                 raise
-            gate.fail(self._at_hand, error, self.serial)
-        self._at_hand = None
+            screening.fail(self._current, error, self.serial)
+        self._current = None
         return batch
 
-    def prepare(self, bounds: Bounds, gate: Gate) -> None:
+    def prepare(self, bounds: Bounds, screening: Screening) -> None:
         """Encode the metrics that the next batch is likely to begin with. Nothing moves; `fill` may use it or not."""
-        if self._ahead is None and gate.packs and self._lone_metrics:
-            records = self._records(self._most(bounds.room(METRIC), bounds.body))
+        if self._prepared is None and screening.can_pack and self._only_metrics:
+            records = self._whole_records(self._pack_size(bounds.room(METRIC), bounds.body))
             if records:
-                self._ahead = gate.pack(records, sum(weights(records)))
+                self._prepared = screening.pack(records, sum(weights(records)))
 
-    def _fill_merged(self, batch: Batch, bounds: Bounds, gate: Gate) -> None:
-        if self._lone_metrics:
-            self._draw(batch, METRIC, bounds.room(METRIC), bounds.body, gate)
+    def _fill_merged(self, batch: Batch, bounds: Bounds, screening: Screening) -> None:
+        if self._only_metrics:
+            self._draw(batch, METRIC, bounds.room(METRIC), bounds.body, screening)
             return
         rooms = [bounds.room(kind) for kind in MERGED]
-        queued = [self.left[kind] for kind in MERGED]
+        queued = [self.counts[kind] for kind in MERGED]
         repeats = _Repeats()
         try:
             for kind, count in zip(MERGED, must_take(queued, rooms, bounds.entities), strict=True):
-                self._draw(batch, kind, count, bounds.body, gate, repeats)
+                self._draw(batch, kind, count, bounds.body, screening, repeats)
             for kind, room in zip(MERGED, rooms, strict=True):
                 taken = sum(part.count for part in batch.groups.get(kind, ()))
                 count = min(room - taken, bounds.entities - batch.count)
-                self._draw(batch, kind, count, bounds.body, gate, repeats)
+                self._draw(batch, kind, count, bounds.body, screening, repeats)
         finally:
             for part in reversed(repeats.delayed):
                 self.put_back(part)
 
     def _draw(
-        self, batch: Batch, kind: int, count: int, body: int, gate: Gate, repeats: _Repeats | None = None
+        self, batch: Batch, kind: int, count: int, body: int, screening: Screening, repeats: _Repeats | None = None
     ) -> None:
         """Move up to `count` entries of one kind into the batch, in order."""
-        packs = kind == METRIC and gate.packs
+        packs = kind == METRIC and screening.can_pack
         singly = 0
         while count > 0:
             if packs and singly <= 0:
-                pack, singly = self._pack(count, body - batch.size, gate)
+                pack, singly = self._pack(count, body - batch.size, screening)
                 if pack is not None:
                     batch.add(pack)
                     count -= pack.count
                     continue
             singly -= 1
-            part = self._head(kind, body, gate)
+            part = self._next_slice(kind, body, screening)
             if part is None:
                 return
             if kind == PARAM and repeats is not None:
-                taken, rest = self._draw_params(batch, part, count, body, gate, repeats)
+                taken, rest = self._draw_params(batch, part, count, body, screening, repeats)
             else:
                 taken = part.fitting(count, body - batch.size)
                 head, rest = (part, None) if taken == part.count else part.split(taken)
@@ -207,7 +207,7 @@ class Window:
                 self.put_back(rest)
                 return
 
-    def _pack(self, count: int, room: int, gate: Gate) -> tuple[Pack | None, int]:
+    def _pack(self, count: int, room: int, screening: Screening) -> tuple[Pack | None, int]:
         """
         Take whole records of metrics off their queue in one go.
 
@@ -219,36 +219,40 @@ class Window:
             The pack. If there is none, how many of the next records have to go one by one.
         """
         queue = self.queues[METRIC]
-        most = self._most(count, room)
-        while records := self._records(most):
+        most = self._pack_size(count, room)
+        while records := self._whole_records(most):
             entries = sum(weights(records))
-            ahead, self._ahead = self._ahead, None
-            pack = ahead if ahead is not None and gate.holds(ahead, records) else gate.pack(records, entries)
+            ahead, self._prepared = self._prepared, None
+            pack = (
+                ahead
+                if ahead is not None and screening.is_current(ahead, records)
+                else screening.pack(records, entries)
+            )
             if pack is None:
                 return None, len(records)
-            self._mean = pack.size / entries
+            self._mean_bytes = pack.size / entries
             if pack.size <= room:
                 for _ in records:
                     queue.popleft()
-                self._restock()
-                self.left[METRIC] -= entries
+                self._unpack()
+                self.counts[METRIC] -= entries
                 return pack, 0
-            most = _fewer(room, self._mean)
+            most = _estimate(room, self._mean_bytes)
         return None, 1
 
     @property
-    def _lone_metrics(self) -> bool:
+    def _only_metrics(self) -> bool:
         return bool(self.queues[METRIC]) and not (self.queues[PARAM] or self.queues[TAG] or self.queues[RUN])
 
-    def _most(self, count: int, room: int) -> int:
+    def _pack_size(self, count: int, room: int) -> int:
         """How many metrics to try for a pack."""
         most = min(count, PACKED)
-        return _fewer(room, self._mean) if most * self._mean > room else most
+        return _estimate(room, self._mean_bytes) if most * self._mean_bytes > room else most
 
-    def _records(self, most: int) -> list[Record]:
+    def _whole_records(self, most: int) -> list[Record]:
         """The next records of metrics, as far as they are whole and have no more than so many entries together."""
         queue = self.queues[METRIC]
-        self._restock(most)
+        self._unpack(most)
         if not queue or isinstance(queue[0], Slice) or not 0 < (first := weight(queue[0])) <= most:
             return []
         records: list[Any] = list(islice(queue, most // first))
@@ -259,7 +263,7 @@ class Window:
         return records if totals[-1] <= most else records[: bisect_right(totals, most)]
 
     def _draw_params(
-        self, batch: Batch, part: Slice, count: int, body: int, gate: Gate, repeats: _Repeats
+        self, batch: Batch, part: Slice, count: int, body: int, screening: Screening, repeats: _Repeats
     ) -> tuple[int, Slice | None]:
         """The same for params: servers refuse a batch that holds a key twice, so the second waits for the next one."""
         taken = begun = at = 0
@@ -267,7 +271,7 @@ class Window:
         rest: Slice | None = None
         for at, (key, piece) in enumerate(part.items()):
             fits = taken < count and len(piece) < room
-            settled = gate.is_settled(key, part, at, self.serial)
+            settled = screening.settle_known(key, part, at, self.serial)
             if not settled and key not in repeats.inside and fits:
                 repeats.inside.add(key)
                 taken += 1
@@ -285,16 +289,16 @@ class Window:
             batch.add(part.stretch(begun, part.count))
         return taken, rest
 
-    def _draw_riders(self, batch: Batch, bounds: Bounds, gate: Gate) -> None:
+    def _draw_create_tags(self, batch: Batch, bounds: Bounds, screening: Screening) -> None:
         """Let queued tags travel inside the request that creates the run, as far as its bounds allow."""
-        room = bounds.rider_bytes - sum(map(_escaped, batch.pieces(RUN)))
-        keys: set[Any] = set(next(batch.records(RUN))[CARRIED])  # a later value of the same key must not overtake
+        room = bounds.create_tag_bytes - sum(map(_escaped, batch.pieces(RUN)))
+        keys: set[Any] = set(next(batch.records(RUN))[CREATED_KEYS])  # a later value of the same key must not overtake
         count = len(keys)
         left_behind: list[Slice] = []
-        while count < bounds.riders and (part := self._head(TAG, bounds.body, gate)) is not None:
+        while count < bounds.create_tags and (part := self._next_slice(TAG, bounds.body, screening)) is not None:
             for key, one in part.keyed():
                 size = _escaped(one.pieces[0])
-                if part.record[RIDES] and key not in keys and size <= room and count < bounds.riders:
+                if part.record[IN_CREATION] and key not in keys and size <= room and count < bounds.create_tags:
                     batch.add(one)
                     room -= size
                     count += 1
@@ -304,25 +308,25 @@ class Window:
         for part in reversed(left_behind):
             self.put_back(part)
 
-    def _head(self, kind: int, body: int, gate: Gate) -> Slice | None:
+    def _next_slice(self, kind: int, body: int, screening: Screening) -> Slice | None:
         """Take the next slice off a queue: encoded, and without what cannot or need not be sent."""
         queue = self.queues[kind]
-        self._at_hand = None
+        self._current = None
         while queue:
             item = queue.popleft()
             if kind == METRIC:
-                self._restock()
-            self.left[kind] -= item.count if isinstance(item, Slice) else weight(item)
-            parts = gate.slices(item, body, self.serial)
+                self._unpack()
+            self.counts[kind] -= item.count if isinstance(item, Slice) else weight(item)
+            parts = screening.slices(item, body, self.serial)
             if parts:
                 for part in reversed(parts[1:]):
                     self.put_back(part)
-                self._at_hand = parts[0]
+                self._current = parts[0]
                 return parts[0]
         return None
 
 
-def _fewer(room: int, mean: float) -> int:
+def _estimate(room: int, mean: float) -> int:
     """How many entries to try next: rather too few, as they can be followed by more, than too many once more."""
     return int(max(0, room) / mean * 0.95)
 

@@ -19,18 +19,18 @@ class Chaos:
 
     def __init__(self, source: random.Random, *, scope: Scope = Scope.ENTRY) -> None:
         self.random = source
-        self.calm = False
+        self.is_calm = False
         self._scope = scope
 
     def __call__(self, request: Request) -> StoreError | Exception | None:
-        if not self.calm and self.random.random() < 0.4:
+        if not self.is_calm and self.random.random() < 0.4:
             return self.random.choice(
                 [
                     StoreError("503", retriable=True),
                     StoreError("429", retriable=True, retry_after=self.random.choice([0.5, 3.0, 40.0])),
                     StoreError("500", retriable=True, rejects_after=3),
                     StoreError("401", scope=Scope.STORE),
-                    *([StoreError("no such experiment")] if request.opens else []),
+                    *([StoreError("no such experiment")] if request.creates_run else []),
                 ]
             )
         if any(key == "bad" for _, key, _, _ in request.entries):

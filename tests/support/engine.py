@@ -1,5 +1,5 @@
 """
-What the tests of the engine are made of: records, a plain encoder, a store that does what it is told, and the books.
+What the tests of the engine are made of: records, a plain encoder, a store that does what it is told, and the ledger.
 
 An **entry** is `(kind, key, value, step)`; only metrics have a step. The values [Fault][], [Sized][] and [Explosive][]
 make the encoder do what a real one does of itself.
@@ -179,32 +179,32 @@ def bounds(
     entities: int = 1_000,
     datasets: int = 1_000,
     body: int = 1_000_000,
-    riders: int = 1_000,
-    rider_bytes: int = 250_000,
+    create_tags: int = 1_000,
+    create_tag_bytes: int = 250_000,
 ) -> Bounds:
     return Bounds(
         caps=(1, params, tags, metrics, datasets, 1, 1),
         entities=entities,
         body=body,
-        riders=min(riders, entities),
-        rider_bytes=min(rider_bytes, body),
+        create_tags=min(create_tags, entities),
+        create_tag_bytes=min(create_tag_bytes, body),
     )
 
 
-def lane_of(*records: Record, opened: bool = True, run: str = "r") -> Lane:
-    lane = Lane(run, encode, Ledger(), opened=opened)
+def lane_of(*records: Record, run_exists: bool = True, run: str = "r") -> Lane:
+    lane = Lane(run, encode, Ledger(), run_exists=run_exists)
     fill(lane, records)
     return lane
 
 
 def fill(lane: Lane, records: Iterable[Record]) -> None:
     """Put records into the inbox, past whatever bound there is."""
-    put = lane.inbox.way_in()
+    put = lane.inbox.appender()
     for each in records:
         put(each)
 
 
-def books(lane: Lane) -> Ledger:
+def ledger_of(lane: Lane) -> Ledger:
     """Where its entries are counted."""
     return lane._account.ledger
 
@@ -212,11 +212,13 @@ def books(lane: Lane) -> Ledger:
 def pending_of(lane: Lane) -> int:
     """Entries of the lane that are queued or in flight, counted one by one."""
     return sum(lane.inbox.weights()) + sum(
-        failure.weight for member in lane.family for failure in member.outstanding(member.dealt, Exception())
+        failure.weight
+        for member in lane.with_uploads
+        for failure in member.outstanding(member.last_closed, Exception())
     )
 
 
-def check_books(accumulator: Accumulator) -> None:
+def check_counts(accumulator: Accumulator) -> None:
     """Every entry is counted once, and what is pending is really there."""
     counts = accumulator.counts()
     ledger = accumulator.ledger
@@ -224,24 +226,24 @@ def check_books(accumulator: Accumulator) -> None:
     assert min(counts.values()) >= 0, counts
     assert counts["accepted"] == counts["pending"] + counts["in_flight"] + settled
     assert sum(map(pending_of, accumulator.all())) == counts["pending"] + counts["in_flight"]
-    flying = [member.flying for lane in accumulator.all() for member in lane.family]
-    assert sum(batch.weight for batch in flying if batch) == counts["in_flight"]
+    in_flight = [member.in_flight for lane in accumulator.all() for member in lane.with_uploads]
+    assert sum(batch.weight for batch in in_flight if batch) == counts["in_flight"]
     if accumulator.intake is not None:
         assert accumulator.intake.pending == counts["pending"] + counts["in_flight"]
-        assert all(lane.fresh == sum(lane.inbox.weights()) for lane in accumulator.all())
+        assert all(lane.inbox_entries == sum(lane.inbox.weights()) for lane in accumulator.all())
 
 
 def check_lane(lane: Lane) -> None:
     """The same for one lane, and what it believes to hold of each kind."""
-    ledger = books(lane)
-    assert ledger.dealt + sum(lane.inbox.weights()) == (
+    ledger = ledger_of(lane)
+    assert ledger.drawn + sum(lane.inbox.weights()) == (
         pending_of(lane) + ledger.stored + ledger.failed + ledger.dropped
     )
-    assert ledger.in_flight == (lane.flying.weight if lane.flying else 0)
+    assert ledger.in_flight == (lane.in_flight.weight if lane.in_flight else 0)
     for window in lane._windows:
         for kind in (PARAM, TAG, METRIC, DATASET):
             really = sum(len(item[1]) if isinstance(item, tuple) else item.weight for item in window.items(kind))
-            assert window.left[kind] == really, f"kind {kind}"
+            assert window.counts[kind] == really, f"kind {kind}"
 
 
 def drain(lane: Lane, limits: Bounds | None = None, judge: Judge | None = None, most: int = 100_000) -> list[Batch]:
@@ -285,7 +287,7 @@ class Request:
     """When it began."""
     number: int
     """Its place among all requests, from 0."""
-    opens: bool
+    creates_run: bool
 
 
 Script: TypeAlias = "Callable[[Request], StoreError | Exception | None]"
@@ -308,15 +310,17 @@ class FakeStore:
         self.most_busy = 0
 
     async def __call__(self, lane: Lane, batch: Batch) -> Sequence[Record]:
-        if not (batch.opens or lane.opened):
+        if not (batch.creates_run or lane.run_exists):
             self.breaches.append(f"{lane.run} was sent data before it was created")
-        if STATUS in batch.groups and any(ARTIFACT in side.flying.groups for side in lane.sides if side.flying):
+        if STATUS in batch.groups and any(
+            ARTIFACT in side.in_flight.groups for side in lane.upload_lanes if side.in_flight
+        ):
             self.early.append(lane.run)
-        if lane.parent is not None and not (lane.opened or lane.parent.opened):
+        if lane.parent is not None and not (lane.run_exists or lane.parent.run_exists):
             self.breaches.append(f"{lane.run} was created before its parent")
         if self.busy[lane]:
             self.breaches.append(f"two requests of {lane.run} at once")
-        request = Request(lane.run, inside(batch), anyio.current_time(), len(self.requests), batch.opens)
+        request = Request(lane.run, inside(batch), anyio.current_time(), len(self.requests), batch.creates_run)
         self.requests.append(request)
         self.busy[lane] += 1
         self.most_busy = max(self.most_busy, self.busy.total())
@@ -328,7 +332,7 @@ class FakeStore:
         if error is not None:
             raise error
         self.stored[lane.run] += request.entries
-        return self.leftovers if batch.opens else ()
+        return self.leftovers if batch.creates_run else ()
 
     def runs(self) -> list[Any]:
         return [request.run for request in self.requests]
@@ -373,8 +377,8 @@ class Bench:
         assert self.accumulator.intake is not None
         return self.accumulator.intake
 
-    def lane(self, run: Any, *records: Record, opened: bool = True, parent: Lane | None = None) -> Lane:
-        lane = self.accumulator.open(run, opened=opened, parent=parent)
+    def lane(self, run: Any, *records: Record, run_exists: bool = True, parent: Lane | None = None) -> Lane:
+        lane = self.accumulator.open(run, run_exists=run_exists, parent=parent)
         if self.accumulator.intake is None:
             fill(lane, records)
         else:  # there is but one way past the bound and the bell
@@ -384,7 +388,7 @@ class Bench:
 
     async def flush(self, lane: Lane | None = None, timeout: float | None = None) -> Report:
         report = await self.sender.flush(lane, timeout)
-        check_books(self.accumulator)
+        check_counts(self.accumulator)
         return report
 
 
@@ -426,18 +430,18 @@ async def bench(
     limits = limits or bounds()
     streams = interval is not None
 
-    def bounded(ledger: Ledger) -> Intake:
+    def make_intake(ledger: Ledger) -> Intake:
         return Intake(
             ledger,
             max_pending=max_pending,
             on_full=on_full,
-            full=limits.entities if streams else math.inf,
-            ring=lambda: b.stream.wake() if streams else None,
+            batch_size=limits.entities if streams else math.inf,
+            wake=lambda: b.stream.wake() if streams else None,
             drains=lambda: streams,
             mark=-1 if streams else max_pending,
         )
 
-    accumulator = Accumulator(encode, bounded if streams or max_pending < math.inf else None)
+    accumulator = Accumulator(encode, make_intake if streams or max_pending < math.inf else None)
     store = FakeStore(script, seconds)
     policy = RetryPolicy(timeout=timeout, base=base)
     outages: list[StoreError] = []
@@ -466,7 +470,7 @@ async def bench(
                     tasks.start_soon(b.stream.run)
                     yield b
                     tasks.cancel_scope.cancel()
-    check_books(accumulator)
+    check_counts(accumulator)
     assert not store.breaches
 
 

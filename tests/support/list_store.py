@@ -28,7 +28,9 @@ from runqueue.wire._encoder import Encoder
 from runqueue.wire._limits import ENVELOPE_BYTES, MAX_CREATE_TAG_BYTES, MAX_CREATE_TAGS, MLFLOW_LIMITS
 from runqueue.wire._records import TOKEN_TAG, NewRun
 
-BOUNDS = Bounds.of(MLFLOW_LIMITS, envelope=ENVELOPE_BYTES, riders=MAX_CREATE_TAGS, rider_bytes=MAX_CREATE_TAG_BYTES)
+BOUNDS = Bounds.of(
+    MLFLOW_LIMITS, envelope=ENVELOPE_BYTES, create_tags=MAX_CREATE_TAGS, create_tag_bytes=MAX_CREATE_TAG_BYTES
+)
 ETERNITY = 1e9
 """Virtual seconds."""
 
@@ -215,8 +217,8 @@ class Bench:
     ) -> PendingRunId:
         """As `Client.create_run`."""
         pending, own = PendingRunId(), tags or {}
-        above = None if parent is None else self.accumulator.open(parent, opened=isinstance(parent, str))
-        lane = self.accumulator.open(pending, opened=False, parent=above)
+        above = None if parent is None else self.accumulator.open(parent, run_exists=isinstance(parent, str))
+        lane = self.accumulator.open(pending, run_exists=False, parent=above)
         lane.push(record_of(RUN, ("run",), tuple(own), NewRun("7", None, 1, run_name, parent, own)))
         return pending
 

@@ -130,7 +130,7 @@ class Queue:
 
     def _mark_as_created(self, run_id: str) -> None:
         with suppress(RunqueueError):  # the client refuses this id, so nothing will be queued for the run
-            self.client._lane(run_id).made = True
+            self.client._lane(run_id).owned = True
 
     # -- flushing ----------------------------------------------------------------------------------------------------
 
@@ -194,7 +194,7 @@ class Queue:
         self._empty_runs.discard(run_id)
         lane = self.client._lanes.get(run_id)
         if lane is not None:
-            self.client._engine.accumulator.over(lane)
+            self.client._engine.accumulator.run_ended(lane)
 
     def report(self, run_id: str, *, still_queued: bool = False) -> None:
         """

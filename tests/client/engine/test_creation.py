@@ -182,7 +182,7 @@ async def test_a_create_that_was_cancelled_is_in_doubt() -> None:
     made = Bench(store, ETERNITY, ETERNITY)
     run = made.create_run()
     lane = made.lane(run)
-    lane.deal()
+    lane.close_window()
     batch = lane.take(BOUNDS)
     assert batch is not None
     with anyio.move_on_after(0.001) as scope:

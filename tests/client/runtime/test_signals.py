@@ -373,7 +373,7 @@ client = runqueue.Client(sys.argv[1], flush_interval=60, exit_timeout=20)
 for run in range(40):
     for step in range(50):
         client.log_metrics(f"{run:032x}", {"m": 1.0}, step=step)
-held = client._engine.accumulator.waiting
+held = client._engine.accumulator.inbox_entries
 def stop(number, frame):  # as a scheduler's warning: whatever the main thread is doing just then
     started = time.monotonic()
     client.flush(timeout=15)
@@ -386,7 +386,7 @@ def waiting():
         signal.raise_signal(signal.SIGUSR1)
     return count
 done = []
-client._engine.accumulator.waiting = waiting
+client._engine.accumulator.inbox_entries = waiting
 client.statistics()
 """
 

@@ -124,7 +124,7 @@ def attempts(retry_after: float | None = None, **settings: Any) -> list[float]:
         accumulator = Accumulator(encode)
         with anyio.fail_after(ETERNITY):
             async with Sender(accumulator, store, bounds=bounds(), max_workers=8, retry=policy) as sender:
-                fill(accumulator.open("r", opened=True), points(1))
+                fill(accumulator.open("r", run_exists=True), points(1))
                 report = await sender.flush()
         assert report.not_stored == 1 and not any(failure.final for failure in report.failures)
         return store.times()

@@ -67,19 +67,21 @@ def test_limits_fall_back_field_by_field() -> None:
 def test_bounds_refuse_limits_that_are_not_set() -> None:
     """The engine has no defaults of its own."""
     with pytest.raises(ConfigError, match="not set: params, bytes"):
-        Bounds.of(Limits(metrics=1, tags=1, entities=1, datasets=1), envelope=0, riders=1, rider_bytes=1)
+        Bounds.of(Limits(metrics=1, tags=1, entities=1, datasets=1), envelope=0, create_tags=1, create_tag_bytes=1)
 
 
 def test_bounds_refuse_a_body_smaller_than_its_envelope() -> None:
     """A limit that leaves no room for an entry is refused."""
     with pytest.raises(ConfigError, match="bytes=320"):
-        Bounds.of(Limits(bytes=320).over(FULL), envelope=320, riders=1, rider_bytes=1)
+        Bounds.of(Limits(bytes=320).over(FULL), envelope=320, create_tags=1, create_tag_bytes=1)
 
 
 def test_bounds_keep_riders_within_the_other_limits() -> None:
     """The other limits hold for the request that creates a run, too."""
-    made = Bounds.of(Limits(entities=50, bytes=1_000).over(FULL), envelope=320, riders=1_000, rider_bytes=250_000)
-    assert (made.body, made.riders, made.rider_bytes) == (680, 50, 680)
+    made = Bounds.of(
+        Limits(entities=50, bytes=1_000).over(FULL), envelope=320, create_tags=1_000, create_tag_bytes=250_000
+    )
+    assert (made.body, made.create_tags, made.create_tag_bytes) == (680, 50, 680)
     assert [made.room(kind) for kind in (PARAM, METRIC, DATASET, STATUS)] == [50, 50, 1_000, 1]
 
 
@@ -101,18 +103,18 @@ def test_must_take_leaves_no_kind_too_much(queued: list[int], rooms: list[int], 
 def test_batches_lose_nothing_keep_order_and_obey_every_count(records: list[Record], limits: Bounds) -> None:
     """Every queued entry arrives once, in the order of its kind, in batches within the bounds."""
     lane = lane_of(*records)
-    lane.deal()
+    lane.close_window()
     batches = drain(lane, limits)
     assert all(holds(limits, [batch]) for batch in batches)
     assert per_kind(entry for batch in batches for entry in inside(batch)) == per_kind(flat(records))
-    assert lane.idle
+    assert lane.is_settled
 
 
 @given(windows(), bounds_of())
 def test_the_number_of_batches_is_minimal_where_counts_bind(records: list[Record], limits: Bounds) -> None:
     """No plan needs fewer requests than the largest of these quotients."""
     lane = lane_of(*records)
-    lane.deal()
+    lane.close_window()
     have = [sum(len(record[1]) for record in records if record[0] == kind) for kind in MERGED]
     lower = max(-(-sum(have) // limits.entities), *(-(-n // limits.caps[k]) for n, k in zip(have, MERGED, strict=True)))
     assert len(drain(lane, limits)) == lower
@@ -122,7 +124,7 @@ def test_the_number_of_batches_is_minimal_where_counts_bind(records: list[Record
 def test_no_two_neighbours_fit_into_one_where_bytes_bind(records: list[Record], limits: Bounds) -> None:
     """A batch is closed only if the next entry does not fit into it."""
     lane = lane_of(*records)
-    lane.deal()
+    lane.close_window()
     batches = drain(lane, limits)
     assert all(holds(limits, [batch]) for batch in batches)
     assert not any(holds(limits, [one, two]) for one, two in pairwise(batches))
@@ -134,7 +136,7 @@ def test_datasets_are_batched_by_their_own_bound(calls: list[list[int]], cap: in
     """Datasets obey their own count and the bound of bytes, and keep their order."""
     records = [datasets(*map(Sized, call)) for call in calls]
     lane = lane_of(*records)
-    lane.deal()
+    lane.close_window()
     limits = bounds(datasets=cap, body=60, entities=1)
     batches = drain(lane, limits)
     assert all(batch.count <= cap and batch.size <= 60 for batch in batches)
@@ -152,7 +154,7 @@ def test_a_run_of_250_params_120_tags_and_5000_metrics_takes_five_batches() -> N
         tags({f"t{n}": n for n in range(120)}),
         *(record_of(METRIC, {f"m{n}": n for n in range(10)}, step) for step in range(500)),
     )
-    lane.deal()
+    lane.close_window()
     assert [batch.count for batch in drain(lane)] == [1_000, 1_000, 1_000, 1_000, 1_000, 370]
 
 

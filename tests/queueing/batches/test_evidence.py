@@ -42,16 +42,16 @@ class Server:
 
 
 @pytest.mark.parametrize("fault", READ_FAULTS.values(), ids=READ_FAULTS)
-@pytest.mark.parametrize("opened", [True, False])
+@pytest.mark.parametrize("run_exists", [True, False])
 async def test_an_outage_is_waited_out_though_every_answer_could_be_a_rejection(
-    fault: StoreError, opened: bool
+    fault: StoreError, run_exists: bool
 ) -> None:
     """During minutes of INTERNAL_ERROR nothing is halved, nothing fails, and the run's order is kept."""
     server = Server()
     server.down = fault
     records = [*points(25), status()]
     async with bench(server.write, check=server.read, limits=TEN) as b:
-        b.lane("r", *([] if opened else [run()]), *records, opened=opened)
+        b.lane("r", *([] if run_exists else [run()]), *records, run_exists=run_exists)
 
         async def mend() -> None:
             await anyio.sleep(200)
@@ -60,7 +60,7 @@ async def test_an_outage_is_waited_out_though_every_answer_could_be_a_rejection(
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(mend)
             assert not (await b.flush()).failures
-        assert b.store.stored["r"] == flat([*([] if opened else [run()]), *records])
+        assert b.store.stored["r"] == flat([*([] if run_exists else [run()]), *records])
         failed = [request for request in b.store.requests if request.at < 200]
         assert len({tuple(request.entries) for request in failed}) == 1
         assert server.reads <= len(failed) / 2
@@ -199,7 +199,7 @@ async def test_bad_entries_alone_that_are_many_wait_for_a_proof_and_hold_up_noth
         assert sorted(named(report.failures)) == sorted(bad)
         assert all(failure.final for failure in report.failures)
         assert b.store.stored["r"] == flat([*points(5), status()])
-        assert lane.idle
+        assert lane.is_settled
 
 
 async def test_a_run_in_doubt_does_not_keep_others_from_being_tried() -> None:

@@ -35,7 +35,7 @@ from runqueue.queueing.batches._part import JoinError, Pack
 from runqueue.wire._bodies import log_batch_body, log_inputs_body
 from runqueue.wire._encoder import Encoder
 from runqueue.wire._records import MILLISECOND, InvalidValue
-from support.engine import books, bounds, check_lane, encode, fill, inside, lane_of, metrics, named, points
+from support.engine import bounds, check_lane, encode, fill, inside, lane_of, ledger_of, metrics, named, points
 
 Answer: TypeAlias = "StoreError | str | None"
 
@@ -107,7 +107,7 @@ def history(
     encoding: Any, records: list[Record], script: list[Answer], at_first: int, limit: Bounds, ahead: Sequence[bool] = ()
 ) -> list[Any]:
     """Everything that can be observed of a lane while a store gives these answers; some batches are encoded ahead."""
-    lane = Lane("r", encoding, Ledger(), opened=True)
+    lane = Lane("r", encoding, Ledger(), run_exists=True)
     number = {id(record[1]): at for at, record in enumerate(records)}
     waiting = list(records)
     seen: list[Any] = []
@@ -115,7 +115,7 @@ def history(
     def log(count: int) -> None:
         fill(lane, waiting[:count])
         del waiting[:count]
-        lane.deal()
+        lane.close_window()
 
     log(at_first)
     answers, prepares = iter(script), iter(ahead)
@@ -129,7 +129,7 @@ def history(
             continue
         seen.append((batch.count, batch.size, batch.weight, batch.serial, batch.rejections, sorted(batch.groups)))
         seen.append(log_inputs_body("r", batch) if DATASET in batch.groups else log_batch_body("r", batch))
-        seen.append(told(list(lane.outstanding(lane.dealt, StoreError("left"))), number))
+        seen.append(told(list(lane.outstanding(lane.last_closed, StoreError("left"))), number))
         answer = next(answers, None)
         if next(prepares, False):
             lane.prepare(limit)
@@ -146,12 +146,12 @@ def history(
         else:
             lane.store()
         check_lane(lane)
-        ledger = books(lane)
-        seen.append((ledger.dealt, ledger.stored, ledger.failed, ledger.in_flight, lane.done, repr(lane)))
+        ledger = ledger_of(lane)
+        seen.append((ledger.drawn, ledger.stored, ledger.failed, ledger.in_flight, lane.last_emptied, repr(lane)))
         if answer is not None:
             seen.append([(part.start, part.stop, part.joined) for each in lane._bisection for part in each.slices()])
-    assert lane.idle
-    seen.append(told(lane.claim(lane.dealt), number))
+    assert lane.is_settled
+    seen.append(told(lane.take_unreported(lane.last_closed), number))
     return seen
 
 
@@ -179,15 +179,15 @@ def test_the_pieces_that_records_are_drawn_in_cannot_be_seen(
 def test_of_a_long_window_few_records_are_upright() -> None:
     """A million tuples made in one go would hold up other threads and be walked by the garbage collector."""
     lane = lane_of(*points(5_500))
-    lane.deal()
+    lane.close_window()
     (window,) = lane._windows
-    assert (len(window.queues[METRIC]), window.left[METRIC]) == (1, 5_500)
+    assert (len(window.queues[METRIC]), window.counts[METRIC]) == (1, 5_500)
     while (batch := lane.take(bounds(metrics=100))) is not None:
         assert batch.count == 100
         lane.store()
         assert len(window.queues[METRIC]) <= 1_000 + 100
         check_lane(lane)
-    assert lane.idle and books(lane).stored == 5_500
+    assert lane.is_settled and ledger_of(lane).stored == 5_500
 
 
 @given(calls(), st.lists(st.sampled_from(ANSWERS), max_size=30), st.integers(0, 40), limits(), st.lists(st.booleans()))
@@ -223,7 +223,7 @@ def test_many_records_are_encoded_as_each_of_them_is(records: list[Record]) -> N
 def test_a_full_batch_of_plain_metrics_is_a_pack_or_two(keys: int) -> None:
     """The cost of a batch does not grow with the records in it."""
     lane = lane_of(*(metrics(step, **{f"m{at}": step for at in range(keys)}) for step in range(3_000 // keys)))
-    lane.deal()
+    lane.close_window()
     while (batch := lane.take(bounds())) is not None:
         assert batch.count == 1_000 or not lane._windows[0]
         assert len(list(batch.parts())) <= 5
@@ -238,9 +238,9 @@ def test_what_was_encoded_ahead_is_not_encoded_again() -> None:
         encoded.extend(record[2] for record in group)
         return encode.many(group, memory)
 
-    lane = Lane("r", Encoding(encode.one, many), Ledger(), opened=True)
+    lane = Lane("r", Encoding(encode.one, many), Ledger(), run_exists=True)
     fill(lane, points(5_500))
-    lane.deal()
+    lane.close_window()
     taken = 0
     while (batch := lane.take(bounds())) is not None:
         taken += batch.count
@@ -263,9 +263,9 @@ def test_an_odd_record_costs_only_its_own_pack() -> None:
     def many(group: Sequence[Record], memory: dict[Any, Any]) -> Any:
         return None if any(callable(record[1]["loss"]) for record in group) else encode.many(group, memory)
 
-    lane = Lane("r", Encoding(one, many), Ledger(), opened=True)
+    lane = Lane("r", Encoding(one, many), Ledger(), run_exists=True)
     fill(lane, records)
-    lane.deal()
+    lane.close_window()
     batches: list[Batch] = []
     while (batch := lane.take(bounds())) is not None:
         batches.append(batch)
@@ -284,9 +284,9 @@ def test_little_is_encoded_in_vain_where_bytes_bind(body: int) -> None:
         encoded += len(group)
         return encode.many(group, memory)
 
-    lane = Lane("r", Encoding(encode.one, many), Ledger(), opened=True)
+    lane = Lane("r", Encoding(encode.one, many), Ledger(), run_exists=True)
     fill(lane, points(20_000))
-    lane.deal()
+    lane.close_window()
     stored: list[Any] = []
     while (batch := lane.take(bounds(body=body))) is not None:
         assert batch.size <= body
@@ -303,19 +303,19 @@ def test_an_encoder_whose_packs_do_not_come_apart_costs_the_batch_only() -> None
         joined, tails = encode.many(group, memory) or (b"", ())
         return joined, [b"not there"] * len(tails)
 
-    lane = Lane("r", Encoding(encode.one, many), Ledger(), opened=True)
+    lane = Lane("r", Encoding(encode.one, many), Ledger(), run_exists=True)
     fill(lane, points(10))
-    lane.deal()
+    lane.close_window()
     batch = lane.take(bounds(metrics=6))
     assert batch is not None
     with pytest.raises(JoinError):
         list(batch.slices())
     assert lane.reject(RejectedError("halve it"))
     check_lane(lane)
-    assert [entry[3] for entry in named(lane.claim(1))] == list(range(6))
+    assert [entry[3] for entry in named(lane.take_unreported(1))] == list(range(6))
     assert lane.take(bounds(metrics=6)) is not None
     lane.store()
-    assert (books(lane).stored, books(lane).failed, lane.idle) == (4, 6, True)
+    assert (ledger_of(lane).stored, ledger_of(lane).failed, lane.is_settled) == (4, 6, True)
 
 
 def test_an_encoder_that_raises_for_many_is_asked_for_each() -> None:
@@ -324,9 +324,9 @@ def test_an_encoder_that_raises_for_many_is_asked_for_each() -> None:
     def many(group: Sequence[Record], memory: dict[Any, Any]) -> Any:
         raise ZeroDivisionError
 
-    lane = Lane("r", Encoding(encode.one, many), Ledger(), opened=True)
+    lane = Lane("r", Encoding(encode.one, many), Ledger(), run_exists=True)
     fill(lane, points(10))
-    lane.deal()
+    lane.close_window()
     batch = lane.take(bounds())
     assert batch is not None and len(inside(batch)) == 10
 
@@ -342,7 +342,7 @@ def test_packs_tell_what_they_hold() -> None:
 # -- large calls -----------------------------------------------------------------------------------------------------
 
 
-class Counted(list[bytes]):
+class CountedPieces(list[bytes]):
     """Counts the fragments that are copied out of it."""
 
     copied = 0
@@ -357,26 +357,26 @@ class Counted(list[bytes]):
 @pytest.mark.parametrize("barred", [False, True])
 def test_a_large_call_is_cut_into_batches_in_linear_time(kind: int, barred: bool) -> None:
     """Each fragment is visited a few times, however many batches the call makes (50,000 params took 2.8 s)."""
-    made: list[Counted] = []
+    made: list[CountedPieces] = []
 
     def counting(record: Record, memory: dict[Any, Any]) -> Fragments:
-        made.append(Counted(b"x" * 99 for _ in record[1]))
+        made.append(CountedPieces(b"x" * 99 for _ in record[1]))
         return made[-1], None
 
-    lane = Lane("r", counting, Ledger(), opened=True)
+    lane = Lane("r", counting, Ledger(), run_exists=True)
     if barred:
         fill(lane, [record_of(kind, {"k7": 1}, 0)])
-        lane.deal()
+        lane.close_window()
         assert lane.take(bounds()) is not None
         lane.reject(RejectedError("name", bars_key=True))
     count = 20_000
     fill(lane, [record_of(kind, {f"k{at}": 1 for at in range(count)}, 0)])
-    lane.deal()
+    lane.close_window()
     batches = 0
     while (batch := lane.take(bounds(params=100, tags=100, metrics=100))) is not None:
         assert batch.joined(kind).count(b",") == batch.count - 1
         batches += 1
         lane.store()
     assert batches == count // 100
-    assert books(lane).stored == count - barred
+    assert ledger_of(lane).stored == count - barred
     assert made[-1].copied < 12 * count

@@ -29,7 +29,7 @@ async def test_a_store_that_refuses_a_size_is_sent_no_such_batch_again() -> None
         return ()
 
     accumulator = Accumulator(hundred_bytes)
-    lane = accumulator.open("r", opened=True)
+    lane = accumulator.open("r", run_exists=True)
     fill(lane, (metrics(step, **{f"m{at}": at for at in range(10)}) for step in range(400)))
     async with Sender(accumulator, deliver, bounds=bounds(body=1_000_000)) as sender:
         assert not (await sender.flush()).failures
@@ -52,7 +52,7 @@ async def test_one_entry_that_is_too_large_teaches_nothing() -> None:
         return ()
 
     accumulator = Accumulator(hundred_bytes)
-    lane = accumulator.open("r", opened=True)
+    lane = accumulator.open("r", run_exists=True)
     async with Sender(accumulator, deliver, bounds=bounds(body=1_000_000)) as sender:
         fill(lane, [metrics(0, alone=1)])
         (failure,) = (await sender.flush()).failures
@@ -71,7 +71,7 @@ async def test_what_was_put_back_before_a_bound_came_down_fails_alone_if_it_is_l
         return ()
 
     accumulator = Accumulator(hundred_bytes)
-    lane = accumulator.open("r", opened=True)
+    lane = accumulator.open("r", run_exists=True)
     fill(lane, [metrics(0, **{f"m{at}": at for at in range(5)})])
     async with Sender(accumulator, deliver, bounds=bounds(body=250)) as sender:
         report = await sender.flush()

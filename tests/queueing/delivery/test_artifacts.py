@@ -10,7 +10,7 @@ import pytest
 
 from runqueue.queueing import Lane, RejectedError, Report, Scope, StoreError
 from runqueue.queueing.batches._batch import ARTIFACT, METRIC, RUN, STATUS
-from runqueue.queueing.lanes._lane import SIDES
+from runqueue.queueing.lanes._lane import MAX_UPLOAD_LANES
 from support.chaos import Chaos
 from support.engine import (
     Bench,
@@ -19,7 +19,7 @@ from support.engine import (
     artifacts,
     bench,
     bounds,
-    check_books,
+    check_counts,
     fill,
     flat,
     metrics,
@@ -49,7 +49,7 @@ async def test_artifacts_go_behind_the_creation_beside_the_metrics_and_before_th
     """A long upload delays no metric."""
     async with bench(limits=bounds(metrics=10)) as b:
         b.store.upload_seconds = 1_000.0
-        b.lane("r", run(), *files(3), status(), *points(30), opened=False)
+        b.lane("r", run(), *files(3), status(), *points(30), run_exists=False)
         assert await b.flush() == Report(total=34)
         assert (kinds(b)[0], kinds(b)[-1]) == (RUN, STATUS)
         starts = {kind: [r.at for r in b.store.requests if r.entries[0][0] == kind] for kind in (METRIC, STATUS)}
@@ -91,7 +91,7 @@ async def test_the_files_of_one_run_go_side_by_side() -> None:
         b.lane("r", artifacts(**{f"f{at}": at for at in range(400)}))
         await b.flush()
         assert len(b.store.requests) == 400
-        assert b.store.most_busy == min(4, SIDES)
+        assert b.store.most_busy == min(4, MAX_UPLOAD_LANES)
 
 
 async def test_an_artifact_that_is_refused_fails_alone_and_the_final_status_is_sent() -> None:
@@ -198,14 +198,14 @@ async def test_a_final_status_waits_only_for_what_was_logged_before_its_flush() 
             await b.sender.completion(first, None)
         assert first.report().failures == ()
         await b.sender.completion(second, None)
-        assert lane.idle
+        assert lane.is_settled
 
 
 async def test_a_flush_of_a_nested_run_does_not_wait_for_the_artifacts_of_its_parent() -> None:
     """It waits for the parent's creation only."""
     async with bench() as b:
-        parent = b.lane("p", run(), *files(2), opened=False)
-        child = b.lane("c", run(), *files(2), *points(2), opened=False, parent=parent)
+        parent = b.lane("p", run(), *files(2), run_exists=False)
+        child = b.lane("c", run(), *files(2), *points(2), run_exists=False, parent=parent)
         assert await b.flush(child) == Report(total=6)
         assert b.store.stored["p"] == flat([run()])
         assert b.accumulator.counts()["pending"] == 2
@@ -214,8 +214,8 @@ async def test_a_flush_of_a_nested_run_does_not_wait_for_the_artifacts_of_its_pa
 
 async def test_artifacts_of_a_run_that_cannot_be_created_stay_queued() -> None:
     """They are reported as queued, under their own kind."""
-    async with bench(lambda request: RejectedError("no such experiment") if request.opens else None) as b:
-        b.lane("r", run(), *files(3), opened=False)
+    async with bench(lambda request: RejectedError("no such experiment") if request.creates_run else None) as b:
+        b.lane("r", run(), *files(3), run_exists=False)
         report = await b.flush()
         assert sorted(entry[0] for entry in named(report.failures)) == [RUN, ARTIFACT, ARTIFACT, ARTIFACT]
         assert not any(failure.final for failure in report.failures)
@@ -231,7 +231,7 @@ async def test_a_flush_that_timed_out_leaves_artifacts_queued_and_sends_none_twi
         report = await b.flush(timeout=15)
         assert 0 < sum(failure.weight for failure in report.failures) < 12
         await anyio.sleep(100)
-        check_books(b.accumulator)
+        check_counts(b.accumulator)
         await b.flush()
         assert sorted(e for e in b.store.stored["r"] if e[0] == ARTIFACT) == sorted(flat(files(12)))
         assert len(b.store.requests) == 13
@@ -267,7 +267,7 @@ async def test_an_upload_that_lasts_is_not_taken_for_a_store_that_is_stuck() -> 
 async def test_a_client_that_streams_sends_artifacts_by_its_ticks() -> None:
     """The lane is released when the run has ended."""
     async with bench(interval=2.0, max_pending=100) as b:
-        b.lane("r", run(), *files(5), *points(3), status(), opened=False).ended = True
+        b.lane("r", run(), *files(5), *points(3), status(), run_exists=False).ended = True
         await anyio.sleep(30)
         assert b.accumulator.counts()["stored"] == 9
         assert kinds(b)[-1] == STATUS
@@ -295,9 +295,11 @@ async def test_ticks_try_artifacts_again_and_metrics_go_on() -> None:
 async def test_artifacts_of_a_run_that_will_never_be_sent_make_room() -> None:
     """They are dropped and counted, like the other entries of the run."""
     async with bench(
-        lambda request: RejectedError("no such experiment") if request.opens else None, interval=2.0, max_pending=10
+        lambda request: RejectedError("no such experiment") if request.creates_run else None,
+        interval=2.0,
+        max_pending=10,
     ) as b:
-        b.lane("r", run(), *files(9), opened=False)
+        b.lane("r", run(), *files(9), run_exists=False)
         await anyio.sleep(10)
         b.lane("s", *points(1))
         await anyio.sleep(10)
@@ -322,13 +324,13 @@ def test_a_window_of_artifacts_alone_leaves_no_window_behind() -> None:
     from support.engine import lane_of
 
     lane = lane_of(*points(1))
-    lane.deal()
+    lane.close_window()
     fill(lane, files(2))
-    lane.deal(tick=True)
-    assert (lane.dealt, len(lane._windows)) == (1, 1)
+    lane.close_window(extendable=True)
+    assert (lane.last_closed, len(lane._windows)) == (1, 1)
     fill(lane, points(1, start=1))
-    lane.deal(tick=True)
-    assert lane.dealt == 2, "what the flush has closed stays so"
+    lane.close_window(extendable=True)
+    assert lane.last_closed == 2, "what the flush has closed stays so"
     assert repr(lane) == "<Lane run=r pending=4 in_flight=0 settled=0>"
 
 
@@ -351,22 +353,24 @@ async def test_whatever_happens_each_artifact_is_stored_or_reported_once_and_bef
         for number in range(4):
             name = f"r{number}"
             logged[name] = []
-            lanes.append(b.lane(name, run(), opened=False, parent=lanes[-1] if number % 2 else None))
+            lanes.append(b.lane(name, run(), run_exists=False, parent=lanes[-1] if number % 2 else None))
         async with anyio.create_task_group() as tasks:
-            for turn in range(20):
+            for seqlock in range(20):
                 for name, entries in logged.items():
                     for at in range(chaos.random.randrange(4)):
                         bad = chaos.random.random() < 0.1
-                        record = artifacts(**{"bad" if bad else f"{turn} {at}": (turn, at), f"more {turn}": at})
+                        record = artifacts(
+                            **{"bad" if bad else f"{seqlock} {at}": (seqlock, at), f"more {seqlock}": at}
+                        )
                         entries += flat([record])
-                        b.lane(name, record, metrics(turn, good=at))
+                        b.lane(name, record, metrics(seqlock, good=at))
                 tasks.start_soon(flush, b)
                 await anyio.sleep(chaos.random.choice([0.0, 0.3, 4.0, 25.0]))
-                check_books(b.accumulator)
+                check_counts(b.accumulator)
             for name in logged:
                 b.lane(name, status())
             tasks.start_soon(flush, b)
-        chaos.calm = True
+        chaos.is_calm = True
         await anyio.sleep(100)
         report = await b.flush()
         assert all(failure.final for failure in report.failures)

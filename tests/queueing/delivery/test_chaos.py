@@ -12,7 +12,7 @@ import pytest
 from runqueue.queueing import Lane, Record
 from runqueue.queueing.batches._batch import METRIC
 from support.chaos import Chaos
-from support.engine import Bench, Entry, bench, bounds, check_books, flat, metrics, named, run
+from support.engine import Bench, Entry, bench, bounds, check_counts, flat, metrics, named, run
 
 pytestmark = pytest.mark.anyio
 
@@ -47,15 +47,15 @@ async def test_whatever_happens_each_entry_is_stored_or_reported_once_and_in_ord
     async with bench(chaos, limits=bounds(metrics=BATCH), max_workers=3, timeout=10) as b:
         for number in range(LANES):
             parent = lanes[number - 1] if number % 2 else None
-            lanes.append(b.lane(number, run(), opened=False, parent=parent))
+            lanes.append(b.lane(number, run(), run_exists=False, parent=parent))
         async with anyio.create_task_group() as tasks:
             for _ in range(25):
                 for number in range(LANES):
                     log(b, number, chaos.random.randrange(12))
                 tasks.start_soon(flush, b)
                 await anyio.sleep(chaos.random.choice([0.0, 0.3, 4.0, 25.0]))
-                check_books(b.accumulator)
-        chaos.calm = True
+                check_counts(b.accumulator)
+        chaos.is_calm = True
         await anyio.sleep(100)
         report = await b.flush()
         assert all(failure.final for failure in report.failures)

@@ -30,7 +30,7 @@ TEN = bounds(metrics=10)
 
 
 def refuse_runs(*runs: Any) -> Callable[[Request], StoreError | None]:
-    return lambda request: RejectedError("no such experiment") if request.opens and request.run in runs else None
+    return lambda request: RejectedError("no such experiment") if request.creates_run and request.run in runs else None
 
 
 async def test_an_empty_flush_ends_at_once() -> None:
@@ -78,9 +78,9 @@ async def test_a_flush_of_one_run_sends_that_run_alone() -> None:
 async def test_a_flush_of_a_child_creates_its_parents_and_sends_nothing_else_of_them() -> None:
     """A child run cannot exist before its parents, but their data can wait."""
     async with bench() as b:
-        top = b.lane("top", run(), *points(3), opened=False)
-        middle = b.lane("middle", run(), *points(3), opened=False, parent=top)
-        child = b.lane("child", run(), *points(2), opened=False, parent=middle)
+        top = b.lane("top", run(), *points(3), run_exists=False)
+        middle = b.lane("middle", run(), *points(3), run_exists=False, parent=top)
+        child = b.lane("child", run(), *points(2), run_exists=False, parent=middle)
         assert await b.flush(child) == Report(total=5)
         assert b.store.runs() == ["top", "middle", "child", "child"]
         assert b.accumulator.counts()["pending"] == 6
@@ -90,8 +90,8 @@ async def test_a_flush_of_a_child_sends_only_the_creation_of_a_parent_that_faile
     """Nor does it send entries of the parent for which an earlier flush had closed a window."""
     broken = ["top"]
     async with bench(lambda request: refuse_runs(*broken)(request)) as b:
-        top = b.lane("top", run(), *points(3), opened=False)
-        child = b.lane("child", run(), *points(2), opened=False, parent=top)
+        top = b.lane("top", run(), *points(3), run_exists=False)
+        child = b.lane("child", run(), *points(2), run_exists=False, parent=top)
         await b.flush(top)
         broken.clear()
         assert [failure.run for failure in (await b.flush(child)).failures if failure.run == "child"] == []
@@ -160,7 +160,7 @@ async def test_failures_of_a_cancelled_flush_are_reported_by_the_next() -> None:
         with anyio.move_on_after(0.5):
             await b.flush()
         await anyio.sleep(5)
-        assert lane.idle
+        assert lane.is_settled
         report = await b.flush()
         assert (report.total, named(report.failures)) == (1, flat([metrics(0, a=1)]))
         assert await b.flush() == Report(total=0)
@@ -207,7 +207,7 @@ async def test_a_failure_of_a_later_window_waits_for_its_own_flush() -> None:
             fill(lane, [bad])
             second = await b.flush(lane)
             assert named(second.failures) == flat([bad])
-            assert not slow.idle and not reports
+            assert not slow.is_settled and not reports
         assert reports == [Report(total=65)]
 
 
@@ -286,19 +286,19 @@ async def test_a_flush_ends_when_its_last_entry_is_rejected_though_all_workers_a
 async def test_a_flush_does_not_wait_for_ever_for_a_store_that_never_answers() -> None:
     """The store's thread cannot be stopped: its request stays in flight, is not repeated, and counts when it ends."""
     async with bench(limits=TEN, seconds=10_000, max_workers=2, patience=60) as b:
-        stuck, other = b.lane("stuck", *points(20)), b.lane("other", *points(20))
+        blocked_by, other = b.lane("stuck", *points(20)), b.lane("other", *points(20))
         started = anyio.current_time()
         report = await b.flush()
         assert anyio.current_time() - started == pytest.approx(60)
         assert report.not_stored == 40
         assert {str(each.error) for each in report.failures} == {"still queued when no request had ended for 60 s"}
         assert not any(failure.final for failure in report.failures)
-        assert (await b.flush(stuck)).not_stored == 20
+        assert (await b.flush(blocked_by)).not_stored == 20
         await anyio.sleep(20_000)
         assert b.accumulator.counts()["stored"] == 20
         b.store.seconds = 1
         assert await b.flush() == Report(total=20)
-        assert b.store.stored == {lane.run: flat(points(20)) for lane in (stuck, other)}
+        assert b.store.stored == {lane.run: flat(points(20)) for lane in (blocked_by, other)}
 
 
 async def test_a_flush_waits_as_long_as_requests_end() -> None:

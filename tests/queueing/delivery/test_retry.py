@@ -301,7 +301,7 @@ async def test_refused_credentials_end_the_flush_at_once_and_keep_everything() -
     refused = StoreError("401", scope=Scope.STORE)
     async with bench(lambda _: refused if bad else None, limits=TEN, max_workers=2) as b:
         for n in range(5):
-            b.lane(n, run(), *points(25), opened=False)
+            b.lane(n, run(), *points(25), run_exists=False)
         report = await b.flush()
         assert (report.total, report.not_stored) == (130, 130)
         assert {str(failure.error) for failure in report.failures} == {"401"}
@@ -326,16 +326,16 @@ async def test_a_pump_that_is_no_longer_awaited_does_not_sleep_on() -> None:
 async def test_a_creation_is_retried_like_any_other_request() -> None:
     """A child waits for it, and both runs are created once."""
     async with bench(lambda r: later() if r.number < 3 else None) as b:
-        parent = b.lane("parent", run(), *points(2), opened=False)
-        b.lane("child", run(), opened=False, parent=parent)
+        parent = b.lane("parent", run(), *points(2), run_exists=False)
+        b.lane("child", run(), run_exists=False, parent=parent)
         assert await b.flush() == Report(total=4)
-        assert [request.run for request in b.store.requests if request.opens] == ["parent"] * 4 + ["child"]
+        assert [request.run for request in b.store.requests if request.creates_run] == ["parent"] * 4 + ["child"]
 
 
 async def test_a_creation_that_was_given_up_after_three_answers_has_three_again_in_the_next_flush() -> None:
     """The count starts anew with each flush."""
     async with bench(lambda r: INTERNAL if r.number < 5 else None) as b:
-        b.lane("r", run(), opened=False)
+        b.lane("r", run(), run_exists=False)
         assert (await b.flush()).not_stored == 1
         assert len(b.store.requests) == 3
         assert await b.flush() == Report(total=1)
@@ -346,8 +346,8 @@ async def test_an_outage_at_the_creation_reports_parent_and_child_and_the_next_f
     """All entries wait for the store, in order."""
     down = True
     async with bench(lambda _: later() if down else None, timeout=5) as b:
-        parent = b.lane("parent", run(), *points(2), opened=False)
-        b.lane("child", run(), *points(2), opened=False, parent=parent)
+        parent = b.lane("parent", run(), *points(2), run_exists=False)
+        b.lane("child", run(), *points(2), run_exists=False, parent=parent)
         report = await b.flush()
         assert (report.not_stored, {str(failure.error) for failure in report.failures}) == (6, {"503"})
         down = False

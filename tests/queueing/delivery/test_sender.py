@@ -35,7 +35,7 @@ TEN = bounds(metrics=10)
 
 
 def refuse_runs(*runs: Any) -> Callable[[Request], StoreError | None]:
-    return lambda request: RejectedError("no such experiment") if request.opens and request.run in runs else None
+    return lambda request: RejectedError("no such experiment") if request.creates_run and request.run in runs else None
 
 
 async def test_no_more_requests_run_at_once_than_there_are_workers() -> None:
@@ -52,7 +52,7 @@ async def test_lanes_go_side_by_side_and_each_in_its_own_order() -> None:
     """Four runs take the time of one, and no run ever has two requests under way."""
     async with bench(limits=TEN) as b:
         for n in range(4):
-            b.lane(n, run(), *points(25), datasets("d"), status(), opened=False)
+            b.lane(n, run(), *points(25), datasets("d"), status(), run_exists=False)
         started = anyio.current_time()
         assert await b.flush() == Report(total=4 * 27)
         assert anyio.current_time() - started == pytest.approx(6)
@@ -74,11 +74,11 @@ async def test_a_long_lane_does_not_starve_the_others() -> None:
 async def test_a_child_waits_for_its_parent_but_not_for_its_data() -> None:
     """The parent is created first, with any number of flushes and workers; then both are sent side by side."""
     async with bench(limits=TEN) as b:
-        parent = b.accumulator.open("parent", opened=False)
-        b.lane("child", run(), opened=False, parent=parent)
+        parent = b.accumulator.open("parent", run_exists=False)
+        b.lane("child", run(), run_exists=False, parent=parent)
         b.lane("parent", run(), *points(30))
         await b.flush()
-        assert [(request.run, request.at) for request in b.store.requests if request.opens] == [
+        assert [(request.run, request.at) for request in b.store.requests if request.creates_run] == [
             ("parent", b.store.requests[0].at),
             ("child", b.store.requests[0].at + 1),
         ]
@@ -89,10 +89,10 @@ async def test_a_rejected_creation_keeps_everything_queued_and_reports_all_and_i
     """Once the cause is repaired, the next flush creates the runs and stores everything in order."""
     broken = ["bad"]
     async with bench(lambda request: refuse_runs(*broken)(request)) as b:
-        bad = b.lane("bad", run(), *points(3), status(), opened=False)
-        child = b.lane("child", run(), tags({"t": 1}), opened=False, parent=bad)
-        b.lane("grandchild", run(), opened=False, parent=child)
-        b.lane("good", run(), *points(3), opened=False)
+        bad = b.lane("bad", run(), *points(3), status(), run_exists=False)
+        child = b.lane("child", run(), tags({"t": 1}), run_exists=False, parent=bad)
+        b.lane("grandchild", run(), run_exists=False, parent=child)
+        b.lane("good", run(), *points(3), run_exists=False)
         report = await b.flush()
         assert (report.total, report.not_stored) == (11, 7)
         assert [(f.run, f.final) for f in report.failures] == [
@@ -151,7 +151,7 @@ async def test_an_assertion_in_the_encoder_does_not_end_the_engine() -> None:
 
     accumulator = Accumulator(careless)
     async with Sender(accumulator, FakeStore(), bounds=bounds(metrics=1)) as sender:
-        fill(accumulator.open("r", opened=True), [metrics(0, a=1, b=1), status()])
+        fill(accumulator.open("r", run_exists=True), [metrics(0, a=1, b=1), status()])
         report = await sender.flush()
         assert report.not_stored == 2
 
@@ -159,7 +159,7 @@ async def test_an_assertion_in_the_encoder_does_not_end_the_engine() -> None:
 async def test_a_sender_that_is_closed_in_mid_request_gives_the_batch_back() -> None:
     """The entries of the cut request are pending again."""
     accumulator = Accumulator(encode)
-    lane = accumulator.open("r", opened=True)
+    lane = accumulator.open("r", run_exists=True)
     fill(lane, points(25))
     async with Sender(accumulator, FakeStore(), bounds=TEN) as sender:
         sender.begin()
@@ -175,7 +175,7 @@ async def test_a_sender_that_is_closed_in_mid_request_gives_the_batch_back() -> 
 async def test_a_flush_that_waits_while_the_sender_is_closed_reports_what_is_left() -> None:
     """Its caller neither hangs nor gets a report of a timeout that was never set."""
     accumulator = Accumulator(encode)
-    fill(accumulator.open("r", opened=True), points(25))
+    fill(accumulator.open("r", run_exists=True), points(25))
     reports: list[Report] = []
     async with anyio.create_task_group() as tasks, Sender(accumulator, FakeStore(), bounds=TEN) as sender:
 
@@ -200,7 +200,7 @@ async def test_leftovers_of_a_creation_are_sent_before_the_rest() -> None:
     """They are counted as entries of their own."""
     async with bench() as b:
         b.store.leftovers = [tags({"x": 1}, False)]
-        b.lane("r", run(), *points(2), opened=False)
+        b.lane("r", run(), *points(2), run_exists=False)
         assert (await b.flush()).failures == ()
         assert b.store.stored["r"] == flat([run(), tags({"x": 1}), *points(2)])
 

@@ -19,11 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runqueue.queueing import Failure, Lane, QueueFullError, Record, RejectedError, Report, Scope, StoreError
-from runqueue.queueing._report import KEPT_IN_FULL
+from runqueue.queueing._report import MAX_FULL_FAILURES
 from runqueue.queueing.batches._batch import METRIC, RUN
 from runqueue.queueing.delivery._retry import PROBE_PAUSE
 from runqueue.queueing.delivery._stream import DROP_NOTICE_INTERVAL, FULL_BATCH_LINGER, LATENESS, MOST_BATCHES
-from runqueue.queueing.lanes._intake import CALM
+from runqueue.queueing.lanes._intake import CALM_BATCHES
 from support.chaos import Chaos
 from support.engine import (
     Bench,
@@ -31,7 +31,7 @@ from support.engine import (
     Request,
     bench,
     bounds,
-    check_books,
+    check_counts,
     datasets,
     fill,
     flat,
@@ -58,7 +58,7 @@ class Server:
         self.runs = runs
 
     def __call__(self, request: Request) -> StoreError | None:
-        return self.error if self.runs is None or (request.opens and request.run in self.runs) else None
+        return self.error if self.runs is None or (request.creates_run and request.run in self.runs) else None
 
 
 def down() -> StoreError:
@@ -152,7 +152,7 @@ async def test_whatever_is_logged_is_sent(records: list[Record]) -> None:
     async with bench(interval=10) as b:
         for n in range(2):
             await anyio.sleep(1_000)
-            b.lane(n, *records, opened=records[0][0] != RUN)
+            b.lane(n, *records, run_exists=records[0][0] != RUN)
             await anyio.sleep(20)
             assert b.store.stored[n] == flat(records)
 
@@ -187,8 +187,8 @@ async def test_a_record_that_slipped_by_before_the_sleep_is_found_by_the_last_lo
         lane = b.lane("r")
         call = lane.append  # which its thread is in the midst of
         await anyio.sleep(1)
-        b.intake.taken += 1
-        lane.fresh += 1
+        b.intake.admitted += 1
+        lane.inbox_entries += 1
         fill(lane, [metrics(0, a=1)])
         del call
         await anyio.sleep(4)
@@ -224,7 +224,7 @@ async def test_records_that_a_notice_handler_logs_are_sent_too() -> None:
         b.lane("r", metrics(0, bad=1))
         await anyio.sleep(10_000)
         assert b.store.stored["r"] == flat(points(10))
-        check_books(b.accumulator)
+        check_counts(b.accumulator)
 
 
 # -- how much --------------------------------------------------------------------------------------------------------
@@ -264,13 +264,13 @@ async def test_in_a_steady_flow_the_engine_looks_by_itself_and_no_call_wakes_the
     """A wake-up costs the caller a wait for the interpreter's lock. A producer that pauses is expected to continue."""
     rings: list[float] = []
     async with bench(interval=60, limits=HUNDRED, seconds=0.01) as b:
-        wake = b.stream.wake
+        plain_wake = b.stream.wake
 
-        def ring() -> None:
+        def wake() -> None:
             rings.append(anyio.current_time())
-            wake()
+            plain_wake()
 
-        monkeypatch.setattr(b.intake, "ring", ring)
+        monkeypatch.setattr(b.intake, "wake", wake)
         lane = b.lane("r")
         for at in range(40):
             await log(lane, 50, 0.01, 50 * at)
@@ -332,11 +332,11 @@ async def test_while_nobody_waits_the_engine_gives_way_to_the_callers() -> None:
         b.lane("r", *points(35))
         await b.flush()
         assert ways == []
-        b.lane("r", *points(10 * (CALM + 2)))
+        b.lane("r", *points(10 * (CALM_BATCHES + 2)))
         await anyio.sleep(1.5)
         assert ways == []
-        await anyio.sleep(CALM)
-        assert len(ways) >= 3 * (CALM - 1)
+        await anyio.sleep(CALM_BATCHES)
+        assert len(ways) >= 3 * (CALM_BATCHES - 1)
     ways.clear()
     async with bench(interval=2.0, limits=TEN, max_pending=15, pause=pause) as b:
         b.lane("r", *points(10))
@@ -376,14 +376,14 @@ async def test_a_limit_below_that_of_entities_is_what_a_full_batch_means() -> No
 async def test_a_child_that_is_full_asks_only_for_the_creation_of_its_parent() -> None:
     """The parent's data is not sent in small batches along with it."""
     async with bench(interval=100, limits=TEN, seconds=5) as b:
-        parent = b.lane("parent", run(), *points(5), opened=False)
-        child = b.lane("child", run(), opened=False, parent=parent)
+        parent = b.lane("parent", run(), *points(5), run_exists=False)
+        child = b.lane("child", run(), run_exists=False, parent=parent)
         for n in range(8):
             b.lane("child", *points(10, 10 * n))
             await anyio.sleep(1)
         await anyio.sleep(80)
         assert sizes(b, "parent") == [1]
-        assert len(parent.inbox) == 5 and child.opened
+        assert len(parent.inbox) == 5 and child.run_exists
         await anyio.sleep(100)
         assert sizes(b, "parent") == [1, 5]
 
@@ -403,7 +403,7 @@ async def test_what_is_logged_after_a_final_status_is_sent_too() -> None:
         b.lane("r", status("FAILED"))
         await anyio.sleep(15)
         assert b.store.stored["r"][3:] == flat([metrics(2, a=1), status("FAILED")])
-        assert lane.idle
+        assert lane.is_settled
 
 
 async def test_data_that_joins_a_tick_while_its_final_status_is_under_way_follows_it() -> None:
@@ -419,7 +419,7 @@ async def test_data_that_joins_a_tick_while_its_final_status_is_under_way_follow
 async def test_one_runs_order_holds_through_ticks_wake_ups_and_flushes() -> None:
     """Create, data, inputs, final status, flush after flush."""
     async with bench(interval=3, limits=TEN) as b:
-        lane = b.lane("r", run(), params(p=1), opened=False)
+        lane = b.lane("r", run(), params(p=1), run_exists=False)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(log, lane, 200, 0.05)
             for _ in range(4):
@@ -474,10 +474,10 @@ async def test_a_tick_that_finds_nothing_does_not_open_what_a_flush_has_closed()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(b.flush)
             await anyio.sleep(5)
-            flushed = lane.dealt
+            flushed = lane.last_closed
             b.lane("r", *points(5, 35))
             await anyio.sleep(3)
-            assert lane.dealt > flushed
+            assert lane.last_closed > flushed
         assert b.store.stored["r"] == flat(points(35))
         await anyio.sleep(10)
         assert b.store.stored["r"] == flat(points(40))
@@ -524,11 +524,11 @@ async def test_failures_that_nobody_flushes_for_do_not_fill_the_memory() -> None
     ) as b:
         lane = b.lane("r")
         count = 0
-        while count < 3 * KEPT_IN_FULL:
+        while count < 3 * MAX_FULL_FAILURES:
             b.lane("r", *points(1_000))
             count += 1_000
             await anyio.sleep(5)
-        assert len(lane._account._failures) <= KEPT_IN_FULL + 1_000
+        assert len(lane._account._failures) <= MAX_FULL_FAILURES + 1_000
         assert b.accumulator.counts()["failed"] == count
         assert len(b.told) == 1
 
@@ -543,14 +543,14 @@ async def test_failures_that_wait_for_a_flush_are_kept_in_full_up_to_a_bound_and
             b.lane(at % lanes, metrics(at, **{f"m{n}": n for n in range(size)}))
             await anyio.sleep(5)
         kept = [failure for lane in b.accumulator.all() for failure in lane._account._failures]
-        assert sum(failure.weight for failure in kept) == KEPT_IN_FULL
-        assert len(kept) <= KEPT_IN_FULL
+        assert sum(failure.weight for failure in kept) == MAX_FULL_FAILURES
+        assert len(kept) <= MAX_FULL_FAILURES
         report = await b.flush()
         assert (report.total, report.not_stored) == (million, million)
         assert len(report.failures) <= len(kept) + lanes
         assert all(failure.final for failure in report.failures)
-        assert len(b.accumulator.ledger.log.full) <= KEPT_IN_FULL
-        assert sum(count for *_, count in b.accumulator.ledger.log.rest()) == million - KEPT_IN_FULL
+        assert len(b.accumulator.ledger.log.full) <= MAX_FULL_FAILURES
+        assert sum(count for *_, count in b.accumulator.ledger.log.rest()) == million - MAX_FULL_FAILURES
         assert await b.flush() == Report(total=0)
         b.lane(0, *points(3))
         report = await b.flush()
@@ -559,7 +559,7 @@ async def test_failures_that_wait_for_a_flush_are_kept_in_full_up_to_a_bound_and
 
 async def test_counted_failures_belong_to_the_flush_whose_window_holds_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Failures of ticks during a flush are reported by the next flush, also where they are only counted."""
-    monkeypatch.setattr("runqueue.queueing.lanes._account.KEPT_IN_FULL", 10)
+    monkeypatch.setattr("runqueue.queueing.lanes._account.MAX_FULL_FAILURES", 10)
     async with bench(lambda r: StoreError("no"), interval=2, limits=TEN) as b:
         b.lane("r", *points(100))
         reports: list[Report] = []
@@ -581,7 +581,7 @@ async def test_a_refused_run_is_reported_at_once_and_once() -> None:
     """A training may go on for days before the first flush, with a run that does not exist."""
     async with bench(Server(refused(), runs=("bad", "worse")), interval=2) as b:
         for name in ("bad", "worse", "good"):
-            b.lane(name, run(), *points(3), opened=False)
+            b.lane(name, run(), *points(3), run_exists=False)
         await anyio.sleep(100)
         ((notices, kind, final),) = [(each.run, each.kind, each.final) for each in b.told]
         assert notices in ("bad", "worse") and (kind, final) == (RUN, False)
@@ -592,8 +592,8 @@ async def test_ticks_do_not_retry_a_refused_run_and_a_flush_does() -> None:
     """Its data and its children's data stay queued, and are sent in order once the cause is repaired."""
     server = Server(refused(), runs=("bad",))
     async with bench(server, interval=2, limits=TEN) as b:
-        bad = b.lane("bad", run(), *points(25), status(), opened=False)
-        b.lane("child", run(), *points(25), opened=False, parent=bad)
+        bad = b.lane("bad", run(), *points(25), status(), run_exists=False)
+        b.lane("child", run(), *points(25), run_exists=False, parent=bad)
         for _ in range(50):
             b.lane("child", metrics(100, late=1))
             await anyio.sleep(2)
@@ -616,7 +616,7 @@ async def test_ticks_do_not_retry_a_refused_run_and_a_flush_does() -> None:
 async def test_a_lane_that_is_refused_does_not_wake_the_engine_for_each_record() -> None:
     """The lane stays full; further log calls must not wake the engine each time."""
     async with bench(Server(refused(), runs=("bad",)), interval=2, limits=TEN) as b:
-        lane = b.lane("bad", run(), opened=False)
+        lane = b.lane("bad", run(), run_exists=False)
         await anyio.sleep(10)
         wakes = b.stream.wakes
         await log(lane, 10_000, 0.01)
@@ -630,8 +630,8 @@ async def test_at_the_bound_what_is_queued_for_refused_runs_goes_first() -> None
     """Drops are counted by run. The creation and the final status stay, as a flush may still send them."""
     server = Server(refused(), runs=("bad",))
     async with bench(server, interval=2, limits=TEN, max_pending=50) as b:
-        bad = b.lane("bad", run(), *points(20), status(), opened=False)
-        b.lane("child", run(), *points(5), opened=False, parent=bad)
+        bad = b.lane("bad", run(), *points(20), status(), run_exists=False)
+        b.lane("child", run(), *points(5), run_exists=False, parent=bad)
         await anyio.sleep(10)
         good = b.lane("good")
         for record in points(50):
@@ -640,7 +640,7 @@ async def test_at_the_bound_what_is_queued_for_refused_runs_goes_first() -> None
                 continue
             await anyio.sleep(3)
             good.append(record)
-            check_books(b.accumulator)
+            check_counts(b.accumulator)
         await anyio.sleep(10)
         assert b.dropped == {"bad": 20, "child": 5}
         assert b.store.stored["good"] == flat(points(50))
@@ -655,7 +655,7 @@ async def test_at_the_bound_what_is_queued_for_refused_runs_goes_first() -> None
 async def test_room_is_made_for_a_record_that_does_not_fit_although_the_bound_is_not_reached() -> None:
     """With ninety of a hundred pending, a record of twenty does not fit."""
     async with bench(Server(refused(), runs=("bad",)), interval=2, max_pending=100) as b:
-        b.lane("bad", run(), *points(89), opened=False)
+        b.lane("bad", run(), *points(89), run_exists=False)
         await anyio.sleep(10)
         large = metrics(0, **{f"m{n}": n for n in range(20)})
         with pytest.raises(QueueFullError):
@@ -671,7 +671,7 @@ async def test_a_drop_of_no_entries_is_not_reported() -> None:
     async with bench(Server(refused(), runs=(0, 1, 2)), interval=2, max_pending=3) as b:
         b.stream._notify_user = lambda news, dropped: notices.append(dropped)
         for n in range(3):
-            b.lane(n, run(), opened=False)
+            b.lane(n, run(), run_exists=False)
         await anyio.sleep(100)
         assert all(count for dropped in notices for count in dropped.values())
 
@@ -696,7 +696,7 @@ async def test_a_full_queue_is_sent_at_once_where_nothing_is_under_way() -> None
 async def test_dropped_entries_wake_a_producer_that_waits_for_room() -> None:
     """Dropped entries make room without the end of a request."""
     async with bench(Server(refused(), runs=("bad",)), interval=2, max_pending=20) as b:
-        b.lane("bad", run(), *points(10), opened=False)
+        b.lane("bad", run(), *points(10), run_exists=False)
         await anyio.sleep(10)
         b.lane("bad", *points(9))
         with anyio.fail_after(10):
@@ -783,7 +783,7 @@ async def test_after_drain_there_is_room_for_the_refused_record(refused: int) ->
         await b.stream.drain()
         lane.append(large)
         assert b.stream.wakes < 250
-        assert b.intake.wanted == 1
+        assert b.intake.largest_refused == 1
 
 
 @pytest.mark.parametrize("interval", [2, 600, 3_600])
@@ -826,7 +826,7 @@ async def test_runs_that_are_made_beside_a_dead_server_do_not_wake_the_engine_ea
         await anyio.sleep(60)
         b.stream.wakes = 0
         for n in range(500):
-            b.lane(n, run(), *points(5), opened=False).append(status())
+            b.lane(n, run(), *points(5), run_exists=False).append(status())
             await anyio.sleep(0.1)
         assert b.stream.wakes <= 4 * 50
 
@@ -838,7 +838,7 @@ async def test_after_an_outage_of_many_ticks_everything_arrives_once_in_order_an
     """An hour of queueing leaves one long window behind, not a thousand short ones."""
     server = Server()
     async with bench(server, interval=2, limits=HUNDRED, timeout=20) as b:
-        lane = b.lane("r", run(), opened=False)
+        lane = b.lane("r", run(), run_exists=False)
         await log(lane, 10, 0.5)
         server.error = down()
         await log(lane, 5_000, 0.5, 10)
@@ -933,7 +933,7 @@ async def test_when_it_has_ended_the_next_call_wakes_the_engine() -> None:
             tasks.start_soon(b.stream.run)
             await anyio.sleep(1)
             tasks.cancel_scope.cancel()
-        assert b.intake.mark < 0 and b.intake.complained < 0 and not b.intake._rung
+        assert b.intake.mark < 0 and b.intake.signalled_full_at < 0 and not b.intake._woken
 
 
 # -- everything at once ----------------------------------------------------------------------------------------------
@@ -974,7 +974,7 @@ async def random_actions(source: random.Random, interval: float, most: float, dr
     ) as b:
         intake = b.intake
         for n in range(4):
-            lanes.append(b.accumulator.open(n, opened=False, parent=lanes[n - 1] if n % 2 else None))
+            lanes.append(b.accumulator.open(n, run_exists=False, parent=lanes[n - 1] if n % 2 else None))
             lanes[-1].push(run())
         async with anyio.create_task_group() as tasks:
             for _ in range(20):
@@ -988,8 +988,8 @@ async def random_actions(source: random.Random, interval: float, most: float, dr
                 if source.random() < 0.3:
                     tasks.start_soon(flush)
                 await anyio.sleep(source.choice([0.0, 0.3, 4.0, 25.0]))
-                check_books(b.accumulator)
-        chaos.calm = True
+                check_counts(b.accumulator)
+        chaos.is_calm = True
         await anyio.sleep(200)
         await flush()
         for failure in (await b.flush()).failures:

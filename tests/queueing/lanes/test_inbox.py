@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runqueue.queueing.batches._batch import METRIC, record_of
-from runqueue.queueing.batches._part import WIDTH, Record, upright
+from runqueue.queueing.batches._part import WIDTH, Record, as_records
 from runqueue.queueing.lanes._inbox import Inbox
 
 RECORDS = st.builds(
@@ -28,7 +28,7 @@ RECORDS = st.builds(
 
 
 def put_all(inbox: Inbox, records: list[Record]) -> None:
-    put = inbox.way_in()
+    put = inbox.appender()
     for record in records:
         put(record)
 
@@ -42,7 +42,7 @@ def test_records_come_out_as_they_went_in(script: list[Record | int]) -> None:
             put_all(inbox, [each])
             expected.append(each)
         else:
-            drawn = list(chain.from_iterable(map(upright, inbox.draw(each))))
+            drawn = list(chain.from_iterable(map(as_records, inbox.draw(each))))
             assert [[id(item) for item in record] for record in drawn] == [
                 [id(item) for item in record] for record in expected[:each]
             ]
@@ -67,7 +67,7 @@ def test_threads_add_whole_records_while_another_draws() -> None:
     begin = threading.Barrier(4)
 
     def log(thread: int) -> None:
-        put = inbox.way_in()
+        put = inbox.appender()
         begin.wait()
         for step in range(20_000):
             put((thread, {"m": step}, step, thread, None, None))
@@ -77,7 +77,7 @@ def test_threads_add_whole_records_while_another_draws() -> None:
         thread.start()
     found: list[Record] = []
     while len(found) < 80_000:
-        found += chain.from_iterable(map(upright, inbox.draw(len(inbox))))
+        found += chain.from_iterable(map(as_records, inbox.draw(len(inbox))))
     for thread in threads:
         thread.join()
     assert not inbox
@@ -90,10 +90,10 @@ def test_threads_add_whole_records_while_another_draws() -> None:
 WITHOUT_MEMORY = """
 import resource
 from runqueue.queueing.lanes._inbox import Inbox
-from runqueue.queueing.batches._part import upright
+from runqueue.queueing.batches._part import as_records
 
 inbox = Inbox()
-put, record = inbox.way_in(), (3, {"m": 1.0}, 1, 2, None, None)
+put, record = inbox.appender(), (3, {"m": 1.0}, 1, 2, None, None)
 for filled in range(0, 60, 7):  # the end of memory comes at another place each time
     for _ in range(filled):
         put(record)
@@ -107,8 +107,8 @@ for filled in range(0, 60, 7):  # the end of memory comes at another place each 
         refused += 1
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert refused == 1
-    assert len(inbox.held) == 6 * len(inbox) > 6 * 1_000
-    assert all(each == record for flat in inbox.draw(len(inbox)) for each in upright(flat))
+    assert len(inbox.items) == 6 * len(inbox) > 6 * 1_000
+    assert all(each == record for flat in inbox.draw(len(inbox)) for each in as_records(flat))
 print("whole")
 """
 
@@ -125,11 +125,11 @@ def test_where_memory_ends_a_record_is_added_whole_or_not_at_all() -> None:
 def test_the_garbage_collector_tracks_nothing_of_what_is_queued() -> None:
     """Of a thousand records that wait, none: however many there are, they bring about no full collection."""
     inbox = Inbox()
-    put = inbox.way_in()
+    put = inbox.appender()
     gc.collect()
     before = len(gc.get_objects())
     for step in range(1_000):
         metrics: dict[str, Any] = {"loss": step / 7, "accuracy": step / 9}
         put((METRIC, {**metrics}, step, step, None, None))
     assert len(gc.get_objects()) - before < 20
-    assert len(inbox.held) == 1_000 * WIDTH
+    assert len(inbox.items) == 1_000 * WIDTH

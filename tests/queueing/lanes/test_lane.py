@@ -1,4 +1,4 @@
-"""The queue of one run: windows, write-once params, riders, faults, books."""
+"""The queue of one run: windows, write-once params, riders, faults, ledger."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from runqueue.queueing.batches._batch import DATASET, METRIC, PARAM, RUN, STATUS
 from support.engine import (
     Entry,
     Fault,
-    books,
     bounds,
     check_lane,
     datasets,
@@ -28,6 +27,7 @@ from support.engine import (
     flat,
     inside,
     lane_of,
+    ledger_of,
     metrics,
     named,
     params,
@@ -51,17 +51,19 @@ def kinds(batches: list[Batch]) -> list[set[int]]:
 
 def test_a_window_is_sent_in_the_order_create_data_inputs_status() -> None:
     """However the calls came, a run ends last, and what needs it comes after its creation."""
-    lane = lane_of(status(), datasets("d"), metrics(0, m=1), params(p=1), tags({"t": 1}, False), run(), opened=False)
-    lane.deal()
+    lane = lane_of(
+        status(), datasets("d"), metrics(0, m=1), params(p=1), tags({"t": 1}, False), run(), run_exists=False
+    )
+    lane.close_window()
     assert kinds(drain(lane)) == [{RUN}, {PARAM, TAG, METRIC}, {DATASET}, {STATUS}]
 
 
 def test_windows_are_sent_one_after_the_other() -> None:
     """What a later flush found never overtakes, also when the status of an earlier one is still to come."""
     lane = lane_of(metrics(0, a=0), status())
-    lane.deal()
+    lane.close_window()
     fill(lane, [metrics(1, b=1), datasets("d"), status("FAILED")])
-    lane.deal()
+    lane.close_window()
     batches = drain(lane)
     assert keys(batches) == [["a"], ["status"], ["b"], ["dataset"], ["status"]]
     assert [batch.serial for batch in batches] == [1, 1, 2, 2, 2]
@@ -70,31 +72,31 @@ def test_windows_are_sent_one_after_the_other() -> None:
 def test_the_last_final_status_of_a_window_is_the_one_that_is_sent() -> None:
     """A run has one; two requests would be one too many."""
     lane = lane_of(status("RUNNING"), status("FAILED"), status("FINISHED"))
-    lane.deal()
+    lane.close_window()
     assert [inside(batch)[0][2] for batch in drain(lane)] == ["FINISHED"]
 
 
 def test_a_window_closes_over_what_was_there() -> None:
     """What is logged afterwards belongs to the next; `most` bounds how much is dealt."""
     lane = lane_of(*points(5))
-    lane.deal(most=2)
+    lane.close_window(most=2)
     fill(lane, points(1, 5))
     assert keys(drain(lane)) == [["loss"] * 2]
-    assert (lane.dealt, lane.done, len(lane.inbox)) == (1, 1, 4)
-    lane.deal()
-    lane.deal()
-    assert (lane.dealt, len(drain(lane)[0].groups[METRIC])) == (2, 4)
+    assert (lane.last_closed, lane.last_emptied, len(lane.inbox)) == (1, 1, 4)
+    lane.close_window()
+    lane.close_window()
+    assert (lane.last_closed, len(drain(lane)[0].groups[METRIC])) == (2, 4)
 
 
 def test_a_given_back_batch_comes_first_again_unchanged() -> None:
     """Nothing is encoded, reordered or refilled by an outage."""
     lane = lane_of(*points(20), status())
-    lane.deal()
+    lane.close_window()
     first = lane.take(bounds(metrics=10))
     lane.give_back()
     check_lane(lane)
     fill(lane, points(5, 100))
-    lane.deal()
+    lane.close_window()
     assert lane.take(bounds(metrics=10)) is first
     lane.store()
     assert [batch.count for batch in drain(lane, bounds(metrics=10))] == [10, 1, 5]
@@ -106,23 +108,23 @@ def test_a_given_back_batch_comes_first_again_unchanged() -> None:
 def test_an_equal_repeat_of_a_param_costs_no_request() -> None:
     """Autologging logs the same params again and again."""
     lane = lane_of(params(a=1, b=2))
-    lane.deal()
+    lane.close_window()
     drain(lane)
     fill(lane, [params(b=2, a=1), params(a=1)])
-    lane.deal()
+    lane.close_window()
     assert drain(lane) == []
-    assert (books(lane).stored, lane.claim(2), lane.idle) == (5, [], True)
+    assert (ledger_of(lane).stored, lane.take_unreported(2), lane.is_settled) == (5, [], True)
 
 
 def test_another_value_of_a_stored_param_is_refused_here_and_named() -> None:
     """The server would refuse the whole batch for it."""
     lane = lane_of(params(a=1))
-    lane.deal()
+    lane.close_window()
     drain(lane)
     fill(lane, [params(a=2, b=3), metrics(0, m=1)])
-    lane.deal()
+    lane.close_window()
     assert keys(drain(lane)) == [["b", "m"]]
-    (failure,) = lane.claim(2)
+    (failure,) = lane.take_unreported(2)
     assert named([failure]) == [(PARAM, "a", 2, None)]
     assert isinstance(failure.error, RejectedError)
     assert "'a' is stored with another value" in str(failure.error)
@@ -131,19 +133,19 @@ def test_another_value_of_a_stored_param_is_refused_here_and_named() -> None:
 def test_a_key_goes_into_a_batch_once_and_its_repeat_waits_for_the_next() -> None:
     """Servers refuse a batch that names a param twice, be it with the same value."""
     lane = lane_of(params(a=1), params(a=2, b=1), params(a=1), params(b=1))
-    lane.deal()
+    lane.close_window()
     assert keys(drain(lane)) == [["a", "b"]]
-    assert named(lane.claim(1)) == [(PARAM, "a", 2, None)]
-    assert books(lane).stored == 4
+    assert named(lane.take_unreported(1)) == [(PARAM, "a", 2, None)]
+    assert ledger_of(lane).stored == 4
 
 
 def test_a_repeat_is_sent_when_the_first_was_refused() -> None:
     """Only a stored value makes a repeat needless."""
     lane = lane_of(params(a=1), params(a=2))
-    lane.deal()
+    lane.close_window()
     batches = drain(lane, judge=lambda entries: RejectedError("no") if entries[0][2] == 1 else None)
     assert [inside(batch)[0][2] for batch in batches] == [1, 2]
-    assert named(lane.claim(1)) == [(PARAM, "a", 1, None)]
+    assert named(lane.take_unreported(1)) == [(PARAM, "a", 1, None)]
 
 
 @given(
@@ -152,7 +154,7 @@ def test_a_repeat_is_sent_when_the_first_was_refused() -> None:
 def test_params_end_as_a_server_would_have_them(calls: list[dict[str, int]], cap: int) -> None:
     """The first value of each key is stored, equal ones count as stored, all others are refused; whatever the batches."""
     lane = lane_of(*(params(**call) for call in calls))
-    lane.deal()
+    lane.close_window()
     batches = drain(lane, bounds(params=cap))
     first: dict[str, int] = {}
     refused: list[Entry] = []
@@ -162,7 +164,7 @@ def test_params_end_as_a_server_would_have_them(calls: list[dict[str, int]], cap
                 refused.append((PARAM, key, value, None))
     sent = [(key, value) for batch in batches for _, key, value, _ in inside(batch)]
     assert len(sent) == len(first) and dict(sent) == first
-    assert sorted(named(lane.claim(1))) == sorted(refused)
+    assert sorted(named(lane.take_unreported(1))) == sorted(refused)
     for batch in batches:
         assert len({key for _, key, _, _ in inside(batch)}) == batch.count
 
@@ -172,48 +174,48 @@ def test_params_end_as_a_server_would_have_them(calls: list[dict[str, int]], cap
 
 def test_tags_ride_inside_the_request_that_creates_the_run() -> None:
     """A run with five full metric batches and a status costs seven requests."""
-    lane = lane_of(run(), tags({f"t{n}": n for n in range(120)}), *points(5_000), status(), opened=False)
-    lane.deal()
+    lane = lane_of(run(), tags({f"t{n}": n for n in range(120)}), *points(5_000), status(), run_exists=False)
+    lane.close_window()
     batches = drain(lane)
     assert [batch.count for batch in batches] == [121, 1_000, 1_000, 1_000, 1_000, 1_000, 1]
-    assert batches[0].opens
-    assert lane.opened
+    assert batches[0].creates_run
+    assert lane.run_exists
 
 
 def test_riders_are_bounded_in_number_and_the_rest_follows() -> None:
     """What the creation cannot carry goes by log batch, in order."""
-    lane = lane_of(run(), tags({"a": 1, "b": 2}), tags({"c": 3, "d": 4}), opened=False)
-    lane.deal()
-    assert keys(drain(lane, bounds(riders=3))) == [["run", "a", "b", "c"], ["d"]]
+    lane = lane_of(run(), tags({"a": 1, "b": 2}), tags({"c": 3, "d": 4}), run_exists=False)
+    lane.close_window()
+    assert keys(drain(lane, bounds(create_tags=3))) == [["run", "a", "b", "c"], ["d"]]
 
 
 def test_tags_that_the_creation_carries_anyway_count_as_riders() -> None:
     """The bound is that of the request, not of what the engine adds to it."""
-    lane = lane_of(run(2), tags({"a": 1, "b": 2}), opened=False)
-    lane.deal()
-    assert keys(drain(lane, bounds(riders=3))) == [["run", "a"], ["b"]]
+    lane = lane_of(run(2), tags({"a": 1, "b": 2}), run_exists=False)
+    lane.close_window()
+    assert keys(drain(lane, bounds(create_tags=3))) == [["run", "a"], ["b"]]
 
 
 def test_riders_are_bounded_in_bytes_as_the_answer_will_escape_them() -> None:
     """The answer echoes tags as ASCII, which makes three bytes of one; the creation's own bytes count too."""
-    lane = lane_of(run(), tags({"a": "x", "é": "x", "b": "x"}), opened=False)
+    lane = lane_of(run(), tags({"a": "x", "é": "x", "b": "x"}), run_exists=False)
     own, plain, escaped = len("0:run=run") + 1, len("2:a=x") + 1, 3 * len("2:é=x".encode()) + 1
-    lane.deal()
-    batches = drain(lane, bounds(rider_bytes=own + plain + escaped - 1))
+    lane.close_window()
+    batches = drain(lane, bounds(create_tag_bytes=own + plain + escaped - 1))
     assert keys(batches) == [["run", "a", "b"], ["é"]]
 
 
 def test_tags_that_do_not_ride_stay_behind() -> None:
     """Some tags may only go by log batch."""
-    lane = lane_of(run(), tags({"a": 1}, False), tags({"b": 2}), opened=False)
-    lane.deal()
+    lane = lane_of(run(), tags({"a": 1}, False), tags({"b": 2}), run_exists=False)
+    lane.close_window()
     assert keys(drain(lane)) == [["run", "b"], ["a"]]
 
 
 def test_a_later_value_of_a_tag_does_not_overtake_by_riding() -> None:
     """The last value that was set has to win."""
-    lane = lane_of(run(), tags({"a": 1}, False), tags({"a": 2, "b": 1}), tags({"b": 2}), opened=False)
-    lane.deal()
+    lane = lane_of(run(), tags({"a": 1}, False), tags({"a": 2, "b": 1}), tags({"b": 2}), run_exists=False)
+    lane.close_window()
     batches = drain(lane)
     assert [[entry[1:3] for entry in inside(batch)] for batch in batches] == [
         [("run", "run"), ("b", 1)],
@@ -223,8 +225,8 @@ def test_a_later_value_of_a_tag_does_not_overtake_by_riding() -> None:
 
 def test_leftovers_of_a_creation_go_first() -> None:
     """What the request could not carry after all was set before anything else."""
-    lane = lane_of(run(), tags({"a": 1}, False), opened=False)
-    lane.deal()
+    lane = lane_of(run(), tags({"a": 1}, False), run_exists=False)
+    lane.close_window()
     lane.take(bounds())
     lane.store([tags({"x": 0}, False), tags({"a": 0}, False)])
     check_lane(lane)
@@ -232,14 +234,14 @@ def test_leftovers_of_a_creation_go_first() -> None:
     assert repr(lane) == "<Lane run=r pending=0 in_flight=0 settled=4>"
 
 
-# -- books -----------------------------------------------------------------------------------------------------------
+# -- ledger -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_lane_tells_its_state() -> None:
     """The repr counts entries: waiting, out, and done with."""
     lane = lane_of(metrics(0, a=1, b=2, c=3), metrics(1, a=1), run="ab12")
     assert repr(lane) == "<Lane run=ab12 pending=4 in_flight=0 settled=0>"
-    lane.deal()
+    lane.close_window()
     lane.take(bounds(metrics=3))
     assert repr(lane) == "<Lane run=ab12 pending=1 in_flight=3 settled=0>"
     lane.store()
@@ -249,20 +251,20 @@ def test_a_lane_tells_its_state() -> None:
 def test_the_accumulator_and_the_ledger_tell_their_state() -> None:
     """Whoever debugs a stuck program reads these."""
     accumulator = Accumulator(encode)
-    lane = accumulator.open("r", opened=True)
+    lane = accumulator.open("r", run_exists=True)
     fill(lane, [metrics(0, a=1, b=2)])
     assert repr(accumulator) == "<Accumulator lanes=1 pending=2>"
-    lane.deal()
+    lane.close_window()
     lane.take(bounds())
-    assert repr(accumulator.ledger) == "<Ledger dealt=2 in_flight=2 stored=0 failed=0>"
+    assert repr(accumulator.ledger) == "<Ledger drawn=2 in_flight=2 stored=0 failed=0>"
 
 
 def test_outstanding_names_what_is_out_returned_and_queued_up_to_a_window() -> None:
     """In the order in which it will be sent, each entry once."""
     lane = lane_of(*points(8))
-    lane.deal()
+    lane.close_window()
     fill(lane, points(4, 100))
-    lane.deal()
+    lane.close_window()
     fill(lane, points(2, 200))
     lane.take(bounds(metrics=4))
     lane.reject(RejectedError("halve it"))
@@ -272,15 +274,15 @@ def test_outstanding_names_what_is_out_returned_and_queued_up_to_a_window() -> N
     assert named(left) == flat(points(8))
     assert all(failure.error is why and not failure.final for failure in left)
     assert named(lane.outstanding(2, why)) == [*flat(points(8)), *flat(points(4, 100))]
-    assert (lane.owed, lane.idle) == (12, False)
+    assert (lane.reportable, lane.is_settled) == (12, False)
 
 
 def test_abandoned_entries_are_counted_and_gone() -> None:
     """An end that could not send them makes them failures, one that would not drops them."""
     accumulator = Accumulator(encode)
-    lane = accumulator.open("r", opened=True)
+    lane = accumulator.open("r", run_exists=True)
     fill(lane, points(6))
-    lane.deal(most=4)
+    lane.close_window(most=4)
     lane.take(bounds(metrics=2))
     lane.give_back()
     assert accumulator.abandon(failed=False) == 6
@@ -289,37 +291,37 @@ def test_abandoned_entries_are_counted_and_gone() -> None:
     }  # fmt: skip
     fill(lane, points(3))
     assert accumulator.abandon(failed=True) == 3
-    assert (accumulator.ledger.failed, lane.idle, lane.take(bounds())) == (3, True, None)
+    assert (accumulator.ledger.failed, lane.is_settled, lane.take(bounds())) == (3, True, None)
 
 
 def test_a_lane_found_by_two_names_is_one_lane() -> None:
     """The placeholder and the real id name the same run; an older lane keeps its name."""
     accumulator = Accumulator(encode)
-    pending, real = accumulator.open("pending", opened=False), accumulator.open("taken", opened=True)
+    pending, real = accumulator.open("pending", run_exists=False), accumulator.open("taken", run_exists=True)
     accumulator.alias("id", pending)
     accumulator.alias("taken", pending)
-    assert accumulator.open("id", opened=True) is pending
-    assert accumulator.open("taken", opened=True) is real
+    assert accumulator.open("id", run_exists=True) is pending
+    assert accumulator.open("taken", run_exists=True) is real
     assert accumulator.all() == [pending, real]
 
 
 answers = st.sampled_from(
     [None, None, None, RejectedError("no"), RejectedError("name", bars_key=True), StoreError("batch"), "give back",
-     StoreError("lane", scope=Scope.LANE), StoreError("store", scope=Scope.STORE), "deal", "log"]
+     StoreError("lane", scope=Scope.LANE), StoreError("store", scope=Scope.STORE), "close", "log"]
 )  # fmt: skip
 
 
 @given(st.lists(answers, max_size=40), st.integers(1, 9), st.booleans())
-def test_the_books_balance_after_every_step(script: list[StoreError | str | None], cap: int, opened: bool) -> None:
+def test_the_books_balance_after_every_step(script: list[StoreError | str | None], cap: int, run_exists: bool) -> None:
     """dealt = pending + in flight + stored + failed, whatever the store answers in whatever order."""
-    lane = Lane("r", encode, Ledger(), opened=opened)
+    lane = Lane("r", encode, Ledger(), run_exists=run_exists)
     faulty = Fault(TypeError("no"))
     sample = [tags({"a": 1, "b": 2}), params(p=1, q=2), params(p=2), metrics(0, m=1, n=faulty), datasets("d", faulty)]
-    fill(lane, ([] if opened else [run()]) + sample)
+    fill(lane, ([] if run_exists else [run()]) + sample)
     for answer in script:
         if answer == "log":
             fill(lane, [*sample, status()])
-        lane.deal()
+        lane.close_window()
         batch = lane.take(bounds(entities=cap, params=2))
         check_lane(lane)
         if batch is None:
@@ -327,11 +329,11 @@ def test_the_books_balance_after_every_step(script: list[StoreError | str | None
         if answer == "give back":
             lane.give_back()
         elif isinstance(answer, StoreError):
-            alone = batch.count == 1 and not batch.opens and STATUS not in batch.groups
+            alone = batch.count == 1 and not batch.creates_run and STATUS not in batch.groups
             lane.reject(answer if alone or not answer.bars_key else RejectedError("no"))
         else:
             lane.store()
         check_lane(lane)
-    lane.deal()
+    lane.close_window()
     drain(lane, bounds(entities=cap))
-    assert lane.idle
+    assert lane.is_settled

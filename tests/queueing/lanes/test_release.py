@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from runqueue.queueing import Accumulator, Fragments, Lane, Record, RejectedError, StoreError
 from runqueue.queueing.batches._batch import STATUS
 from runqueue.queueing.lanes._intake import Intake
-from support.engine import Request, bench, bounds, check_books, encode, flat, inside, metrics, points, run, status
+from support.engine import Request, bench, bounds, check_counts, encode, flat, inside, metrics, points, run, status
 from support.threads import in_threads
 from support.virtual_time import VirtualTimeLoop
 
@@ -45,7 +45,7 @@ class House:
 
     def lane(self) -> Lane:
         """As a log call finds it."""
-        return self.accumulator.lanes.get("r") or self.accumulator.open("r", opened=True)
+        return self.accumulator.lanes.get("r") or self.accumulator.open("r", run_exists=True)
 
     def log(self, step: int) -> None:
         self.lane().append(metrics(step, a=step))
@@ -59,14 +59,14 @@ class House:
         """Do what the engine does, without waiting."""
         lanes = self.accumulator.busy()
         for lane in lanes:
-            lane.deal()
+            lane.close_window()
             while (batch := lane.take(bounds())) is not None:
                 self.stored += [step for _, _, step, _ in inside(batch) if step != "FINISHED"]
                 lane.store()
-            self.accumulator.nominate([lane])
+            self.accumulator.mark_live([lane])
         lanes.clear()
         self.accumulator.tidy(lambda _: False)
-        check_books(self.accumulator)
+        check_counts(self.accumulator)
 
     def names(self) -> set[Any]:
         return set(self.accumulator.lanes)
@@ -144,13 +144,13 @@ def test_a_lane_with_a_failure_stays_until_it_is_named(house: House) -> None:
     """A final status counts as no entry, and its failure is named all the same."""
     house.end()
     lane = house.lane()
-    lane.deal()
+    lane.close_window()
     assert lane.take(bounds()) is not None
     lane.reject(RejectedError("no"))
     house.flush()
     assert house.accumulator.busy() == [lane]
-    assert len(lane.claim(lane.dealt)) == 1
-    house.accumulator.nominate([lane])
+    assert len(lane.take_unreported(lane.last_closed)) == 1
+    house.accumulator.mark_live([lane])
     house.flush()
     assert house.accumulator.all() == []
 
@@ -159,10 +159,10 @@ def test_a_lane_that_somebody_works_with_stays_until_then(house: House) -> None:
     """It is looked at again."""
     house.end()
     lane = house.lane()
-    lane.deal()
+    lane.close_window()
     while lane.take(bounds()) is not None:
         lane.store()
-    house.accumulator.nominate([lane])
+    house.accumulator.mark_live([lane])
     house.accumulator.tidy(lambda each: each is lane)
     assert house.accumulator.all() == [lane]
     house.accumulator.tidy(lambda _: False)
@@ -194,7 +194,7 @@ def test_a_lane_is_not_released_while_another_thread_opens_one(house: House) -> 
 def test_a_lane_whose_creation_was_refused_room_is_forgotten() -> None:
     """Nothing leads to it, and nothing is counted."""
     house = House(intake=True)
-    lane = house.accumulator.open("new", opened=False)
+    lane = house.accumulator.open("new", run_exists=False)
     house.accumulator.forget(lane)
     gone = weakref.ref(lane)
     del lane
@@ -255,8 +255,8 @@ def test_whatever_is_logged_in_the_midst_of_a_release_is_kept(intake: bool, alia
         lanes = _settle(house)
         work = lambda a=house.accumulator, lanes=lanes: [a.release(lane) for lane in lanes]
         append = load(house) if held else None
-        seen = _log_at_instruction(house, at, work, "release", "_unname", "_keep_closing", "_keep", alias=alias)
-        check_books(house.accumulator)
+        seen = _log_at_instruction(house, at, work, "release", "_unname", "_cancel_release", "_restore", alias=alias)
+        check_counts(house.accumulator)
         del append
         assert house.accumulator.counts()["pending"] == seen
         assert len(house.accumulator.all()) <= 1
@@ -279,7 +279,7 @@ def test_whatever_is_logged_while_a_lane_is_unlisted_is_seen() -> None:
         house.log(0)
         _settle(house)
         work = lambda a=house.accumulator: a.tidy(lambda _: False)
-        seen = _log_at_instruction(house, at, work, "tidy", "_stays")
+        seen = _log_at_instruction(house, at, work, "tidy", "_stays_live")
         assert house.accumulator.counts()["pending"] == seen
         assert len(set(house.accumulator.busy())) == seen
         house.flush()
@@ -294,7 +294,7 @@ def _settle(house: House) -> list[Lane]:
     """Empty the lanes, and do nothing else."""
     lanes = house.accumulator.busy()
     for lane in lanes:
-        lane.deal()
+        lane.close_window()
         while lane.take(bounds()) is not None:
             lane.store()
     return lanes
@@ -332,7 +332,7 @@ def _log_at_instruction(house: House, at: int, work: Callable[[], object], *func
 PRODUCER = st.sampled_from([0, 1, 2])
 STEP = st.one_of(
     st.tuples(st.sampled_from(["look up", "load", "append", "log", "end"]), PRODUCER),
-    st.tuples(st.sampled_from(["flush", "deal", "tidy"]), st.none()),
+    st.tuples(st.sampled_from(["flush", "close", "tidy"]), st.none()),
 )
 
 
@@ -363,12 +363,12 @@ def test_every_record_is_stored_once_whatever_is_held_meanwhile(intake: bool, st
             house.end()
         elif what == "flush":
             house.flush()
-        elif what == "deal":
+        elif what == "close":
             for lane in house.accumulator.busy():
-                lane.deal(tick=True)
+                lane.close_window(extendable=True)
         elif what == "tidy":
             house.accumulator.tidy(lambda _: False)
-        check_books(house.accumulator)
+        check_counts(house.accumulator)
     lanes.clear()
     appends.clear()
     house.end()
@@ -413,13 +413,13 @@ def test_threads_may_end_a_run_and_log_to_it_again_and_again(intake: bool) -> No
             last = over.is_set()
             lanes = house.accumulator.busy()
             for lane in lanes:
-                lane.deal()
+                lane.close_window()
                 while (batch := lane.take(bounds())) is not None:
                     for _, _, value, _ in inside(batch):
                         if value != "FINISHED":
                             stored[value // 10_000].append(value % 10_000)
                     lane.store()
-            house.accumulator.nominate(lanes)
+            house.accumulator.mark_live(lanes)
             house.accumulator.tidy(lambda _: False)
 
     interval = sys.getswitchinterval()
@@ -441,7 +441,7 @@ def test_threads_may_end_a_run_and_log_to_it_again_and_again(intake: bool) -> No
         "failed": 0,
         "dropped": 0,
     }
-    check_books(house.accumulator)
+    check_counts(house.accumulator)
     assert released
 
 
@@ -462,7 +462,7 @@ async def test_20_000_finished_runs_leave_no_lanes_behind(interval: float | None
     async with bench(interval=interval, seconds=0.01, max_workers=100) as b:
         for begun in range(0, count, 1_000):
             for n in range(begun, begun + 1_000):
-                lane = b.lane(n, run(), metrics(0, a=1), opened=False)
+                lane = b.lane(n, run(), metrics(0, a=1), run_exists=False)
                 lane.ended = True
                 lane.append(status())
                 b.accumulator.resolve(lane, f"real {n}")
@@ -570,7 +570,7 @@ async def test_a_failed_status_is_named_by_the_next_flush_of_a_stream() -> None:
 @pytest.mark.anyio
 async def test_runs_whose_status_is_refused_are_let_go_where_nobody_will_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once there are very many of them; each was told."""
-    monkeypatch.setattr("runqueue.queueing.delivery._stream.KEPT_IN_FULL", 20)
+    monkeypatch.setattr("runqueue.queueing.delivery._stream.MAX_FULL_FAILURES", 20)
     async with bench(lambda r: RejectedError("gone"), interval=2.0, releases_failures=True) as b:
         for n in range(50):
             lane = b.lane(n)

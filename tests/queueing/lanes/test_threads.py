@@ -23,11 +23,11 @@ def test_nothing_is_lost_and_each_thread_keeps_its_order(lanes: int) -> None:
 
     def log(thread: int) -> None:
         for step in range(EACH):
-            lane = accumulator.open(f"r{step % lanes}", opened=True)
+            lane = accumulator.open(f"r{step % lanes}", run_exists=True)
             fill(lane, [metrics(step, **{f"t{thread}": step})])
 
     def send(lane: Lane) -> None:
-        lane.deal()
+        lane.close_window()
         while (batch := lane.take(bounds())) is not None:
             seen[str(lane.run)] += [(key, step) for _, key, _, step in inside(batch)]
             lane.store()
@@ -56,7 +56,7 @@ def test_nothing_is_lost_and_each_thread_keeps_its_order(lanes: int) -> None:
 def test_counts_never_lose_or_double_an_entry_while_threads_log() -> None:
     """What a reader sees as accepted only grows, and never beyond what was logged."""
     accumulator = Accumulator(encode)
-    lane = accumulator.open("r", opened=True)
+    lane = accumulator.open("r", run_exists=True)
     over = threading.Event()
     wrong: list[str] = []
 
@@ -73,7 +73,7 @@ def test_counts_never_lose_or_double_an_entry_while_threads_log() -> None:
         for step in range(EACH):
             fill(lane, [metrics(step, loss=step)])
             if thread == 0 and step % 10 == 0:
-                lane.deal()
+                lane.close_window()
 
     reader = threading.Thread(target=read)
     reader.start()
@@ -91,5 +91,5 @@ def test_a_lane_is_opened_once_by_many_threads() -> None:
     for _ in range(50):
         accumulator = Accumulator(encode)
         found: list[Lane] = []
-        in_threads(lambda _, a=accumulator, f=found: f.append(a.open("r", opened=True)), 4)  # type: ignore[misc]
+        in_threads(lambda _, a=accumulator, f=found: f.append(a.open("r", run_exists=True)), 4)  # type: ignore[misc]
         assert len(set(found)) == 1 and len(accumulator.all()) == 1
