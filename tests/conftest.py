@@ -7,7 +7,8 @@ By default `pytest` runs each behaviour, and of what is large by repetition a sa
 
 # How a test says what of it is repetition:
 # - `@pytest.mark.whole`: it runs with `--whole` alone, because other tests show the same in less time.
-# - `@pytest.mark.sample("id", ...)`: without `--whole`, of its cases those with these ids run, and no others.
+# - `@pytest.mark.sample("id", ...)`: without `--whole`, of its cases those run whose ids match one of these patterns of
+#   fnmatch(3).
 # - the fixture `whole`: the length of what it measures, or the number of its rounds.
 # Hypothesis tries fewer examples without `--whole`.
 # A test or case that the command line names (`file.py::test[case]`) runs in any case.
@@ -19,6 +20,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 
 import hypothesis
 import pytest
@@ -66,18 +68,19 @@ def _is_in_sample(item: pytest.Item) -> bool:
     if item.get_closest_marker("whole") is not None:
         return False
     sample = item.get_closest_marker("sample")
-    return sample is None or _case(item) in sample.args
+    return sample is None or any(fnmatchcase(_case(item), pattern) for pattern in sample.args)
 
 
 def _check_samples(items: list[pytest.Item]) -> None:
-    """A sample names cases that there are: a case that was renamed would otherwise silently run with `--whole` alone."""
-    missing: dict[str, set[str]] = {}
+    """A pattern matches a case: one that was renamed would otherwise run with `--whole` alone, and nobody would notice."""
+    unmatched: dict[str, set[str]] = {}
     for item in items:
         for sample in item.iter_markers("sample"):
-            missing.setdefault(f"{item.path}::{_function(item)}", set(sample.args)).discard(_case(item))
-    unknown = [f"{test}{sorted(cases)}" for test, cases in missing.items() if cases]
+            patterns = unmatched.setdefault(f"{item.path}::{_function(item)}", set(sample.args))
+            patterns -= {pattern for pattern in patterns if fnmatchcase(_case(item), pattern)}
+    unknown = [f"{test}: {', '.join(sorted(patterns))}" for test, patterns in unmatched.items() if patterns]
     if unknown:
-        raise pytest.UsageError(f"samples name cases that there are not: {', '.join(unknown)}")
+        raise pytest.UsageError("no case matches the sample of\n" + "\n".join(unknown))
 
 
 def _function(item: pytest.Item) -> str:

@@ -190,6 +190,7 @@ def run_example(backend: str, uri: str, folder: Path) -> str:
     return done.stdout.splitlines()[-1]
 
 
+@pytest.mark.whole
 def test_the_async_example_stores_the_same_on_trio_as_on_asyncio(
     mlflow_server: MlflowServer, readback: Readback, tmp_path: Path
 ) -> None:

@@ -78,6 +78,7 @@ def assert_round_trip(uri: str, reader: Readback) -> None:
 # -- users and passwords ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample("variables")
 @pytest.mark.parametrize("place", ["variables", "file", "uri"])
 def test_credentials_come_from_variables_a_file_or_the_uri(
     auth_server: MlflowServer, monkeypatch: pytest.MonkeyPatch, place: str
@@ -95,6 +96,7 @@ def test_credentials_come_from_variables_a_file_or_the_uri(
         assert_round_trip(uri, reader)
 
 
+@pytest.mark.sample("wrong")
 @pytest.mark.parametrize("given", ["wrong", "none"])
 def test_a_wrong_password_loses_nothing(auth_server: MlflowServer, given: str) -> None:
     """

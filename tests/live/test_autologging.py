@@ -100,6 +100,7 @@ def user_agents(proxy: FaultyProxy, kind: str) -> list[str]:
     ]
 
 
+@pytest.mark.sample("sklearn")
 @pytest.mark.parametrize("flavor", ["sklearn", "xgboost", "lightgbm"])
 def test_autologging_stores_the_same_through_either_client(
     flavor: str, proxy: FaultyProxy, readback: Readback, tmp_path: Path

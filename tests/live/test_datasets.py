@@ -209,6 +209,7 @@ def test_several_datasets_in_one_call_are_stored_as_mlflow_stores_them(uri: str,
         assert stored_inputs(uri, by_runqueue(uri, experiment_id, log)) == expected
 
 
+@pytest.mark.sample("rest", "sqlite")
 def test_datasets_that_fill_several_requests_are_all_stored(uri: str, experiment_id: str) -> None:
     """Each has a schema of a third of a megabyte."""
     given = [wide_frame() for _ in range(5)]

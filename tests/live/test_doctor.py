@@ -230,6 +230,7 @@ PLACES = {
 }
 
 
+@pytest.mark.sample("variables")
 @pytest.mark.parametrize("place", PLACES)
 def test_a_companys_server_is_healthy_with_the_right_settings(
     company: MlflowServer, trusted: str, tmp_path: Path, place: str
@@ -363,6 +364,7 @@ def test_https_to_an_http_server_is_reported_as_unavailable(mlflow_server: Mlflo
     assert "is not available: TLS: " in done.stderr
 
 
+@pytest.mark.whole
 def test_a_server_that_was_stopped_is_reported_as_down(tmp_path: Path) -> None:
     """At once, since no process listens on its port any more."""
     with MlflowServer(tmp_path / "server") as server:
@@ -398,6 +400,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
         postgres.execute(f"REVOKE pg_read_all_data FROM {PASSWORD_ROLE}")
 
 
+@pytest.mark.sample("None")
 @pytest.mark.parametrize("driver", [None, *DRIVERS])
 def test_a_healthy_postgresql_is_reported_in_full(database: Postgres, tmp_path: Path, driver: str | None) -> None:
     """A role that may only read suffices, since nothing is written."""
@@ -417,6 +420,7 @@ def test_a_healthy_postgresql_is_reported_in_full(database: Postgres, tmp_path: 
     assert found["round trip"].endswith(" ms (median of 5)")
 
 
+@pytest.mark.sample("psycopg")
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_a_password_that_postgresql_refuses_is_reported(database: Postgres, tmp_path: Path, driver: str) -> None:
     """Neither the password nor the role is shown, although PostgreSQL's text names the role."""
@@ -428,6 +432,7 @@ def test_a_password_that_postgresql_refuses_is_reported(database: Postgres, tmp_
     assert "password authentication failed for user ***" in done.stderr
 
 
+@pytest.mark.sample("psycopg2")
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_an_empty_postgresql_stays_empty(database: Postgres, tmp_path: Path, driver: str) -> None:
     """The first run will create the tables. A user without a password, whom PostgreSQL trusts, is shown as such."""
@@ -446,6 +451,7 @@ def test_an_empty_postgresql_stays_empty(database: Postgres, tmp_path: Path, dri
     assert tables == [(0,)]
 
 
+@pytest.mark.sample("psycopg2")
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_a_missing_privilege_is_reported(database: Postgres, tmp_path: Path, driver: str) -> None:
     """PostgreSQL knows the role, but denies it to read."""
@@ -469,6 +475,7 @@ def test_a_database_that_postgresql_does_not_have_is_reported(database: Postgres
     assert "is not available" not in done.stderr
 
 
+@pytest.mark.sample("psycopg")
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_a_postgresql_that_was_stopped_is_reported_as_down(database: Postgres, tmp_path: Path, driver: str) -> None:
     """At once, where MLflow would retry for minutes."""

@@ -150,6 +150,7 @@ def test_the_async_example_stores_each_job_as_a_child_run(
         assert [point.value for point in estimates] == [4 * each.value / (each.step * 200) for each in inside]
 
 
+@pytest.mark.sample("asyncio")
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_the_async_example_needs_no_server_either(tmp_path: Path, backend: str) -> None:
     """Without a URI it logs to a database in its folder."""
@@ -204,6 +205,7 @@ def test_the_service_example_stores_each_request(
     assert [point.step for point in stored.content.metrics["latency_ms"]] == list(range(35))
 
 
+@pytest.mark.sample("streaming.py")
 @pytest.mark.parametrize("example", ["streaming.py", "service.py"])
 def test_the_streaming_examples_need_no_server_either(tmp_path: Path, example: str) -> None:
     """Without a URI they log to a database in their folder."""

@@ -27,6 +27,7 @@ def entry_of(error: runqueue.FlushError) -> tuple[runqueue.OperationFailure, run
     return failure, entry
 
 
+@pytest.mark.sample("*-middle", "conflict-*")
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_bad_entry_in_a_full_batch_fails_alone(
@@ -71,6 +72,7 @@ def test_one_bad_entry_in_a_full_batch_fails_alone(
     )
 
 
+@pytest.mark.sample("*-middle")
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("kind", ["conflict", "param", "tag"])
 def test_one_bad_entry_among_ten_batches_fails_alone(

@@ -126,6 +126,7 @@ ENDS = {
 }
 
 
+@pytest.mark.sample("*-0.2")
 @pytest.mark.parametrize("flush_interval", [0.2, 60])
 @pytest.mark.parametrize(("last", "code", "status"), ENDS.values(), ids=ENDS)
 def test_whatever_ends_a_script_everything_is_stored_with_the_right_status(
@@ -193,6 +194,7 @@ with client.start_run(experiment_id=sys.argv[2]) as run:
 # -- the embedded default --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample("True")
 @NOLOAD
 @pytest.mark.parametrize("used", [False, True])
 def test_the_embedded_default_delivers_at_exit_and_after_a_fork(first_use: Path, tmp_path: Path, used: bool) -> None:

@@ -128,6 +128,7 @@ print("RUN", run_id)
 """
 
 
+@pytest.mark.sample("environment", "set later", "Lightning")
 @pytest.mark.parametrize(
     "way",
     [
@@ -183,6 +184,7 @@ assert runqueue.Client("runqueue+" + plain).tracking_uri == plain
     )
 
 
+@pytest.mark.sample("runqueue+databricks://profile")
 @pytest.mark.parametrize("uri", ["runqueue+databricks", "runqueue+databricks://", "runqueue+databricks://profile"])
 def test_a_prefixed_databricks_uri_is_databricks_for_all_of_mlflow(uri: str, tmp_path: Path) -> None:
     """Its model registry is Unity Catalog."""
@@ -235,6 +237,7 @@ ENDS = {
 }
 
 
+@pytest.mark.sample("the end of the script", "an exception")
 @pytest.mark.parametrize("end", ENDS)
 def test_a_script_that_does_not_end_its_run_leaves_what_mlflow_leaves(
     end: str, mlflow_server: MlflowServer, experiment_id: str, readback: Readback, tmp_path: Path
@@ -356,6 +359,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.sample("script")
 @pytest.mark.parametrize("as_module", [False, True], ids=["script", "module"])
 def test_runqueue_run_runs_a_script_as_python_does(as_module: bool, tmp_path: Path) -> None:
     """Arguments, `__main__`, exit code; workers of multiprocessing are queued, too."""

@@ -215,17 +215,21 @@ def check_killed(ended: Ended, train: StoredRun) -> None:
     assert values(train) == expected_metrics(last)
 
 
-def test_a_pipeline_finishes_is_cancelled_and_run_again(
-    mlflow_server: MlflowServer, readback: Readback, tmp_path: Path
-) -> None:
-    """By the command line; by the API, cancelled while it trains; by hand, without MLflow Projects."""
-    first, second, third = (readback.new_experiment(name) for name in ("finished", "cancelled", "again"))
+def test_a_pipeline_finishes(mlflow_server: MlflowServer, readback: Readback, tmp_path: Path) -> None:
+    """Run by the command line."""
+    first = readback.new_experiment("finished")
     command = ["mlflow", "run", str(PROJECT), "--env-manager", "local", "--experiment-id", first]
     done = run(mlflow_server, tmp_path, *command, "-P", f"epochs={EPOCHS}")
     assert done.returncode == 0, done.stderr
     main = by_entry_point(readback, first)["main"]
     check_pipeline(mlflow_server, readback, first, main, tmp_path, epochs=EPOCHS)
 
+
+def test_a_pipeline_is_cancelled_while_it_trains(
+    mlflow_server: MlflowServer, readback: Readback, tmp_path: Path
+) -> None:
+    """Started by the API."""
+    second = readback.new_experiment("cancelled")
     ended, seconds = cancelled(mlflow_server, readback, second, tmp_path, "main", {"epochs": "100000", "pause": "0.05"})
     assert seconds < EXIT_BOUND, ended.err
     assert "waited False FAILED" in ended.out.splitlines()  # MLflow's status for a run that was cancelled or has failed
@@ -239,6 +243,11 @@ def test_a_pipeline_finishes_is_cancelled_and_run_again(
     check_killed(ended, runs["train"])
     assert runs["main"].content.tags == {f"{name}_run": runs[name].run_id for name in ("download", "process")}
 
+
+@pytest.mark.whole
+def test_a_pipeline_runs_by_hand(mlflow_server: MlflowServer, readback: Readback, tmp_path: Path) -> None:
+    """Without MLflow Projects around it."""
+    third = readback.new_experiment("all by hand")
     script = str(PROJECT / "steps" / "main.py")
     again = run(mlflow_server, tmp_path, sys.executable, script, "--epochs", str(EPOCHS), MLFLOW_EXPERIMENT_ID=third)
     assert again.returncode == 0, again.stderr
@@ -248,6 +257,7 @@ def test_a_pipeline_finishes_is_cancelled_and_run_again(
     check_pipeline(mlflow_server, readback, third, stored, tmp_path, epochs=EPOCHS)
 
 
+@pytest.mark.whole
 def test_steps_by_hand_make_their_own_runs_and_the_last_is_cancelled_and_run_again(
     mlflow_server: MlflowServer, readback: Readback, tmp_path: Path
 ) -> None:
@@ -283,6 +293,7 @@ def test_steps_by_hand_make_their_own_runs_and_the_last_is_cancelled_and_run_aga
     assert (train.status, values(train)) == ("FINISHED", expected_metrics(3))
 
 
+@pytest.mark.whole
 def test_a_step_that_fails_fails_the_pipeline(mlflow_server: MlflowServer, readback: Readback, tmp_path: Path) -> None:
     """No later step is run."""
     experiment_id = readback.new_experiment("failed")

@@ -20,8 +20,6 @@ from support.wire_log import assert_in_order, assert_within_limits, most_at_once
 pytestmark = pytest.mark.live
 
 RUNS = 8
-ENTRIES = 5_000
-"""Of params, of tags, and of metric points, in each run."""
 KEYS = 10
 WAIT = 20.0
 """Seconds after which what never happens is a failure."""
@@ -67,19 +65,19 @@ def faulty_proxy(server: MlflowServer) -> Iterator[FaultyProxy]:
         yield proxy
 
 
-def log_a_run(client: runqueue.Client, run: runqueue.PendingRunId, seed: int) -> Content:
-    """Log 5,000 params, tags and metric points and 5 datasets; return what must be stored."""
+def log_a_run(client: runqueue.Client, run: runqueue.PendingRunId, seed: int, entries: int) -> Content:
+    """Log so many params, tags and metric points, and 5 datasets; return what must be stored."""
     rng = random.Random(seed)
-    params = {f"p/{at}": f"{seed} {rng.random()}" for at in range(ENTRIES)}
-    tags = {f"t.{at}": f"välue {seed} {at} \N{SNOWMAN}" for at in range(ENTRIES)}
+    params = {f"p/{at}": f"{seed} {rng.random()}" for at in range(entries)}
+    tags = {f"t.{at}": f"välue {seed} {at} \N{SNOWMAN}" for at in range(entries)}
     metrics: dict[str, list[Point]] = {f"m {at}": [] for at in range(KEYS)}
     client.log_params(run, params)
     client.set_tags(run, tags)
-    for step in range(ENTRIES // KEYS):
+    for step in range(entries // KEYS):
         values = {key: rng.gauss(0, 10.0 ** rng.randint(-200, 200)) for key in metrics}
-        client.log_metrics(run, values, step=step, timestamp=seed * ENTRIES + step)
+        client.log_metrics(run, values, step=step, timestamp=seed * entries + step)
         for key, value in values.items():
-            metrics[key].append(Point(step, seed * ENTRIES + step, value))
+            metrics[key].append(Point(step, seed * entries + step, value))
     # Two of them are every run's: the server makes one row of each.
     names = ["shared 0", "shared 1", *(f"own {seed} {at}" for at in range(3))]
     client.log_inputs(run, [runqueue.Dataset(name, "1", tags={"mlflow.data.context": "train"}) for name in names])
@@ -94,18 +92,23 @@ def log_a_run(client: runqueue.Client, run: runqueue.PendingRunId, seed: int) ->
 
 @pytest.mark.parametrize("server", DRIVERS[:1], indirect=True)  # one will do: it takes the server most of a minute
 def test_eight_runs_at_once_read_back_exactly(
-    faulty_proxy: FaultyProxy, reader: Readback, experiment: str, caplog: pytest.LogCaptureFixture
+    faulty_proxy: FaultyProxy, reader: Readback, experiment: str, caplog: pytest.LogCaptureFixture, whole: bool
 ) -> None:
-    """8 runs of 5,000 params, 5,000 tags, 5,000 metric points and 5 datasets each, by the default 8 workers."""
+    """
+    8 runs of 5,000 params, 5,000 tags, 5,000 metric points and 5 datasets each, by the default 8 workers.
+
+    Without `--whole`, 1,000 of each.
+    """
+    entries = 5_000 if whole else 1_000
     # Without progress lines, which appear on a slow machine.
     with runqueue.Client(faulty_proxy.uri, progress=False) as client:
         runs = [client.create_run(experiment, run_name=f"run {seed}") for seed in range(RUNS)]
-        expected = [log_a_run(client, run, seed) for seed, run in enumerate(runs)]
+        expected = [log_a_run(client, run, seed, entries) for seed, run in enumerate(runs)]
         for run in runs:
             client.set_terminated(run, end_time=99)
         client.flush()
         statistics = client.statistics()
-    assert statistics.stored == statistics.accepted == RUNS * (1 + 3 * ENTRIES + 5)
+    assert statistics.stored == statistics.accepted == RUNS * (1 + 3 * entries + 5)
     assert caplog.text == ""
     assert_within_limits(faulty_proxy.requests)
     assert 1 < most_at_once(faulty_proxy.requests) <= 8
@@ -117,6 +120,7 @@ def test_eight_runs_at_once_read_back_exactly(
         assert_in_order(of_run(faulty_proxy.requests, run.run_id))
 
 
+@pytest.mark.sample("psycopg2")
 def test_runs_that_share_a_new_dataset_collide_and_all_get_it(
     faulty_proxy: FaultyProxy, reader: Readback, experiment: str, postgres: Postgres
 ) -> None:
@@ -152,6 +156,7 @@ BAD_PARAMS = {"name": ("bad*key", "new"), "conflict": ("kept", "new"), "value": 
 """PostgreSQL alone refuses the last one, as its text cannot hold NUL. The error differs with the driver."""
 
 
+@pytest.mark.sample("psycopg2-*")
 @pytest.mark.parametrize("kind", BAD_PARAMS)
 def test_one_bad_entry_among_a_thousand_fails_alone(
     faulty_proxy: FaultyProxy, reader: Readback, experiment: str, kind: str, monkeypatch: pytest.MonkeyPatch
@@ -176,6 +181,7 @@ def test_one_bad_entry_among_a_thousand_fails_alone(
     )
 
 
+@pytest.mark.sample("psycopg2-*")
 @pytest.mark.parametrize(
     "fault", [Fault.cut_after_commit(), Fault.cut_in_body(), Fault.answer_after_commit(504)], ids=["cut", "body", "504"]
 )

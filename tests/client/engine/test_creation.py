@@ -52,7 +52,7 @@ SEARCH_FAULTS = st.sampled_from([None, LOST, error_of(503, None, "later"), Unexp
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=150)
+@settings(max_examples=3 * settings().max_examples // 2)
 @given(
     creates=st.lists(st.sampled_from(Outcome), max_size=8),
     searches=st.lists(SEARCH_FAULTS, max_size=6),

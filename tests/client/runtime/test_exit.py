@@ -41,6 +41,7 @@ ENDS = {
 }
 
 
+@pytest.mark.sample("*-auto", "the last line-*")
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize(("last", "code"), ENDS.values(), ids=ENDS)
 def test_a_script_that_ends_delivers_what_is_queued(
@@ -215,6 +216,7 @@ HOOKS = {
 """What comes first: `import runqueue`, or a hook that logs. Each with what stands before that import, and after it."""
 
 
+@pytest.mark.sample("*-auto")
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("used", [True, False])
 @pytest.mark.parametrize("first", HOOKS)

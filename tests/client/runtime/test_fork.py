@@ -33,6 +33,7 @@ def keys(server: ScriptedServer) -> dict[str, int]:
     return found
 
 
+@pytest.mark.sample("*-auto", "False-60-*")
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("flush_interval", ["None", "60", "0.01"])
 @pytest.mark.parametrize("flushed_before", [False, True])

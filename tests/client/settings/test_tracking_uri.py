@@ -49,6 +49,9 @@ def resolved(script: str, folder: Path, variable: str | None, path: Path | None 
     return line.removeprefix("uri: ")
 
 
+@pytest.mark.sample(
+    "empty-None-None-False", "a folder with *", "mlruns of others-*", "empty-None-http://other:5000-True"
+)
 @pytest.mark.parametrize(
     ("folder", "variable", "sets", "imports_mlflow"),
     [

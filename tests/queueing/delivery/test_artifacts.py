@@ -334,6 +334,7 @@ def test_a_window_of_artifacts_alone_leaves_no_window_behind() -> None:
     assert repr(lane) == "<Lane run=r pending=4 in_flight=0 settled=0>"
 
 
+@pytest.mark.sample("*-?")
 @pytest.mark.parametrize("seed", range(30))
 async def test_whatever_happens_each_artifact_is_stored_or_reported_once_and_before_the_final_status(seed: int) -> None:
     """Flushes of all runs and of one, with timeouts, cancelled, overlapping, through outages: all counts are exact."""

@@ -20,6 +20,7 @@ LANES = 5
 BATCH = 10
 
 
+@pytest.mark.sample("*-?")
 @pytest.mark.parametrize("seed", range(40))
 async def test_whatever_happens_each_entry_is_stored_or_reported_once_and_in_order(seed: int) -> None:
     """Flushes of all runs and of one, with timeouts, cancelled, overlapping, through outages: all counts are exact."""

@@ -230,6 +230,7 @@ async def test_records_that_a_notice_handler_logs_are_sent_too() -> None:
 # -- how much --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample("*-7")
 @pytest.mark.parametrize("width", [1, 7, 30])
 async def test_under_a_backlog_every_request_is_full(width: int) -> None:
     """Ticks and wake-ups send no small batches, whatever a record holds."""
@@ -533,6 +534,7 @@ async def test_failures_that_nobody_flushes_for_do_not_fill_the_memory() -> None
         assert len(b.told) == 1
 
 
+@pytest.mark.sample("asyncio-1", "trio-7")
 @pytest.mark.parametrize("lanes", [1, 7])
 async def test_failures_that_wait_for_a_flush_are_kept_in_full_up_to_a_bound_and_counted_beyond(lanes: int) -> None:
     """A million failures over many ticks: the flush that raises them reports exact counts."""
@@ -719,6 +721,7 @@ async def test_drops_are_reported_by_run() -> None:
         assert b.dropped.total() == counts["dropped"] > 0 and set(b.dropped) == {0, 1, 2}
 
 
+@pytest.mark.sample("asyncio-*")
 @pytest.mark.parametrize(
     ("script", "seconds"),
     [(None, math.inf), (lambda _: down(), 0.01), (None, 3.0)],
@@ -739,6 +742,7 @@ async def test_drops_are_reported_at_once_and_once_a_minute_and_wake_nobody(scri
         assert b.stream.wakes <= 60_000 / 20
 
 
+@pytest.mark.sample("asyncio-1-*", "trio-7-5.0")
 @pytest.mark.parametrize("every", [0.01, 5.0])
 @pytest.mark.parametrize("width", [1, 7])
 async def test_however_long_the_interval_a_full_queue_does_not_wait_for_its_end(every: float, width: int) -> None:
@@ -1028,7 +1032,7 @@ def virtually(backend: str, function: Callable[..., Any], *args: Any) -> None:
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@settings(max_examples=30)
+@settings(max_examples=settings().max_examples // 3)
 @given(st.integers(0, 1_000_000), st.sampled_from([0.5, 2, 30]), st.sampled_from([15, 60, math.inf]), st.booleans())
 def test_whatever_happens_each_entry_is_stored_reported_or_dropped_once_and_in_order(
     backend: str, seed: int, interval: float, most: float, drops: bool
