@@ -9,8 +9,8 @@ An asynchronous, batching logging client for MLflow tracking servers.
             for step in range(1_000):
                 run.log_metrics({"loss": 0.7}, step=step)
 
-Log calls return at once; a thread of the client sends what they have queued, in few, large, ordered requests. What could
-not be stored is reported to the entry: by a `FlushError`, in `client.failures`, or in a logged warning.
+Log calls return at once; a thread of the client sends what they have queued, in few, large, ordered requests. What
+could not be stored is reported to the entry: by a `FlushError`, in `client.failures`, or in a logged warning.
 
     Client, AsyncClient         make one of them; `help(runqueue.Client)` describes every setting
     Run, RunOperations          what `start_run` and `flush` return
@@ -21,9 +21,10 @@ not be stored is reported to the entry: by a `FlushError`, in `client.failures`,
     errors                      every error, as a tree
 """
 
-# Rules of this file: `import runqueue` loads nothing; the first use of a public name loads all of them, from `_public`. So
-# a library may import runqueue at no cost, as MLflow does with each of its plugins. The exception is a hook of atexit:
-# hooks run in the reverse order of their registration, so that this one runs after those of the user, which may log.
+# Rules of this file: `import runqueue` loads nothing; the first use of a public name loads all of them, from `_public`.
+# So a library may import runqueue at no cost, as MLflow does with each of its plugins. The exception is a hook of
+# atexit: hooks run in the reverse order of their registration, so that this one runs after those of the user, which may
+# log.
 
 from __future__ import annotations as _annotations
 

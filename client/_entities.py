@@ -74,8 +74,8 @@ class Entries(Sequence[Entry]):
     than the queue did.
 
     Args:
-        parts: For each part of the sequence, the number of its entries and a function that makes those from one index up
-            to another.
+        parts: For each part of the sequence, the number of its entries and a function that makes those from one index
+            up to another.
     """
 
     def __init__(self, parts: Sequence[tuple[int, Callable[[int, int], Iterator[Entry]]]]) -> None:

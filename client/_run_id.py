@@ -2,9 +2,9 @@
 The placeholder of a run that does not exist yet.
 """
 
-# Rule of this file: a process has one object for each token. Unpickling or copying a PendingRunId returns the object that
-# lives already. So equality is identity, whose hash and comparison are in C, as the log calls need it, and a copy learns
-# the real id together with the original.
+# Rule of this file: a process has one object for each token. Unpickling or copying a PendingRunId returns the object
+# that lives already. So equality is identity, whose hash and comparison are in C, as the log calls need it, and a copy
+# learns the real id together with the original.
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class PendingRunId:
     """
     The placeholder of a run that is still queued; returned by `create_run`, and taken by all calls for `run_id`.
 
-    It stays valid when the run exists. It is hashable, comparable and picklable, and another client can use it too, also
-    in another process: until the run exists, that client searches for it, by a tag that the run is created with.
+    It stays valid when the run exists. It is hashable, comparable and picklable, and another client can use it too,
+    also in another process: until the run exists, that client searches for it, by a tag that the run is created with.
     """
 
     __slots__ = ("__weakref__", "_experiment", "_run_id", "_token")

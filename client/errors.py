@@ -2,21 +2,24 @@
 Every error that runqueue raises.
 
     RunqueueError
-    ├── ConfigError(ValueError)         a constructor or a call got a value it cannot honour; raised at once
+    ├── ConfigError(ValueError)         a constructor or a call was given a bad value; raised at once
     │   └── CallTypeError(TypeError)    ... or a value of the wrong type
     ├── StoreError                      a request did not store what it carried
-    │   ├── RejectedError               the store, or our check before it, refuses an entry for what it is
+    │   ├── RejectedError               the store, or a check before it, rejects an entry
     │   ├── NotFoundError               the run, the experiment or the end point does not exist
-    │   ├── AuthError                   the credentials were refused (401) or do not suffice (403)
+    │   ├── AuthError                   the credentials were refused (401), or give no permission (403)
     │   ├── UnavailableError            no answer, or one that says "later" (retriable)
     │   └── UnexpectedAnswerError       an answer that MLflow does not give: a login page, a redirect, a cut body
-    ├── FlushError                      what one flush could not store, all of it, to the entry
-    ├── QueueFullError                  a log call of a client that bounds what is pending: there is no room
+    ├── FlushError                      what one flush could not store, to the entry
+    ├── QueueFullError                  the queue of a client is full, and a log call found no room
     └── ClosedError                     the client was closed
 
-Policy rides on the error: the engine reads `retriable`, `retry_after` and `scope` of a StoreError, and nothing else.
-No log call ever raises a StoreError: they surface in a FlushError, in `client.failures`, and in a logged warning.
+A log call never raises a StoreError. Those are causes: of the failures of a FlushError, of those in `client.failures`,
+and of logged warnings.
 """
+
+# Rule of this file: an error carries the policy for it. The engine reads the attributes of a StoreError, such as
+# `retriable`, `retry_after` and `scope`, and never its class or its text.
 
 from __future__ import annotations
 
@@ -44,15 +47,17 @@ __all__ = [
 
 
 SHOWN: Final = 100
-"""Runs, and causes of a run, that the text of a FlushError names; its `failures` hold all."""
+"""How many runs, and causes for each run, the text of a FlushError names."""
 
 
 class CallTypeError(ConfigError, TypeError):
-    """Raised at once by a call that was given a value of the wrong type; the text names it."""
+    """
+    Raised at once by a constructor or a call that was given a value of the wrong type; the text names the argument.
+    """
 
 
 class NotFoundError(StoreError):
-    """Raised by a store for a run, an experiment or an end point that it does not know, and for a deleted run."""
+    """Raised by a store for a run, an experiment or an end point that does not exist, and for a deleted run."""
 
     scope = Scope.LANE
 
@@ -61,29 +66,32 @@ class AuthError(StoreError):
     """
     Raised by a store that refuses the credentials.
 
-    A 401 concerns every run (`scope` STORE, everything stays queued); a 403 this one (`scope` LANE).
+    A 401 concerns every run (`scope` STORE: everything stays queued), a 403 one run (`scope` LANE).
     """
 
     scope = Scope.STORE
 
 
 class UnavailableError(StoreError):
-    """Raised by a store that cannot be reached, does not answer in time, or asks to come back later."""
+    """Raised by a store that cannot be reached, does not answer in time, or asks to be tried again later."""
 
     retriable = True
 
 
 class UnexpectedAnswerError(StoreError):
-    """Raised by a store for an answer that proves nothing to be stored, whatever its status; the text names it."""
+    """
+    Raised by a store for an answer that is not MLflow's, whatever its status: it does not prove that anything was
+    stored.
+    """
 
 
 class FlushError(RunqueueError):
     """
-    Raised by `flush`, `close`, `RunOperations.await_completion` and the end of a block: all that was not stored.
+    Raised by `flush`, `close`, `RunOperations.await_completion` and the end of a block if some entries were not stored.
 
     Args:
-        failures: By run, operation and cause.
-        total: Entries that the flush began with.
+        failures: The entries that were not stored, by run, operation and cause.
+        total: The number of entries that the flush began with.
     """
 
     def __init__(self, failures: tuple[OperationFailure, ...], total: int) -> None:

@@ -1,7 +1,7 @@
 """The log calls of both clients that queue files for upload: files, folders, text, dicts, figures and images."""
 
-# Rules of this file: nothing here waits for the network. On its caller's time, a call encodes objects that may change after
-# it, and lists folders. A bad call raises at once; a file that cannot be read fails alone, when it is uploaded.
+# Rules of this file: nothing here waits for the network. On its caller's time, a call encodes objects that may change
+# after it, and lists folders. A bad call raises at once; a file that cannot be read fails alone, when it is uploaded.
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class ArtifactCalls(LogCalls):
 
         Args:
             run_id: The run: its id or its placeholder.
-            local_dir: The folder. It is listed now; its files are read when they are uploaded. Symbolic links to folders
-                are not followed, and a link to a file outside of the folder fails.
+            local_dir: The folder. It is listed now; its files are read when they are uploaded. Symbolic links to
+                folders are not followed, and a link to a file outside of the folder fails.
             artifact_path: The folder among the run's artifacts. None: their root.
 
         Raises:
@@ -81,7 +81,8 @@ class ArtifactCalls(LogCalls):
         Args:
             run_id: The run: its id or its placeholder.
             dictionary: The content; it is encoded now. Of values that JSON does not know, the `str()` is stored.
-            artifact_file: The path among the run's artifacts. The file holds YAML if it ends in .yml or .yaml, else JSON.
+            artifact_file: The path among the run's artifacts. The file holds YAML if it ends in .yml or .yaml, else
+                JSON.
 
         Raises:
             ConfigError, CallTypeError, QueueFullError, ClosedError: As for `log_artifact`.

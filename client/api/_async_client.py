@@ -3,8 +3,8 @@ The client for coroutines, on asyncio and trio. Its log calls are plain calls, a
 `drain` are awaited.
 """
 
-# Rules of this file: nothing of ours runs in the caller's loop. The engine has a loop of its own, and a caller here waits
-# for a future of it.
+# Rules of this file: nothing of ours runs in the caller's loop. The engine has a loop of its own, and a caller here
+# waits for a future of it.
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class AsyncClient(RunCalls):
             client.log_metrics(run, {"loss": 0.7}, step=1)
             await client.flush()
 
-    Log calls are plain calls, as they never wait. `flush`, `close` and `drain` are awaited; what they have not sent when
-    they are cancelled stays queued. A client may be made outside of any loop, and used in several loops, one after the
-    other.
+    Log calls are plain calls, as they never wait. `flush`, `close` and `drain` are awaited; what they have not sent
+    when they are cancelled stays queued. A client may be made outside of any loop, and used in several loops, one after
+    the other.
 
     Args:
         tracking_uri: Where runs are stored: a URI, or a path of a folder. None: the URI that `mlflow` itself would use.
@@ -46,8 +46,8 @@ class AsyncClient(RunCalls):
         limits: Limits of a batch, see `Limits`. None, or a field that is None: the store's own limit.
         request_timeout: Seconds for one attempt of a request, from its start to the last byte of the answer. None: the
             environment variable MLFLOW_HTTP_REQUEST_TIMEOUT, else 60.
-        retry_timeout: Seconds for which a flush goes on retrying, counted from the first failure after the last success.
-            None: 300.
+        retry_timeout: Seconds for which a flush goes on retrying, counted from the first failure after the last
+            success. None: 300.
         token: A bearer token, or a callable that returns one. The engine's thread calls it before the first request and
             after a 401. None: credentials as `mlflow` finds them.
         headers: HTTP headers of every request. They replace the client's own, except Content-Type and Accept-Encoding.
@@ -67,10 +67,10 @@ class AsyncClient(RunCalls):
             and a client that does not stream raise. Default: "block".
         block_timeout: Seconds for which log calls wait in total each time the queue becomes full. After that they raise
             QueueFullError, or drop their entries with `on_failure="warn"`. Default: 60.
-        on_failure: What `flush()`, `close()` and the end of a block do with entries that were not stored: "raise" raises
-            FlushError, "warn" logs one warning. None: "warn" for a client that streams, else "raise".
-        exit_timeout: Seconds for which a client that streams goes on sending after an exception has ended its block, and
-            at the end of the interpreter. Default: 20.
+        on_failure: What `flush()`, `close()` and the end of a block do with entries that were not stored: "raise"
+            raises FlushError, "warn" logs one warning. None: "warn" for a client that streams, else "raise".
+        exit_timeout: Seconds for which a client that streams goes on sending after an exception has ended its block,
+            and at the end of the interpreter. Default: 20.
         handle_signals: Whether a client that streams handles SIGTERM: it sends what is queued, sets its unfinished runs
             to KILLED, and lets the signal end the process. Default: True.
         progress: Whether a flush of more than 2 seconds shows its progress: as a bar on a terminal and in a notebook,
@@ -90,7 +90,8 @@ class AsyncClient(RunCalls):
 
     async def drain(self) -> None:
         """
-        Wait until the queue has room: for the entries that were refused last, or else for one entry (see `max_pending`).
+        Wait until the queue has room: for the entries that were refused last, or else for one entry (see
+        `max_pending`).
 
         Raises:
             ClosedError: The client was closed before there was room.
@@ -108,8 +109,8 @@ class AsyncClient(RunCalls):
         Send everything that is queued now. Entries that are logged meanwhile do not prolong the flush.
 
         Args:
-            synchronous: Whether to wait for the end of the flush and raise what failed. False: return once the flush has
-                begun; the result can be awaited later.
+            synchronous: Whether to wait for the end of the flush and raise what failed. False: return once the flush
+                has begun; the result can be awaited later.
             run_id: Send only this run, and create its parents. None: all runs.
             timeout: Seconds after which the flush ends; what it has not stored is reported, and stays queued. None: the
                 flush ends when everything was tried, and `retry_timeout` bounds how long it retries.

@@ -3,8 +3,8 @@ The common part of `Client` and `AsyncClient`, without the log calls: the constr
 need to find a run's lane, to flush and to close.
 """
 
-# Rules of this file: nothing is logged here, and nothing waits. An error in the constructor is raised without the frames
-# that hold the URI, the token and the headers.
+# Rules of this file: nothing is logged here, and nothing waits. An error in the constructor is raised without the
+# frames that hold the URI, the token and the headers.
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class BaseClient:
         return f"<{type(self).__name__} {self.tracking_uri} {state} {shown}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A pickled client is its settings, without the token, the headers and the user info of the URI; no entry is pickled."""
+        """Pickles the settings alone: without entries, token, headers, and the user info of the URI."""
         return (_restored, (type(self), self._engine.config.portable_settings(self._engine.uri)))
 
     # -- lanes -------------------------------------------------------------------------------------------------------

@@ -38,8 +38,8 @@ class Client(RunCalls):
         limits: Limits of a batch, see `Limits`. None, or a field that is None: the store's own limit.
         request_timeout: Seconds for one attempt of a request, from its start to the last byte of the answer. None: the
             environment variable MLFLOW_HTTP_REQUEST_TIMEOUT, else 60.
-        retry_timeout: Seconds for which a flush goes on retrying, counted from the first failure after the last success.
-            None: 300.
+        retry_timeout: Seconds for which a flush goes on retrying, counted from the first failure after the last
+            success. None: 300.
         token: A bearer token, or a callable that returns one. The engine's thread calls it before the first request and
             after a 401. None: credentials as `mlflow` finds them.
         headers: HTTP headers of every request. They replace the client's own, except Content-Type and Accept-Encoding.
@@ -59,10 +59,10 @@ class Client(RunCalls):
             and a client that does not stream raise. Default: "block".
         block_timeout: Seconds for which log calls wait in total each time the queue becomes full. After that they raise
             QueueFullError, or drop their entries with `on_failure="warn"`. Default: 60.
-        on_failure: What `flush()`, `close()` and the end of a block do with entries that were not stored: "raise" raises
-            FlushError, "warn" logs one warning. None: "warn" for a client that streams, else "raise".
-        exit_timeout: Seconds for which a client that streams goes on sending after an exception has ended its block, and
-            at the end of the interpreter. Default: 20.
+        on_failure: What `flush()`, `close()` and the end of a block do with entries that were not stored: "raise"
+            raises FlushError, "warn" logs one warning. None: "warn" for a client that streams, else "raise".
+        exit_timeout: Seconds for which a client that streams goes on sending after an exception has ended its block,
+            and at the end of the interpreter. Default: 20.
         handle_signals: Whether a client that streams handles SIGTERM: it sends what is queued, sets its unfinished runs
             to KILLED, and lets the signal end the process. Default: True.
         progress: Whether a flush of more than 2 seconds shows its progress: as a bar on a terminal and in a notebook,
@@ -75,9 +75,9 @@ class Client(RunCalls):
         CallTypeError: An argument is of the wrong type.
 
     Guarantees:
-        Order: within a flush, and from flush to flush, the server gets one run's operations as create, then params, tags
-        and metrics, then inputs, then the final status. Artifacts are stored after the creation and before the final
-        status. Different runs are sent side by side.
+        Order: within a flush, and from flush to flush, the server gets the operations of one run as create, then
+            params, tags and metrics, then inputs, then the final status. Artifacts are stored after the creation and
+            before the final status. Different runs are sent side by side.
         Isolation: an entry that the server rejects fails alone; all others are stored.
         Reports: every entry that was not stored is in a FlushError, in `failures`, or counted in a logged warning.
     """

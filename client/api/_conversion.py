@@ -2,8 +2,8 @@
 Checks and converts what the log calls are given, with as little work as possible on the caller's time.
 """
 
-# Rules of this file: a bad value becomes an `InvalidValue` in its place, which fails alone, later; a bad call raises here.
-# A value is converted at the call only if it may change afterwards, or if another thread could not convert it.
+# Rules of this file: a bad value becomes an `InvalidValue` in its place, which fails alone, later; a bad call raises
+# here. A value is converted at the call only if it may change afterwards, or if another thread could not convert it.
 
 from __future__ import annotations
 
@@ -187,7 +187,9 @@ def split_first_tags(tags: dict[Any, Any], max_count: int, max_bytes: int) -> tu
 
 
 def split_tags(tags: dict[Any, Any]) -> tuple[dict[Any, Any], dict[Any, Any]]:
-    """Split tags that are set later in the same way; both kinds become records, whose values are checked by the encoder."""
+    """
+    Split tags that are set later in the same way; both kinds become records, whose values are checked by the encoder.
+    """
     in_batch = {key: value for key, value in tags.items() if not (isinstance(key, str) and is_safe_in_create(key))}
     return ({key: value for key, value in tags.items() if key not in in_batch} if in_batch else tags), in_batch
 

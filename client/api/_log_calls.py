@@ -2,8 +2,8 @@
 The log calls of both clients: each puts one record into the lane of its run and returns.
 """
 
-# Rules of this file: nothing here waits, takes a lock (but to open a run's lane), or makes an object for each entry. A log
-# call costs its caller the copy of a dict, a look at the types of its values, a tuple, and an append.
+# Rules of this file: nothing here waits, takes a lock (but to open a run's lane), or makes an object for each entry. A
+# log call costs its caller the copy of a dict, a look at the types of its values, a tuple, and an append.
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ class LogCalls(BaseClient):
             ClosedError: The client was closed.
 
         Guarantees:
-            Exactly one run is created, even if an answer of the server is lost. If the run cannot be created, everything
-            that is queued for it stays queued.
+            Exactly one run is created, even if an answer of the server is lost. If the run cannot be created,
+            everything that is queued for it stays queued.
         """
         if isinstance(experiment_id, int) and not isinstance(experiment_id, bool):
             experiment_id = str(experiment_id)
@@ -183,8 +183,8 @@ class LogCalls(BaseClient):
         else:
             return
         # Plain numbers need no conversion. If the first value is a float, the type of the sum shows that all values are
-        # plain, in a third of the time that a look at each type takes. A few other types add up to a float as well, such
-        # as fractions; they are immutable too.
+        # plain, in a third of the time that a look at each type takes. A few other types add up to a float as well,
+        # such as fractions; they are immutable too.
         try:
             plain = (
                 sum(values, 0.0).__class__ is float
@@ -316,7 +316,8 @@ class LogCalls(BaseClient):
 
         Args:
             run_id: The run: its id or its placeholder.
-            datasets: Datasets of `mlflow.data`, `DatasetInput` of mlflow, or `runqueue.Dataset`. None and [] do nothing.
+            datasets: Datasets of `mlflow.data`, `DatasetInput` of mlflow, or `runqueue.Dataset`. None and [] do
+                nothing.
             contexts: For each dataset the purpose it is read for, e.g. "training", or None. None: no purposes.
             tags_list: For each dataset more tags of this input, or None; the `str()` of each value is stored. None: no
                 more tags.

@@ -2,8 +2,8 @@
 A run as an object: its log calls take no run id, and as a block it ends its run. `RunCalls` makes them for a client.
 """
 
-# Rules of this file: a `Run` keeps the run's id and whether its block ends the run; every call goes to the client. A run is
-# ended only by the process that has created it.
+# Rules of this file: a `Run` keeps the run's id and whether its block ends the run; every call goes to the client. A
+# run is ended only by the process that has created it.
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Run:
         with client.start_run(experiment_name="nightly") as run:
             run.log_metrics({"loss": 0.7}, step=1)
 
-    As a context manager (`with`, or `async with` in coroutines; neither waits) it queues the run's final status at the end
-    of the block: FINISHED, also after `sys.exit(0)`; KILLED after KeyboardInterrupt or a cancellation; FAILED after any
-    other exception. A run that was attached to keeps its status: the process that has created it ends it.
+    As a context manager (`with`, or `async with` in coroutines; neither waits) it queues the run's final status at the
+    end of the block: FINISHED, also after `sys.exit(0)`; KILLED after KeyboardInterrupt or a cancellation; FAILED after
+    any other exception. A run that was attached to keeps its status: the process that has created it ends it.
 
     A `Run` can be pickled; its copy is attached to the same run.
     """
@@ -167,7 +167,8 @@ class Run:
         Queue the datasets that the run reads; see `Client.log_inputs`.
 
         Args:
-            datasets: Datasets of `mlflow.data`, `DatasetInput` of mlflow, or `runqueue.Dataset`. None and [] do nothing.
+            datasets: Datasets of `mlflow.data`, `DatasetInput` of mlflow, or `runqueue.Dataset`. None and [] do
+                nothing.
             contexts: For each dataset the purpose it is read for, or None. None: no purposes.
             tags_list: For each dataset more tags of this input, or None. None: no more tags.
         """
@@ -220,7 +221,8 @@ class Run:
 
         Args:
             dictionary: The content; it is encoded now.
-            artifact_file: The path among the run's artifacts. The file holds YAML if it ends in .yml or .yaml, else JSON.
+            artifact_file: The path among the run's artifacts. The file holds YAML if it ends in .yml or .yaml, else
+                JSON.
         """
         self._client.log_dict(self._run_id, dictionary, artifact_file)
 
@@ -257,7 +259,7 @@ class Run:
 
     def set_terminated(self, status: str | None = None, end_time: int | None = None) -> None:
         """
-        Queue the final status of the run; see `Client.set_terminated`. The end of a block then does not set another one.
+        Queue the final status of the run; see `Client.set_terminated`. The end of a block then sets none.
 
         Args:
             status: "FINISHED", "FAILED", "KILLED", "RUNNING" or "SCHEDULED". None: "FINISHED".
@@ -325,7 +327,7 @@ class RunCalls(ArtifactCalls):
 
     def attach(self, run_id: Run | RunId) -> Run:
         """
-        Return a `Run` for a run that exists, or that is created elsewhere in the program. Its block does not end the run.
+        Return a `Run` for a run that exists, or is created elsewhere in the program. Its block does not end the run.
 
         Args:
             run_id: The run: its id, its placeholder, or another `Run`.
@@ -341,11 +343,12 @@ class RunCalls(ArtifactCalls):
 
     def run_from_env(self) -> Run:
         """
-        Return a `Run` for the run in the environment variable MLFLOW_RUN_ID, which MLflow Projects sets for entry points.
+        Return a `Run` for the run in the environment variable MLFLOW_RUN_ID, which MLflow Projects sets for entry
+        points.
 
-        MLflow Projects sets that run FINISHED or FAILED when the entry point has ended, but not when it is cancelled. So
-        at SIGTERM a client that streams sets it KILLED, unless `handle_signals=False`. A process that only helps with the
-        run had better call `attach`.
+        MLflow Projects sets that run FINISHED or FAILED when the entry point has ended, but not when it is cancelled.
+        So at SIGTERM a client that streams sets it KILLED, unless `handle_signals=False`. A process that only helps
+        with the run had better call `attach`.
 
         Raises:
             ConfigError: The variable is not set.

@@ -4,8 +4,8 @@ What the engine runs in its loop: the store, the creation of runs, the sender, t
 `assembled` makes all of it for one engine, in the order in which each part needs the others, and ends it again.
 """
 
-# Rules of this file: it is imported in the engine's thread only, as it loads anyio and tenacity. Every method runs in the
-# engine's loop.
+# Rules of this file: it is imported in the engine's thread only, as it loads anyio and tenacity. Every method runs in
+# the engine's loop.
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ class Assembly:
             if deadline is not None:
                 patience = min(patience, max(0.0, deadline - anyio.current_time()))
             with anyio.move_on_after(patience):
-                await self._creation.last_look()
+                await self._creation.delete_duplicates()
         report = flush.report()  # after the last wait: each failure is reported by one flush only
         self._sender.tidy(flush)
         return report

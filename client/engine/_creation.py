@@ -1,12 +1,12 @@
 """
-Exactly one run for each `create_run`.
-
-runs/create is not idempotent, and a server may commit without our hearing of it. So every run carries a unique tag;
-after an attempt whose outcome is unknown, the run is looked for by that tag before it is created again. A slow server
-may commit later still: when a flush ends there is a last look, and surplus runs are deleted and logged. Flushes go on
-looking until the doubtful attempt is older than a request may last. A client that streams may not flush for days, so
-there is a look then too, in a task of its own.
+Creates exactly one run for each `create_run`.
 """
+
+# runs/create is not idempotent: a server may have created a run although its answer was lost. So every run carries a
+# unique tag, and after an attempt with an unknown outcome the run is searched for by that tag before it is created
+# again. The lost request may still be carried out later, by a slow server. So runs with such an attempt are searched
+# once more at the end of a flush, and duplicates are deleted, with a warning; that is repeated until the attempt is
+# older than a request may last. A client that streams may not flush for days: for it, a task of its own does the same.
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from runqueue.wire._bodies import create_run_body
 from runqueue.wire._records import PARENT_TAG, TOKEN_TAG, NewRun
 
 MARGIN: Final = 1.0
-"""Seconds beyond the time that a request may last: by then, what it has done is to be seen."""
-LONGEST_PAUSE: Final = 3_600.0
-"""Seconds between two looks that fail, at most; each says so."""
+"""Seconds beyond the longest time of a request. After that a search finds the run that the request has created."""
+MAX_PAUSE: Final = 3_600.0
+"""Seconds between two searches that fail, at most. Each of them logs a warning."""
 
 logger = logging.getLogger("runqueue")
 
@@ -39,37 +39,38 @@ class Creation:
     Creates runs in a store, and remembers which of them may exist twice.
 
     Args:
-        store: Where to.
-        patience: Seconds after which a request that was not answered is not expected to be carried out any more.
-        made: Told the id of a run that was created, and what the store says of it.
+        store: Where the runs are.
+        patience: Seconds after which the store will not carry out a request any more that it has not answered.
+        on_created: Called with the id of each new run, and with the store's description of it.
     """
 
     def __init__(
-        self, store: Store, patience: float, made: Callable[[str, Any], None] = lambda run_id, run: None
+        self, store: Store, patience: float, on_created: Callable[[str, Any], None] = lambda run_id, run: None
     ) -> None:
         self._store = store
-        self._made = made
+        self._on_created = on_created
         self._patience = patience
         self._experiments = Experiments(store)
-        self._without_tags: set[PendingRunId] = set()  # asked for without their own tags
-        self._looking = anyio.Lock()
-        self._doubtful: dict[PendingRunId, tuple[str, float]] = {}  # with the experiment's id, and since when
-        self._doubted = anyio.Event()
+        self._without_tags: set[PendingRunId] = set()  # whose last attempt left the run's own tags out
+        self._search_lock = anyio.Lock()
+        # Runs that may exist twice, with the experiment's id and the time of the last attempt with an unknown outcome.
+        self._doubtful: dict[PendingRunId, tuple[str, float]] = {}
+        self._doubt_added = anyio.Event()
 
     async def create(self, pending: PendingRunId, batch: Batch) -> Sequence[Record]:
         """
-        Create the run of this batch, and resolve its placeholder.
+        Create the run of a batch, and resolve its placeholder.
 
         Returns:
-            Records of tags that the request could not carry after all.
+            Records of tags that the request did not carry; other batches send them.
 
         Raises:
-            StoreError: There is no run; or none that we know of, and the next attempt looks for one first.
+            StoreError: No run was created, or the outcome is unknown; then the next attempt searches for the run first.
         """
         (record,) = batch.records(RUN)
         new: NewRun = record[3]
         if new.created_elsewhere:
-            await self._seek(pending, new)
+            await self._await_creation(pending, new)
             return ()
         experiment_id = new.experiment_id
         if experiment_id is None:
@@ -84,7 +85,7 @@ class Creation:
         try:
             await self._post(pending, new, experiment_id, tags)
         except RejectedError as error:
-            # The run's own tags may be at fault. As entries of a log batch they are isolated like any other.
+            # The run's own tags may be at fault. In a log-batch, a bad tag is isolated as any other entry is.
             if not new.tags or TAG in batch.groups or error.scope is not Scope.ENTRY:
                 raise
             self._without_tags.add(pending)
@@ -94,10 +95,10 @@ class Creation:
 
     async def check(self, pending: PendingRunId, batch: Batch) -> None:
         """
-        Look for the run, or for its experiment, and change nothing.
+        Ask the store for the run, or for its experiment, and change nothing.
 
         Raises:
-            StoreError: The store does not answer even that.
+            StoreError: The store does not answer.
         """
         (record,) = batch.records(RUN)
         new: NewRun = record[3]
@@ -106,13 +107,13 @@ class Creation:
         elif new.experiment_name is not None:
             await self._experiments.find(new.experiment_name)
 
-    async def _seek(self, pending: PendingRunId, new: NewRun) -> None:
-        """Find a run that another process creates."""
+    async def _await_creation(self, pending: PendingRunId, new: NewRun) -> None:
+        """Find a run that another process creates. Raises a retriable error as long as it does not exist."""
         experiment_id = new.experiment_id
         if experiment_id is None and new.experiment_name is not None:
             experiment_id = await self._experiments.find(new.experiment_name)
         found = [] if experiment_id is None else await self._find(pending, experiment_id)
-        if len(found) != 1 and pending.run_id is None:  # of two, its maker will delete one
+        if len(found) != 1 and pending.run_id is None:  # the process that creates the run deletes one of two
             how = "exists twice, and one will be deleted" if found else "was not created yet"
             text = f"the run {pending!r} {how} by the process that has made this placeholder"
             raise StoreError(text, retriable=True, scope=Scope.LANE)
@@ -134,15 +135,15 @@ class Creation:
             if error.ambiguous:
                 self._doubt(pending, experiment_id)
             raise
-        except BaseException:  # we were cancelled: the request may be on its way
+        except BaseException:  # cancelled: the store may have received the request
             self._doubt(pending, experiment_id)
             raise
-        self._made(run_id, answer.get("run"))
+        self._on_created(run_id, answer.get("run"))
         pending._resolve(run_id)
 
     def _doubt(self, pending: PendingRunId, experiment_id: str) -> None:
         self._doubtful[pending] = (experiment_id, anyio.current_time())
-        self._doubted.set()
+        self._doubt_added.set()
 
     async def _find(self, pending: PendingRunId, experiment_id: str) -> list[str]:
         query = {
@@ -159,62 +160,62 @@ class Creation:
 
     @property
     def doubtful(self) -> bool:
-        """Whether there is anything to have a last look at."""
+        """Whether any run may exist twice."""
         return bool(self._doubtful)
 
-    async def last_look(self) -> None:
-        """Delete what a slow server has created beyond the one run; a look that fails is repeated after the next flush."""
-        async with self._looking:
-            await self._look(self._doubtful)
+    async def delete_duplicates(self) -> None:
+        """Search for duplicates of the doubtful runs, and delete them. The next flush repeats a search that fails."""
+        async with self._search_lock:
+            await self._search_duplicates(self._doubtful)
 
     async def watch(self, healthy: Callable[[], bool]) -> None:
         """
-        Have a last look at each doubtful run without being asked to, once its time is over. Until cancelled.
+        Search for duplicates of each doubtful run once its `patience` is over, until cancelled.
 
         Args:
-            healthy: Whether the store can be asked now.
+            healthy: Returns whether the store takes requests now.
         """
         pause, failed = 0.0, 0
         while True:
             if not self._doubtful:
-                self._doubted = anyio.Event()
-                await self._doubted.wait()
+                self._doubt_added = anyio.Event()
+                await self._doubt_added.wait()
             since = min(since for _, since in self._doubtful.values())
             await anyio.sleep(max(pause, since + self._patience + MARGIN - anyio.current_time()))
             pause = self._patience + MARGIN
             if not healthy():
                 continue
-            async with self._looking:
-                over = [pending for pending, (_, since) in self._doubtful.items() if self._is_over(since)]
+            async with self._search_lock:
+                due = [pending for pending, (_, since) in self._doubtful.items() if self._is_settled(since)]
                 try:
-                    seen = await self._look(over)
+                    answered = await self._search_duplicates(due)
                 except Exception as error:
                     logger.warning("cannot tell whether runs exist twice: %s: %s", type(error).__name__, error)
-                    seen = False
-            failed = 0 if seen else failed + 1
-            pause = min(pause * 2**failed, max(pause, LONGEST_PAUSE))
+                    answered = False
+            failed = 0 if answered else failed + 1
+            pause = min(pause * 2**failed, max(pause, MAX_PAUSE))
 
-    def _is_over(self, since: float) -> bool:
-        """Whether what was asked for then is not expected to be carried out any more."""
+    def _is_settled(self, since: float) -> bool:
+        """Whether the store will not carry out a request of that time any more."""
         return anyio.current_time() - since > self._patience
 
-    async def _look(self, doubts: Iterable[PendingRunId]) -> bool:
-        """Whether there was an answer for all of them."""
-        for pending in list(doubts):
+    async def _search_duplicates(self, runs: Iterable[PendingRunId]) -> bool:
+        """Search for duplicates of these runs, and delete them. False: the store has not answered for all of them."""
+        for pending in list(runs):
             if pending.run_id is None:
-                continue  # not created yet, as far as we know: the next attempt looks first
+                continue  # the next attempt to create it searches first
             experiment_id, since = self._doubtful[pending]
-            over = self._is_over(since)
+            settled = self._is_settled(since)
             try:
-                for surplus in await self._find(pending, experiment_id):
-                    if surplus != pending.run_id:
-                        await self._store.call(DELETE_RUN, orjson.dumps({"run_id": surplus}))
-                        logger.warning("deleted the run %s, a duplicate of %s", surplus, pending.run_id)
+                for found in await self._find(pending, experiment_id):
+                    if found != pending.run_id:
+                        await self._store.call(DELETE_RUN, orjson.dumps({"run_id": found}))
+                        logger.warning("deleted the run %s, a duplicate of %s", found, pending.run_id)
             except StoreError as error:
                 logger.warning("cannot tell whether the run %s exists twice: %s", pending.run_id, error)
-                return False  # nor of the others, most likely; the next flush looks again
+                return False  # the others would most likely fail too; the next flush searches again
             else:
-                if over:
+                if settled:
                     del self._doubtful[pending]
         return True
 

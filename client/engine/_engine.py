@@ -125,7 +125,8 @@ class Engine:
 
     def send_final_statuses(self) -> Future[int] | None:
         """
-        Send the final status of the runs whose block has ended by an exception, and nothing else, within `exit_timeout`.
+        Send the final status of the runs whose block has ended by an exception, and nothing else, within
+        `exit_timeout`.
 
         Returns:
             Entries that were given up. None: there is no such run.

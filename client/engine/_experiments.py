@@ -1,7 +1,9 @@
 """
-From an experiment's name to its id: looked up, created when it does not exist, read again when somebody else was
-faster. Never another experiment instead.
+Finds the id of an experiment by its name, and creates the experiment if it does not exist.
 """
+
+# Rule of this file: a run never goes to another experiment than the one that is named. If another client creates the
+# experiment at the same time, its id is read again.
 
 from __future__ import annotations
 
@@ -19,8 +21,10 @@ EXISTS = "RESOURCE_ALREADY_EXISTS"
 
 class Experiments:
     """
+    Knows the ids of the experiments that a client has named.
+
     Args:
-        store: Where they are.
+        store: Where the experiments are.
     """
 
     def __init__(self, store: Store) -> None:
@@ -30,10 +34,10 @@ class Experiments:
 
     async def id_of(self, name: str) -> str:
         """
-        The id of the experiment of this name.
+        Return the id of the experiment of this name, which is created if it does not exist.
 
         Raises:
-            StoreError: It is deleted, or can be neither found nor created.
+            StoreError: The experiment is deleted, or can be neither found nor created.
         """
         async with self._locks.setdefault(name, anyio.Lock()):
             if name not in self._ids:
@@ -41,11 +45,11 @@ class Experiments:
             return self._ids[name]
 
     async def find(self, name: str) -> str | None:
-        """The same without creating it; None: there is none."""
+        """Return the id of the experiment of this name. None: it does not exist."""
         try:
             answer = await self._store.call(GET_EXPERIMENT, query={"experiment_name": name})
         except NotFoundError as error:
-            if error.code is None:  # not MLflow's word: a wrong path, a proxy
+            if error.code is None:  # not an answer of MLflow's, but of a proxy or at a wrong path
                 raise
             return None
         experiment: dict[str, Any] = answer.get("experiment") or {}
@@ -61,7 +65,7 @@ class Experiments:
         except RejectedError as error:
             found = await self.find(name) if error.code == EXISTS else None
             if found is None:
-                error.scope = Scope.LANE  # it is not the run's entries that are at fault
+                error.scope = Scope.LANE  # the entries of the run are not at fault
                 raise
             return found
         if not answer.get("experiment_id"):

@@ -8,17 +8,17 @@ Sends what streaming clients have queued when the process ends: at the end of th
     SIGINT                                      Python's own KeyboardInterrupt; no handler is installed
 """
 
-# An atexit hook comes after the program's other threads have ended, so that what they have logged is sent too, and before
-# daemon threads such as the engine's are stopped. Workers of multiprocessing that were forked end without atexit's hooks;
-# multiprocessing has a hook of its own for them.
+# An atexit hook comes after the program's other threads have ended, so that what they have logged is sent too, and
+# before daemon threads such as the engine's are stopped. Workers of multiprocessing that were forked end without
+# atexit's hooks; multiprocessing has a hook of its own for them.
 #
-# atexit's hooks run in the reverse order of their registration. So the user's hooks that were registered before the first
-# client run after ours, and may log. What they log is sent within what is left of `exit_timeout`: first by a second hook,
-# which `import runqueue` registers, and after that by each log call itself, which waits for its own flush. When no time is
-# left, or the client does not stream, a warning counts what was not sent.
+# atexit's hooks run in the reverse order of their registration. So the user's hooks that were registered before the
+# first client run after ours, and may log. What they log is sent within what is left of `exit_timeout`: first by a
+# second hook, which `import runqueue` registers, and after that by each log call itself, which waits for its own flush.
+# When no time is left, or the client does not stream, a warning counts what was not sent.
 #
-# Rules of this file: the state is what the hooks need. The signal handler is installed from the main thread only, in place
-# of the default action and of no other handler, and is removed with the last client that wants it.
+# Rules of this file: the state is what the hooks need. The signal handler is installed from the main thread only, in
+# place of the default action and of no other handler, and is removed with the last client that wants it.
 
 from __future__ import annotations
 

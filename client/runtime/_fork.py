@@ -4,9 +4,9 @@ Lets objects begin anew in a forked child, and keeps a fork from happening in th
 `register` an object with a method `_after_fork`; put imports in a thread of runqueue's into `with importing()`.
 """
 
-# A child has one thread, the one that forked. A lock that another thread of the parent held stays locked in it for ever.
-# Hence no fork while a thread of runqueue's imports a module or starts its loop, and every object with a thread, a lock or
-# a connection begins anew in the child.
+# A child has one thread, the one that forked. A lock that another thread of the parent held stays locked in it for
+# ever. Hence no fork while a thread of runqueue's imports a module or starts its loop, and every object with a thread,
+# a lock or a connection begins anew in the child.
 #
 # Rules of this file: the hooks never wait for long and never raise; the state of this module is what they need.
 
@@ -21,9 +21,9 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from typing import Final, Protocol
 
-# logging takes its lock before a fork. Hooks run in the reverse order of their registration, so logging must register its
-# hook before this module does: then this module's hook waits for a running import before logging's lock is taken, which
-# the import may need.
+# logging takes its lock before a fork. Hooks run in the reverse order of their registration, so logging must register
+# its hook before this module does: then this module's hook waits for a running import before logging's lock is taken,
+# which the import may need.
 importlib.import_module("logging")
 
 IMPORT_SECONDS: Final = 30.0

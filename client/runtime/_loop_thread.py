@@ -2,14 +2,15 @@
 A daemon thread with an event loop, and the ways into the loop from any other thread: `submit` and `call_soon`.
 """
 
-# Rules of this file: `submit` never waits, not even for the thread's start, as its caller may be another loop. `stop` never
-# waits either, as its caller may be a garbage collection in this very thread. anyio's BlockingPortal waits in both places.
-# The exception: once the interpreter ends and no thread can be started, `submit` runs its call in the caller's thread.
+# Rules of this file: `submit` never waits, not even for the thread's start, as its caller may be another loop. `stop`
+# never waits either, as its caller may be a garbage collection in this very thread. anyio's BlockingPortal waits in
+# both places. The exception: once the interpreter ends and no thread can be started, `submit` runs its call in the
+# caller's thread.
 #
-# No locks: a signal handler may interrupt any line here, and wait for a call of its own. So each caller does everything that
-# its call needs: it appends the call to the backlog, and then starts a thread if none runs. Of several threads that were
-# started, the one that takes the token serves the loop, and the others end. After every change of a state that other
-# threads read, the thread that has made it looks at the backlog again.
+# No locks: a signal handler may interrupt any line here, and wait for a call of its own. So each caller does everything
+# that its call needs: it appends the call to the backlog, and then starts a thread if none runs. Of several threads
+# that were started, the one that takes the token serves the loop, and the others end. After every change of a state
+# that other threads read, the thread that has made it looks at the backlog again.
 
 from __future__ import annotations
 
@@ -168,7 +169,9 @@ class LoopThread:
         return _current.get() is self
 
     def stop(self) -> Future[None]:
-        """Ask the thread to end; the calls in it are cancelled. The future is done when the thread has nothing left to do."""
+        """
+        Ask the thread to end; the calls in it are cancelled. The future is done when the thread has nothing left to do.
+        """
         self._stopping = True
         if self._take_token():  # no thread serves the loop, and none will
             self._end()
@@ -241,7 +244,7 @@ class LoopThread:
         _notices.current_relay.set(self._relay)
 
     def _run_loop(self, main: Callable[[ExitStack], Awaitable[None]]) -> None:
-        """Run a coroutine function in a new loop. Forks are held off until it closes its argument: a starting loop takes locks."""
+        """Run a coroutine function in a new loop. No fork happens before it closes its argument, once the loop runs."""
         with ExitStack() as starting:
             starting.enter_context(importing())
             self._preload()
@@ -369,7 +372,9 @@ class _Call:
                         self.future.set_result(result)
 
     async def _wait_for_handlers(self, handling: Future[None]) -> None:
-        """Wait until the handlers of log records were called; not for long, as a handler may wait for this very call."""
+        """
+        Wait until the handlers of log records were called; not for long, as a handler may wait for this very call.
+        """
         import asyncio
 
         import anyio

@@ -1,13 +1,13 @@
 """
 Log records of runqueue, and of the libraries whose code runs in its threads.
 
-`warning` and `error` log to the logger "runqueue". In a thread of runqueue's, the records of `LOGGER_NAMES` are passed to
-a `LogRelay`, whose thread calls the handlers.
+`warning` and `error` log to the logger "runqueue". In a thread of runqueue's, the records of `LOGGER_NAMES` are passed
+to a `LogRelay`, whose thread calls the handlers.
 """
 
-# A handler is the user's code: it may raise, log metrics, flush, or wait for a lock whose owner waits for the engine. So no
-# handler is called in a thread of runqueue's: a filter takes the record there, and a thread that lives only while there
-# are records, one at most for each client, calls the handlers. In the user's threads handlers are called at once.
+# A handler is the user's code: it may raise, log metrics, flush, or wait for a lock whose owner waits for the engine.
+# So no handler is called in a thread of runqueue's: a filter takes the record there, and a thread that lives only while
+# there are records, one at most for each client, calls the handlers. In the user's threads handlers are called at once.
 #
 # Rules of this file: logging never raises, and never waits in a thread of runqueue's.
 

@@ -233,7 +233,7 @@ class Bench:
         """As `Engine._flush`."""
         report = await self.sender.flush()
         if self.sender.outage.since is None:
-            await self.creation.last_look()
+            await self.creation.delete_duplicates()
         return report
 
 
