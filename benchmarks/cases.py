@@ -106,7 +106,7 @@ CASES: dict[str, Case] = {
             one_processor=True,
             expected_counts=delivery.counts_of_small_runs,
             targets=(
-                Target(quantity="cpu", relation="cheaper", other="mlflow", at_least=5),
+                Target(quantity="cpu", peer="runqueue-aiohttp", relation="cheaper", other="mlflow", at_least=6),
                 Target(quantity="requests", at_most=3),
             ),
             rounds=3,

@@ -1,11 +1,25 @@
-"""Which proxy a server is reached through, by the environment."""
+"""
+Proxies of the environment: which one a server is reached through, and https through the tunnel of one, over sockets.
+http through a proxy is in `test_credentials`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import httpx
 import pytest
+import trustme
 
+from runqueue.errors import StoreError, UnavailableError
+from runqueue.http import _tls
 from runqueue.http._proxies import proxy_for
+from support.mlflow_server import HOST, free_port
+from support.store_calls import call
+from support.tls_server import TlsServer
+from support.tunnel import TunnelProxy
 
 PROXY = "http://proxy.invalid:3128"
 HTTPS = "http://other.invalid:3128"
@@ -110,3 +124,102 @@ def test_the_environment_is_read_by_default(monkeypatch: pytest.MonkeyPatch) -> 
     proxy = proxy_for(httpx.URL("https://host"))
     assert proxy is not None and str(proxy.url) == HTTPS
     assert proxy_for(httpx.URL("https://other.invalid")) is None
+
+
+# -- https through a tunnel ------------------------------------------------------------------------------------------
+
+NAME = "mlflow.invalid"
+"""A host that only the proxy can reach."""
+BOTH = pytest.mark.parametrize("transport", ["aiohttp", "httpx"])
+
+
+@pytest.fixture
+def secured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TlsServer]:
+    """An https server of that name, whose authority the client trusts."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setenv(_tls.SERVER_CERT, str(tmp_path / "ca.pem"))
+    with TlsServer(authority.issue_cert(NAME)) as server:
+        yield server
+
+
+def port_of(server: TlsServer) -> int:
+    """Where the server listens."""
+    return int(server.uri.rpartition(":")[2])
+
+
+def failure(**settings: Any) -> UnavailableError:
+    """The error of one call."""
+    with pytest.raises(StoreError) as caught:
+        call(f"https://{NAME}", **settings)
+    assert type(caught.value) is UnavailableError
+    return caught.value
+
+
+@BOTH
+@pytest.mark.parametrize("variable", ["HTTPS_PROXY", "ALL_PROXY"])
+@pytest.mark.parametrize("user_info", ["", "user:p%40ss@"])
+def test_https_goes_through_a_tunnel(
+    secured: TlsServer, monkeypatch: pytest.MonkeyPatch, transport: str, variable: str, user_info: str
+) -> None:
+    """The proxy gets its own credentials and sees no other header; the server sees none of the proxy's."""
+    with TunnelProxy(port_of(secured)) as proxy:
+        monkeypatch.setenv(variable, f"http://{user_info}{proxy.netloc}")
+        call(f"https://{NAME}", transport=transport, token="t0ken")
+    ((first, *headers),) = proxy.requests
+    assert first == f"CONNECT {NAME}:443 HTTP/1.1"
+    given = [line.partition(": ")[2] for line in headers if line.lower().startswith("proxy-authorization:")]
+    assert given == (["Basic dXNlcjpwQHNz"] if user_info else [])
+    assert "t0ken" not in "".join(headers)
+    (request,) = secured.requests
+    assert request.startswith(b"POST /api/2.0/mlflow/runs/log-batch HTTP/1.1\r\n")
+    assert b"t0ken" in request and b"proxy" not in request.lower()
+
+
+@BOTH
+@pytest.mark.parametrize("answer", ["407 Proxy Authentication Required", "403 Forbidden", "502 Bad Gateway"])
+def test_a_proxy_that_opens_no_tunnel_has_sent_nothing(
+    monkeypatch: pytest.MonkeyPatch, transport: str, answer: str
+) -> None:
+    """Nothing can have been stored; its status is named, its password is not."""
+    with TunnelProxy(free_port(), answer) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://user:s3cret-word@{proxy.netloc}")
+        error = failure(transport=transport)
+    assert (error.retriable, error.ambiguous) == (True, False)
+    assert "cannot connect" in str(error) and answer[:3] in str(error)
+    assert "s3cret" not in str(error)
+
+
+@BOTH
+def test_a_proxy_that_is_down_is_an_outage(monkeypatch: pytest.MonkeyPatch, transport: str) -> None:
+    """It may come up again."""
+    monkeypatch.setenv("HTTPS_PROXY", f"http://user:s3cret-word@{HOST}:{free_port()}")
+    error = failure(transport=transport)
+    assert (error.retriable, error.ambiguous) == (True, False)
+    assert "cannot connect" in str(error) and "s3cret" not in str(error)
+
+
+@BOTH
+def test_a_certificate_is_verified_through_the_tunnel(monkeypatch: pytest.MonkeyPatch, transport: str) -> None:
+    """A proxy that answers in the server's place is found out."""
+    with TlsServer(trustme.CA().issue_cert(NAME)) as other, TunnelProxy(port_of(other)) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://{proxy.netloc}")
+        error = failure(transport=transport)
+    assert not error.retriable and "TLS" in str(error)
+
+
+@BOTH
+@pytest.mark.parametrize("excepted", ["settings", "NO_PROXY"])
+def test_a_proxy_can_be_passed_over(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, transport: str, excepted: str
+) -> None:
+    """By `proxies=False`, and by NO_PROXY."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setenv(_tls.SERVER_CERT, str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("HTTPS_PROXY", f"http://{HOST}:{free_port()}")
+    if excepted == "NO_PROXY":
+        monkeypatch.setenv("NO_PROXY", HOST)
+    with TlsServer(authority.issue_cert(HOST)) as server:
+        call(server.uri, transport=transport, proxies=excepted == "NO_PROXY")
+        assert server.connections == 1
