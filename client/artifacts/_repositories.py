@@ -25,7 +25,7 @@ import anyio
 from runqueue.artifacts._reading import as_file, rejected
 from runqueue.artifacts._source import Source, size_of
 from runqueue.errors import UnavailableError
-from runqueue.http._body import kept_alive
+from runqueue.http._body import with_heartbeats
 from runqueue.http._upload import Meter
 from runqueue.queueing import Scope, StoreError
 from runqueue.runtime._fork import importing
@@ -92,7 +92,7 @@ class Repositories:
                 f"the artifacts of this run are kept {kind}, which takes MLflow: pip install 'runqueue[mlflow]'"
             )
         work = partial(in_thread, self._upload, root, path, source, limiter=self._threads)
-        await kept_alive(work, self._meter, STALL_TIMEOUT + size_of(source) / MIN_BYTES_PER_SECOND)
+        await with_heartbeats(work, self._meter, STALL_TIMEOUT + size_of(source) / MIN_BYTES_PER_SECOND)
         self._meter.add(size_of(source))
 
     def _upload(self, root: str, path: str, source: Source) -> None:

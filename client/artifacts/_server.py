@@ -28,7 +28,7 @@ import orjson
 from runqueue.artifacts._reading import OpenFile, open_source, rejected
 from runqueue.artifacts._source import InMemory, Source
 from runqueue.errors import UnavailableError, UnexpectedAnswerError
-from runqueue.http._body import Body, Streamed, kept_alive
+from runqueue.http._body import Body, Streamed, with_heartbeats
 from runqueue.http._transports import PORTS
 from runqueue.http._upload import CHUNK, Meter
 from runqueue.queueing import RejectedError, Scope, StoreError
@@ -142,7 +142,7 @@ class ArtifactServer:
         try:
             if isinstance(body, bytes) or not await self._put_in_parts(root, path, body):
                 # Without a bound: each piece has a deadline of its own, so the upload cannot hang.
-                await kept_alive(partial(self._stream, root, path, body), self._meter, math.inf)
+                await with_heartbeats(partial(self._stream, root, path, body), self._meter, math.inf)
         finally:
             if isinstance(body, OpenFile):
                 body.close()
@@ -153,7 +153,7 @@ class ArtifactServer:
         try:
             await self._put(root, path, stream)
         except BaseException:
-            stream.take_back()
+            stream.reset()
             raise
 
     async def _put(self, root: str, path: str, body: Body) -> None:
@@ -280,7 +280,7 @@ class ArtifactServer:
                 raise failures[0]
         except BaseException:
             for stream in streams:
-                stream.take_back()
+                stream.reset()
             raise
         return [sent[at] for at in sorted(sent)]
 

@@ -179,11 +179,11 @@ class HttpClient:
             # Not `fail_after`, a generator that costs a tenth of what is ours in a request.
             with anyio.move_on_after(self._timeout) as scope:
 
-                def beat(more: float) -> None:
+                def extend_deadline(more: float) -> None:
                     scope.deadline = anyio.current_time() + self._timeout + more
 
                 if isinstance(body, Streamed):
-                    body.beat = beat
+                    body.on_progress = extend_deadline
                 request = await self._signed(method, url, body, headers, fresh=fresh)
                 signed = True
                 return await self._follow(request, body, cap, repeats)
@@ -196,7 +196,7 @@ class HttpClient:
                 raise
             failure = describe(error)
         # Raised outside of the handlers, so that the cause and its frames do not go with it.
-        raise body.fault if isinstance(body, Streamed) and body.fault is not None else failure
+        raise body.file_error if isinstance(body, Streamed) and body.file_error is not None else failure
 
     async def _signed(
         self, method: str, url: str, body: Body, headers: Mapping[str, str | None], *, fresh: bool
@@ -205,7 +205,7 @@ class HttpClient:
         if isinstance(body, Streamed):
             merged = {**merged, "Content-Length": str(len(body))}
         # Signers do not see a file: they would read all of it.
-        shown = body if isinstance(body, bytes) else body.held
+        shown = body if isinstance(body, bytes) else body.in_memory
         request = Outgoing(method, url, shown, {name: value for name, value in merged.items() if value is not None})
         for signer in self._signers:
             await signer.sign(request, fresh=fresh)

@@ -1,12 +1,18 @@
 """
-What a request to an HTTP server authenticates itself with.
+Credentials: the Authorization header of requests to an HTTP server.
 
-Rules of this file: variables are looked up for every request, so that a token that changes is taken over; a callable
-and the files are asked again after a 401. A callable runs in a worker thread: it may take its time, or never return. A user
-and password come before a token: of the URI, then of the variables, then of MLflow's file; a `token=` of the
-constructor comes before the latter two. Last of all comes the file of requests, which MLflow sends by: `~/.netrc`.
-Nothing here is ever shown.
+The first of these that is set counts:
+
+    user info in the URI
+    `token=` of the constructor
+    MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, each completed by `~/.mlflow/credentials`
+    MLFLOW_TRACKING_TOKEN
+    `~/.netrc`, which requests reads, the library that MLflow sends by
 """
+
+# Rules of this file: variables are read for every request, so that a changed token is used; files are read and a callable
+# is called again after a 401. The callable runs in a worker thread, because it may block, even for ever. No secret
+# appears in a text or in a repr.
 
 from __future__ import annotations
 
@@ -33,10 +39,10 @@ from runqueue.settings._redaction import redact, secrets_in_header, user_info
 _USERNAME = "MLFLOW_TRACKING_USERNAME"
 _PASSWORD = "MLFLOW_TRACKING_PASSWORD"
 _FILE = "~/.mlflow/credentials"
-_GIVEN_UP = 600.0
-"""Seconds after which a call of the token's callable is no longer waited for, and another is begun."""
+_CALL_TIMEOUT = 600.0
+"""Seconds after which a call of the token's callable counts as stuck, and another call is made."""
 _THREADS = 8
-"""Of them all but one hold a call that was given up."""
+"""Threads for calls of the token's callable. All but one of them may hold stuck calls."""
 _AUTHORIZATION = re.compile(r"(?i)\b(basic|bearer)\s+[A-Za-z0-9+/=._~-]{6,}")
 
 logger = logging.getLogger("runqueue")
@@ -48,10 +54,10 @@ def read_file() -> tuple[str | None, str | None]:
     [mlflow] of `mlflow_tracking_username` and `mlflow_tracking_password`.
 
     Raises:
-        AuthError: It is there, and cannot be read; what stands in it is not shown.
+        AuthError: The file exists and cannot be read. Its content is not shown.
     """
     path = os.path.expanduser("~/.mlflow/credentials")  # Path.expanduser raises where there is no home
-    if not os.path.exists(path):  # nor in a home that is closed to us, as in a container under another user
+    if not os.path.exists(path):  # False, too, in a home that is closed to this user
         return None, None
     parser = configparser.ConfigParser()
     fault = None
@@ -69,7 +75,7 @@ def read_file() -> tuple[str | None, str | None]:
 
 
 def _value(section: configparser.SectionProxy, name: str) -> str | None:
-    """As mlflow reads it, `%%` being one %; where it would fail at a single %, the text as it stands."""
+    """The value as mlflow reads it (`%%` is one %); where mlflow fails at a single %, the text as it is."""
     try:
         return section.get(name)
     except configparser.InterpolationError:
@@ -77,7 +83,7 @@ def _value(section: configparser.SectionProxy, name: str) -> str | None:
 
 
 def find_netrc() -> str | None:
-    """The file that requests would look into: that of the variable NETRC alone, else `~/.netrc` or `~/_netrc`."""
+    """The file that requests reads: the one that NETRC names, else `~/.netrc` or `~/_netrc`."""
     named = os.environ.get("NETRC")
     paths = ("~/.netrc", "~/_netrc") if named is None else (named,)
     return next((path for path in paths if os.path.exists(os.path.expanduser(path))), None)
@@ -85,10 +91,10 @@ def find_netrc() -> str | None:
 
 def read_netrc(path: str, host: str) -> tuple[str, str] | None:
     """
-    User and password for this host, or by default, as requests takes them.
+    User and password of the file's entry for this host, else of its default entry, as in requests.
 
     Raises:
-        OSError, ValueError, netrc.NetrcParseError: It cannot be read.
+        OSError, ValueError, netrc.NetrcParseError: The file cannot be read.
     """
     from netrc import netrc
 
@@ -102,10 +108,10 @@ def read_netrc(path: str, host: str) -> tuple[str, str] | None:
 class Credentials:
     """
     Args:
-        uri: The tracking URI, maybe with user info in it.
-        token: Of the constructor.
-        passwords: Whether a user and password count at all.
-        netrc: Whether requests' file counts, where nothing else is found.
+        uri: The tracking URI, with or without user info.
+        token: The constructor's.
+        passwords: Whether a user and password are used at all.
+        netrc: Whether `~/.netrc` is used if nothing else is found.
     """
 
     def __init__(self, uri: str, token: Token | None, *, passwords: bool = True, netrc: bool = True) -> None:
@@ -123,7 +129,7 @@ class Credentials:
         self._last: str | None = None
         self._last_header: str | None = None
         self._file: tuple[str | None, str | None] | None = None
-        # One call of the token's callable at a time: whoever comes while it is under way waits for it.
+        # One call of the token's callable at a time: requests that come meanwhile wait for its result.
         self._call: Future[str | None] | None = None
         self._begun = 0.0
         self._threads = anyio.CapacityLimiter(_THREADS) if callable(token) else None
@@ -147,15 +153,16 @@ class Credentials:
         The value of the Authorization header; None without credentials.
 
         Args:
-            fresh: The files are read again.
-            netrc: Whether requests' file counts now.
+            fresh: Whether the files are read again.
+            netrc: Whether `~/.netrc` may be used for this request.
         """
         self._last_header = self._header(fresh=fresh, netrc=netrc)
         return self._last_header
 
     def source(self) -> str:
         """
-        What is sent now and where it stands, in words: for a diagnosis. A callable counts once it has been asked.
+        The kind of the credentials and the place where they were found, in words, for a diagnosis. The token of a
+        callable counts once it has been called.
 
         Raises:
             AuthError: MLflow's file cannot be read.
@@ -177,21 +184,21 @@ class Credentials:
         return f"Bearer {token}" if token else None
 
     def _found(self, *, fresh: bool, netrc: bool) -> tuple[tuple[str, str] | None, str, str]:
-        """User and password, or a token, and where they stand."""
+        """User and password, or a token, and the place where they were found."""
         if self._user_info is not None:
             return self._user_info, "", "the URI's user info"
         if self._token is None:
             user, source = self._user_and_password(fresh=fresh)
             if user is not None:
                 return user, "", source
-        token = (self._bearer() or "").strip()  # a file's last line break is no part of its token
+        token = (self._bearer() or "").strip()  # a token that was read from a file may end with a line break
         if token:
             return None, token, "MLFLOW_TRACKING_TOKEN" if self._token is None else "token="
         user = self._of_netrc(fresh=fresh) if netrc and self._takes_netrc else None
         return user, "", "" if user is None else find_netrc() or ""
 
     def _of_netrc(self, *, fresh: bool) -> tuple[str, str] | None:
-        """What cannot be read counts as not there, as with requests; but it is said."""
+        """A file that cannot be read counts as missing, as in requests, but a warning names it."""
         if self._netrc_is_read and not fresh:
             return self._netrc
         self._netrc_is_read, self._netrc = True, None
@@ -209,11 +216,11 @@ class Credentials:
         return self._netrc
 
     def _user_and_password(self, *, fresh: bool) -> tuple[tuple[str, str] | None, str]:
-        """Each from its variable, else from the file, as in MLflow; and where they stand."""
+        """Each from its variable, else from MLflow's file, as in MLflow; and the places where they were found."""
         if not self._passwords:
             return None, ""
         name, password = environment.text(_USERNAME), environment.text(_PASSWORD)
-        if name and password:  # whatever is wrong with the file
+        if name and password:  # an unreadable file does not matter then
             return (name, password), f"{_USERNAME} and {_PASSWORD}"
         if fresh or self._file is None:
             self._file = read_file()
@@ -222,7 +229,7 @@ class Credentials:
         return ((name, password) if name and password else None), " and ".join(sources)
 
     def redact(self, text: str) -> str:
-        """The text with `***` for whatever of these credentials, or of the like, a server has put into it."""
+        """The text with `***` in place of these credentials, and of any other Authorization header."""
         names, secrets = user_info(self._user_info_text)
         known = [
             *secrets,
@@ -233,7 +240,7 @@ class Credentials:
             (self._file and self._file[1]) or "",
             self._netrc[1] if self._netrc is not None else "",
         ]
-        # Known ones first: of one with a blank or a quote in it, the expression takes but the beginning.
+        # Known secrets come first: of a secret with a blank or a quote the expression matches only the beginning.
         return _AUTHORIZATION.sub(r"\1 ***", redact(text, known, names))
 
     def _bearer(self) -> str | None:
@@ -243,13 +250,13 @@ class Credentials:
 
     async def _ask(self) -> None:
         call, now = self._call, anyio.current_time()
-        if call is None or call.done() or now - self._begun > _GIVEN_UP:
+        if call is None or call.done() or now - self._begun > _CALL_TIMEOUT:
             call = self._call = Future()
             self._begun = now
             try:
                 await in_thread(self._perform, call, limiter=self._threads)
             finally:
-                call.cancel()  # if it has not begun
+                call.cancel()  # has an effect only if the call has not begun
         else:
             with suppress(CancelledError):
                 await wait_for(call, cancel=False)
@@ -260,9 +267,9 @@ class Credentials:
             raise AuthError(fault)
 
     def _perform(self, call: Future[str | None]) -> None:
-        """In a worker thread: call the callable, and say what is wrong with it."""
+        """Call the callable, in a worker thread; the result is a text that says what is wrong with it, or None."""
         assert callable(self._token)
-        ask: Callable[[], Any] = self._token  # whatever its type says
+        ask: Callable[[], Any] = self._token  # may return anything, whatever its annotation says
         if not call.set_running_or_notify_cancel():
             return
         fault = None
@@ -270,9 +277,9 @@ class Credentials:
             token = ask()
             if token is not None and not isinstance(token, str):
                 fault = f"the callable of token= gave {type(token).__name__}, and not text"
-            elif self._call is call:  # else it was given up, and there is a later one
+            elif self._call is call:  # else this call counted as stuck, and a later one replaces it
                 self._last = token
-        except BaseException as error:  # its words may hold secrets: they and its frames end here
+        except BaseException as error:  # neither its text nor its frames are passed on: they may hold secrets
             fault = f"the callable of token= raised {type(error).__name__}"
         call.set_result(fault)
 

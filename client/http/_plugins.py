@@ -1,16 +1,17 @@
 """
-What MLflow and its plugins add to a request to a server, so that who comes from MLflow's own client changes nothing.
+Signers for what MLflow and its plugins add to requests, so that plugins work as they do with MLflow's own client.
 
     entry points `mlflow.request_header_provider`,
     or those registered with an mlflow that is imported     headers of theirs
     (here stand the credentials)                            Authorization
     MLFLOW_WORKSPACE, `mlflow.set_workspace`                X-MLFLOW-WORKSPACE
-    MLFLOW_TRACKING_AWS_SIGV4, else MLFLOW_TRACKING_AUTH    whatever the named way of authentication does
-
-Rules of this file: in this order, as in MLflow, so that the last has the last word. Importing it imports nothing heavy;
-mlflow itself is imported where a plugin has to be asked, and in a worker thread, because both may take their time.
-Whatever a plugin raises ends the request with an AuthError that names the kind and no more: all stays queued.
+    MLFLOW_TRACKING_AWS_SIGV4, else MLFLOW_TRACKING_AUTH    what the named authentication plugin does
 """
+
+# Rules of this file: the order is MLflow's, and a later signer may replace the headers of earlier ones. Importing this file
+# imports nothing heavy: mlflow is imported when a plugin has to be called, in a worker thread, because both may take long. An
+# exception of a plugin ends the request with an AuthError that names the exception's class and nothing else; everything
+# stays queued.
 
 from __future__ import annotations
 
@@ -48,22 +49,22 @@ _KUBERNETES: Final = frozenset(("kubernetes", "kubernetes-namespaced"))
 """Ways of authentication that add nothing where there is an Authorization already; MLflow sends them no password."""
 _MLFLOWS_AGENT: Final = re.compile(r"mlflow-python-client/\S+\s*")
 _FRAMING: Final = frozenset(("content-length", "transfer-encoding", "content-encoding", "connection"))
-"""What says where a body ends is for whoever sends it."""
+"""Headers that say where a body ends; the transport sets them."""
 _AS_THEY_ARE: Final = "/?:@!$'()*,"
-"""Characters of a query that aiohttp sends so in any case; a signature may be made of the URL, letter by letter."""
+"""Characters of a query that aiohttp never quotes. A signature may cover the URL letter by letter."""
 _PUBLIC: Final = frozenset(("host", "date", "x-amz-date", "x-amz-content-sha256", WORKSPACE_HEADER.lower()))
 _KEPT: Final = 256
-"""Secrets that are remembered to be redacted: more than those of all requests under way."""
+"""How many secrets are kept for redaction: more than all requests in flight use."""
 
 logger = logging.getLogger("runqueue")
 
 
 def check() -> None:
     """
-    Say at once what cannot work; nothing is imported for it.
+    Check the variables, at construction; imports nothing.
 
     Raises:
-        ConfigError: A variable holds a bad value, or needs what is not installed.
+        ConfigError: A variable holds a bad value, or needs a package that is not installed.
     """
     if environment.switch(SIGV4):
         if importlib.util.find_spec("requests_auth_aws_sigv4") is None:
@@ -81,16 +82,16 @@ def check() -> None:
 
 def signers(config: Config, uri: str) -> tuple[Signer, ...]:
     """
-    All that sign a request to an http(s) server, in their order.
+    The signers of requests to an http(s) server, in their order.
 
     Args:
-        config: The client's.
+        config: The client's settings.
         uri: The tracking URI.
     """
     from runqueue.http._credentials import Credentials  # imports anyio
 
     name, auth = environment.text(AUTH), _request_auth(config)
-    # requests looks into the file only where no way of authentication is given.
+    # requests reads ~/.netrc only if no authentication is given.
     found: list[Signer] = [
         Credentials(uri, config.token, passwords=name not in _KUBERNETES, netrc=auth is None),
         Workspace(config.workspace),
@@ -105,7 +106,7 @@ def signers(config: Config, uri: str) -> tuple[Signer, ...]:
 
 def source(config: Config, uri: str) -> str:
     """
-    What a request authenticates itself with and where that stands, in words: for a diagnosis.
+    The kind of the credentials and the place where they were found, in words, for a diagnosis.
 
     Raises:
         AuthError: MLflow's file of credentials cannot be read.
@@ -115,7 +116,7 @@ def source(config: Config, uri: str) -> str:
     found = signers(config, uri)
     plugin = next((each.source for each in found if isinstance(each, RequestAuth)), None)
     if plugin is not None and (environment.switch(SIGV4) or environment.text(AUTH) not in _KUBERNETES):
-        return plugin  # has the last word, whatever else is sent
+        return plugin  # replaces all other credentials
     given = next(each.source() for each in found if isinstance(each, Credentials))
     if plugin is None:
         return given
@@ -123,7 +124,7 @@ def source(config: Config, uri: str) -> str:
 
 
 def header_plugins() -> list[str]:
-    """Names of the plugins that add headers: installed ones, and ones registered with an mlflow that is imported."""
+    """Names of the plugins that add headers: the installed ones, and those registered with an imported mlflow."""
     registered = getattr(
         sys.modules.get("mlflow.tracking.request_header.registry"), "_request_header_provider_registry", ()
     )
@@ -135,8 +136,8 @@ def header_plugins() -> list[str]:
 @lru_cache(maxsize=1)
 def _installed(_: tuple[str, ...]) -> tuple[str, ...]:
     """
-    Names by entry points, for what is importable by this path. Once a process, as in mlflow: a look at all that is
-    installed takes longer than all else that an engine is started with, and autologging starts one for each fit.
+    Names of the entry points of this path. Looked up once a process, as in mlflow: it takes longer than everything else
+    at the start of an engine, and autologging starts one engine for each fit.
     """
     from importlib.metadata import entry_points  # with what it imports, a tenth of `import runqueue`
 
@@ -159,7 +160,8 @@ def _fetch_sigv4() -> Any:
 def _fetch_plugin(name: str) -> Any:
     registry: Any = importlib.import_module("mlflow.tracking.request_auth.registry")
     known = getattr(registry, "_request_auth_provider_registry", None)
-    # MLflow only warns of a name that nobody has, and sends the request as it is: it might be stored as somebody else's
+    # For an unknown name MLflow only warns, and sends the request without authentication; the run might then be stored
+    # for another user.
     auth = None
     if known is None or any(each.get_name() == name for each in known):
         auth = registry.fetch_auth(name)
@@ -168,13 +170,13 @@ def _fetch_plugin(name: str) -> Any:
     return auth
 
 
-class _Asked:
+class _PluginSigner:
     """
-    Foreign code that adds headers, and is asked in worker threads.
+    Base of the signers that call a plugin's code, in worker threads.
 
     Args:
-        config: The client's. As many threads as it has workers: a plugin that takes its time holds up one request.
-        what: It is, for errors.
+        config: The client's settings. There are as many threads as workers, so that a slow plugin delays one request.
+        what: Names the plugin, for errors.
     """
 
     def __init__(self, config: Config, what: str) -> None:
@@ -209,7 +211,7 @@ class _Asked:
         raise AuthError(failed)
 
     def _keep(self, value: str) -> None:
-        """To be redacted, whole and in its parts."""
+        """Keep a header's value for redaction, whole and in its parts."""
         for secret in secrets_in_header(value):
             if len(secret) >= MIN_SECRET_LENGTH and secret not in self._secrets:
                 self._secrets.append(secret)
@@ -221,12 +223,12 @@ class _Asked:
             logger.warning("%s", text)
 
 
-class RequestHeaders(_Asked):
+class RequestHeaders(_PluginSigner):
     """
-    What the providers of request headers add, asked for every request.
+    Adds the headers of MLflow's providers of request headers, which are called for every request.
 
-    What is sent already wins: the constructor's `headers=`, and what the body's format is. Of what MLflow says about
-    its own client nothing is sent, as it is not MLflow's: a plugin that extends its User-Agent extends ours.
+    Headers that the request already has stay: the constructor's `headers=`, and those that describe the body. MLflow's
+    description of its own client is left out; a plugin that extends MLflow's User-Agent extends runqueue's instead.
     """
 
     def __init__(self, config: Config) -> None:
@@ -239,7 +241,7 @@ class RequestHeaders(_Asked):
         taken = {name.lower() for name in request.headers}
         for name, value in found.items():
             text = _text(name, value)
-            if value is None:  # requests leaves them out, too
+            if value is None:  # requests leaves such headers out, too
                 continue
             if text is None:
                 self._warn_once("the request header %.99r of a plugin is left out: no header can hold it", name)
@@ -254,7 +256,7 @@ class RequestHeaders(_Asked):
 
 
 def _resolve_headers() -> tuple[dict[Any, Any], dict[Any, Any]]:
-    """Those of all providers, and those that MLflow sends by itself."""
+    """The headers of all providers, and among them those of MLflow's own default provider."""
     own: Any = importlib.import_module("mlflow.tracking.request_header.default_request_header_provider")
     registry: Any = importlib.import_module("mlflow.tracking.request_header.registry")
     return dict(registry.resolve_request_headers()), dict(own.DefaultRequestHeaderProvider().request_headers())
@@ -262,10 +264,10 @@ def _resolve_headers() -> tuple[dict[Any, Any], dict[Any, Any]]:
 
 class Workspace:
     """
-    The workspace of MLflow's that the runs belong to.
+    Adds the header that names the MLflow workspace of the runs.
 
     Args:
-        given: What was set when the client was made. None: what the variable says at each request.
+        given: The workspace when the client was made. None: the variable is read for each request.
     """
 
     def __init__(self, given: str | None) -> None:
@@ -276,7 +278,7 @@ class Workspace:
         workspace = self._given or (environment.text(WORKSPACE) or "").strip()
         if not workspace or WORKSPACE_HEADER.lower() in map(str.lower, request.headers):
             return
-        if not is_header_value(workspace):  # to leave it out would store the runs in another workspace
+        if not is_header_value(workspace):  # without the header the runs would be stored in another workspace
             raise AuthError(f"the environment variable {WORKSPACE} holds a character that no header can hold")
         request.headers[WORKSPACE_HEADER] = workspace
 
@@ -285,16 +287,16 @@ class Workspace:
         return text
 
 
-class RequestAuth(_Asked):
+class RequestAuth(_PluginSigner):
     """
-    A way of authentication as `requests` knows them: a callable that is given the prepared request, and changes it.
+    An authentication of `requests`: a callable that gets the prepared request, and changes it.
 
     Args:
-        config: The client's.
-        what: It is, in words.
-        variable: Names it.
-        fetch: Gives it. Called for every request, as MLflow does: what it gives may be good for one only, and what
-            refuses it later need not be a 401 (Amazon's gateway answers 403 to a token that has expired).
+        config: The client's settings.
+        what: Names the authentication, for errors.
+        variable: The variable that chose it.
+        fetch: Returns the callable. Called for every request, as MLflow does, because a callable may be good for one
+            request only, and a refusal need not be a 401 (Amazon's gateway answers 403 to an expired token).
     """
 
     def __init__(self, config: Config, what: str, variable: str, fetch: Callable[[], Any]) -> None:
@@ -304,7 +306,7 @@ class RequestAuth(_Asked):
 
     async def sign(self, request: Outgoing, *, fresh: bool) -> None:
         """See `Signer.sign`."""
-        # Only a copy goes to the thread, which may go on after the request has been given up.
+        # The thread gets a copy: it may still run when the request has been given up.
         copy = Outgoing(request.method, request.url, request.body, dict(request.headers))
         request.url, changed, gone = await self._ask(self._signed, copy)
         _drop(request.headers, gone)
@@ -314,7 +316,7 @@ class RequestAuth(_Asked):
                 self._keep(value)
 
     def _signed(self, request: Outgoing) -> tuple[str, dict[str, str], list[str]]:
-        """URL, headers that are new or changed, and headers that are gone. In a worker thread."""
+        """The URL, the new or changed headers, and the names of removed headers. Runs in a worker thread."""
         requests: Any = importlib.import_module("requests")
         auth = self._fetch()
         prepared = requests.Request(
@@ -347,7 +349,7 @@ def _canonical(url: str) -> str:
 
 
 def _text(name: Any, value: Any) -> str | None:
-    """The value of a header, if there can be one of this name and value."""
+    """The value as text. None: no header can have this name and value."""
     if isinstance(value, bytes):
         value = value.decode("latin-1")
     if not isinstance(name, str) or not isinstance(value, str):
@@ -356,7 +358,7 @@ def _text(name: Any, value: Any) -> str | None:
 
 
 def put(headers: dict[str, str], name: str, value: str) -> None:
-    """Names that differ in capitals only are one."""
+    """Set a header, in place of one whose name differs in capitals only."""
     if name not in headers:
         _drop(headers, (name,))
     headers[name] = value

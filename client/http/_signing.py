@@ -1,9 +1,7 @@
-"""
-What a request is before it is sent, and who adds to it what makes a server accept it.
+"""The interface of signers: a signer adds to a request what makes the server accept it."""
 
-Rules of this file: no implementation. Whatever may block (a token's callable, a plugin, a request for an OAuth token)
-runs in a worker thread, so that no deadline of the loop waits for it.
-"""
+# Rules of this file: no implementation. A signer runs what may block (a token's callable, a plugin, a request for an OAuth
+# token) in a worker thread, so that it delays no deadline of the loop.
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ import attrs
 
 @attrs.define(eq=False)
 class Outgoing:
-    """One request; a signer changes `headers`, and may replace `url` by another of the same origin."""
+    """A request before it is sent. A signer changes `headers`, and may replace `url` by another one of the same origin."""
 
     method: str
     url: str
@@ -23,7 +21,7 @@ class Outgoing:
 
 
 class Signer(Protocol):
-    """One source of headers; a store asks its signers in turn, a later one has the last word."""
+    """A source of headers. The signers of a store run one after the other; a later one may replace earlier headers."""
 
     async def sign(self, request: Outgoing, *, fresh: bool) -> None:
         """
@@ -31,13 +29,13 @@ class Signer(Protocol):
 
         Args:
             request: Changed in place.
-            fresh: The server refused what was sent before: nothing that was kept from then is good enough.
+            fresh: Whether the server has refused the last credentials, so that none may come from a cache.
 
         Raises:
-            AuthError: There are no credentials to be had; says why, and shows none.
+            AuthError: No credentials can be found. The text gives the reason, and no secret.
         """
         ...
 
     def redact(self, text: str) -> str:
-        """The text with `***` for whatever of this signer's secrets a server has put into it."""
+        """The text with `***` in place of this signer's secrets, which a server may have echoed."""
         ...

@@ -1,10 +1,12 @@
 """
-How an https server is verified: MLflow's variables, else those of requests, which it sends by, else the system's
-certificates.
+TLS: how an https server's certificate is verified, and which certificate the client shows.
 
-Rules of this file: verification is on unless a variable that can be read says otherwise, and then it is said aloud. A
-file that cannot be read is an error of the constructor.
+MLflow's variables come first, then those of requests (the library that MLflow sends by), then SSL_CERT_FILE and
+SSL_CERT_DIR, then certifi's certificates.
 """
+
+# Rules of this file: verification is on unless a variable turns it off, and then a warning is logged. A file that cannot be
+# read is an error of the constructor.
 
 from __future__ import annotations
 
@@ -25,17 +27,17 @@ CLIENT_CERT: Final = "MLFLOW_TRACKING_CLIENT_CERT_PATH"
 INSECURE: Final = "MLFLOW_TRACKING_INSECURE_TLS"
 
 BUNDLES: Final = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-"""Where MLflow's own variable is not set, the first of them that is; as requests reads them."""
+"""The first one that is set counts, as in requests, unless MLflow's own variable is set."""
 
-_HASHED: Final = re.compile(r"[0-9a-f]{8}\.\d+")
-"""What OpenSSL looks for in a folder of certificates."""
+_HASHED_NAME: Final = re.compile(r"[0-9a-f]{8}\.\d+")
+"""The names by which OpenSSL finds a certificate in a folder."""
 
 logger = logging.getLogger("runqueue")
 
 
 def check() -> None:
     """
-    Say at once what is wrong with the variables.
+    Check the variables, at construction.
 
     Raises:
         ConfigError: One of them holds a bad value, names a file that cannot be used, or contradicts another.
@@ -50,7 +52,9 @@ def check() -> None:
     if client is not None:
         import ssl
 
-        _present(client, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))  # httpx, for the default, is not imported here
+        _load_client_certificate(
+            client, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        )  # not httpx's, which is not imported here
 
 
 def named_certificates() -> tuple[str, str] | None:
@@ -64,10 +68,13 @@ def named_certificates() -> tuple[str, str] | None:
 
 def verification(host: str) -> ssl.SSLContext | bool:
     """
-    What httpx takes as `verify`.
+    How to verify a server.
 
     Args:
-        host: For the warning.
+        host: The server's, for the warning.
+
+    Returns:
+        A context, if a variable is set; else True, for the default.
     """
     insecure = bool(environment.switch(INSECURE))
     trusted, client = None if insecure else named_certificates(), environment.text(CLIENT_CERT)
@@ -82,32 +89,32 @@ def verification(host: str) -> ssl.SSLContext | bool:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     if client is not None:
-        _present(client, context)
+        _load_client_certificate(client, context)
     return context
 
 
 def _context_of(variable: str, server: str) -> ssl.SSLContext:
-    """That trusts the certificates of this file or folder, and no others."""
+    """A context that trusts the certificates of this file or folder, and no others."""
     import ssl
 
     folder = os.path.isdir(server)
     try:
-        if folder and not any(_HASHED.fullmatch(name) for name in os.listdir(server)):
-            # OpenSSL looks into it only when a server has shown its certificate, and would find nothing.
+        if folder and not any(_HASHED_NAME.fullmatch(name) for name in os.listdir(server)):
+            # OpenSSL would report nothing now, and find no certificate once a server shows its own.
             raise OSError("no file in the folder is named by its hash, as `openssl rehash` does")
         return ssl.create_default_context(cafile=None if folder else server, capath=server if folder else None)
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"the environment variable {variable}={server!r} names no certificates: {error}") from None
 
 
-def _present(client: str, context: ssl.SSLContext) -> None:
-    """Show the certificate of this file to a server that asks for one."""
+def _load_client_certificate(client: str, context: ssl.SSLContext) -> None:
+    """Load the certificate that is shown to a server which asks for one."""
     import ssl
 
     if not Path(client).is_file():
         raise ConfigError(f"the environment variable {CLIENT_CERT}={client!r} names no file")
     try:
-        context.load_cert_chain(client, password=_refuse_to_ask)
+        context.load_cert_chain(client, password=_refuse_password)
     except (OSError, ssl.SSLError, ValueError) as error:
         raise ConfigError(
             f"the environment variable {CLIENT_CERT}={client!r} names no certificate with its key: {error}"
@@ -115,12 +122,12 @@ def _present(client: str, context: ssl.SSLContext) -> None:
 
 
 def default_context() -> ssl.SSLContext:
-    """As httpx makes it: by SSL_CERT_FILE and SSL_CERT_DIR, else certifi's certificates."""
+    """httpx's own context: SSL_CERT_FILE and SSL_CERT_DIR, else certifi's certificates."""
     import httpx
 
     return httpx.create_ssl_context()
 
 
-def _refuse_to_ask() -> str:
-    # OpenSSL would ask on the terminal, and training would stand still until somebody answered.
+def _refuse_password() -> str:
+    # OpenSSL would ask for the password on the terminal, and the training would wait for an answer.
     raise ValueError("the key is encrypted")

@@ -1,20 +1,18 @@
-"""
-What an upload is, for the code that sends it and for the code that shows how far it is.
+"""The types that uploads share: what is sent, and how much of it has been sent."""
 
-Rules of this file: no import but of the standard library. The artifacts' calls load it in the caller's thread, where
-anyio and httpx are not loaded.
-"""
+# Rules of this file: it imports the standard library alone. The artifact calls load it in the caller's thread, where anyio
+# and httpx are not loaded.
 
 from __future__ import annotations
 
 from typing import Final, Protocol
 
 CHUNK: Final = 256 * 1024
-"""Bytes that are read at once; a file of no more is sent as it is, without a stream."""
+"""Bytes that are read at once; a file that is no larger is sent whole, without a stream."""
 
 
 class Meter:
-    """What is uploaded: for showing it, and as a sign of life."""
+    """Counts what is uploaded, for the progress bar; and shows that an upload is alive."""
 
     __slots__ = ("heartbeats", "sent")
 
@@ -24,6 +22,7 @@ class Meter:
         self.heartbeats = 0
 
     def add(self, count: int) -> None:
+        """Count bytes as sent; the call is a heartbeat, too."""
         self.sent += count
         self.heartbeats += 1
 
