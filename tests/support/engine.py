@@ -1,8 +1,8 @@
 """
-What the tests of the engine are made of: records, a plain encoder, a store that does what it is told, and the ledger.
+Parts for tests of the engine: records, a plain encoder, a store that answers by script, and checks of the counts.
 
-An **entry** is `(kind, key, value, step)`; only metrics have a step. The values [Fault][], [Sized][] and [Explosive][]
-make the encoder do what a real one does of itself.
+An **entry** is `(kind, key, value, step)`; only metrics have a step. Values of the classes `Fault`, `Sized` and `Explosive`
+make the encoder fail, or make fragments of a given size.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ from runqueue.queueing.lanes._intake import Intake, OnFull
 
 Entry: TypeAlias = tuple[int, Any, Any, Any]
 ETERNITY = 1_000_000.0
-"""Virtual seconds after which a test that waits for ever fails."""
+"""Virtual seconds after which a test that still waits fails."""
 
 
 @attrs.frozen
 class Fault:
-    """A value that the encoder faults."""
+    """A value that the encoder reports as faulty."""
 
     error: Exception
 
 
 @attrs.frozen
 class Sized:
-    """A value whose fragment has so many bytes."""
+    """A value whose fragment has *size* bytes."""
 
     size: int
 
@@ -96,7 +96,7 @@ def status(word: str = "FINISHED") -> Record:
 
 
 def points(count: int, start: int = 0) -> list[Record]:
-    """So many records of one metric point each."""
+    """*count* records of one metric point each, with the steps from *start* on."""
     return [metrics(step, loss=step) for step in range(start, start + count)]
 
 
@@ -198,14 +198,14 @@ def lane_of(*records: Record, run_exists: bool = True, run: str = "r") -> Lane:
 
 
 def fill(lane: Lane, records: Iterable[Record]) -> None:
-    """Put records into the inbox, past whatever bound there is."""
+    """Put records into the inbox, past the intake."""
     put = lane.inbox.appender()
     for each in records:
         put(each)
 
 
 def ledger_of(lane: Lane) -> Ledger:
-    """Where its entries are counted."""
+    """The ledger that counts the lane's entries."""
     return lane._account.ledger
 
 
@@ -219,7 +219,7 @@ def pending_of(lane: Lane) -> int:
 
 
 def check_counts(accumulator: Accumulator) -> None:
-    """Every entry is counted once, and what is pending is really there."""
+    """Assert that each entry is counted once, and that every pending entry is in a lane."""
     counts = accumulator.counts()
     ledger = accumulator.ledger
     settled = ledger.stored + ledger.failed + ledger.dropped + ledger.refused
@@ -234,7 +234,7 @@ def check_counts(accumulator: Accumulator) -> None:
 
 
 def check_lane(lane: Lane) -> None:
-    """The same for one lane, and what it believes to hold of each kind."""
+    """Assert the same of one lane, and that its windows count their entries of each kind right."""
     ledger = ledger_of(lane)
     assert ledger.drawn + sum(lane.inbox.weights()) == (
         pending_of(lane) + ledger.stored + ledger.failed + ledger.dropped
@@ -247,7 +247,18 @@ def check_lane(lane: Lane) -> None:
 
 
 def drain(lane: Lane, limits: Bounds | None = None, judge: Judge | None = None, most: int = 100_000) -> list[Batch]:
-    """Deliver all that was dealt to a judge; the batches in the order of their delivery. Ends when the lane is stuck."""
+    """
+    Deliver the closed windows of a lane to a judge, until the lane is empty or cannot go on.
+
+    Args:
+        lane: The lane to empty.
+        limits: Bounds of a batch.
+        judge: Returns the error of a batch, by its entries. None: every batch is stored.
+        most: The largest number of batches.
+
+    Returns:
+        The batches in the order of delivery.
+    """
     delivered: list[Batch] = []
     check_lane(lane)
     while len(delivered) < most and (batch := lane.take(limits or bounds())) is not None:
@@ -264,12 +275,12 @@ def drain(lane: Lane, limits: Bounds | None = None, judge: Judge | None = None, 
 
 
 def stored_by(judge: Judge, batches: Iterable[Batch]) -> list[Entry]:
-    """What a judge has let pass; it must judge by what it is shown alone."""
+    """The entries that a judge has accepted. It must decide by the entries alone."""
     return [entry for batch in batches if judge(inside(batch)) is None for entry in inside(batch)]
 
 
 def per_kind(entries: Iterable[Entry]) -> dict[int, list[Entry]]:
-    """The order that is promised inside one stage is that of each kind."""
+    """The entries by kind: inside one stage, only the order of each kind is promised."""
     kinds: dict[int, list[Entry]] = defaultdict(list)
     for entry in entries:
         kinds[entry[0]].append(entry)
@@ -284,9 +295,9 @@ class Request:
     run: Any
     entries: list[Entry]
     at: float
-    """When it began."""
+    """The virtual time at which it began."""
     number: int
-    """Its place among all requests, from 0."""
+    """The number of requests before it."""
     creates_run: bool
 
 
@@ -294,7 +305,7 @@ Script: TypeAlias = "Callable[[Request], StoreError | Exception | None]"
 
 
 class FakeStore:
-    """Takes `seconds` for each request, then asks the script; None: stored."""
+    """Takes `seconds` for each request, and stores its batch unless the script returns an error."""
 
     def __init__(self, script: Script | None = None, seconds: float = 1.0) -> None:
         self.script = script
@@ -305,7 +316,7 @@ class FakeStore:
         self.leftovers: Sequence[Record] = ()
         self.breaches: list[str] = []
         self.early: list[Any] = []
-        """Runs whose final status was sent while artifacts of theirs were under way."""
+        """Runs whose final status was sent while their artifacts were in flight."""
         self.busy: Counter[Lane] = Counter()
         self.most_busy = 0
 
@@ -328,7 +339,7 @@ class FakeStore:
             await anyio.sleep(self.seconds if ARTIFACT not in batch.groups else self.upload_seconds)
             error = self.script(request) if self.script else None
         finally:
-            self.busy -= Counter((lane,))  # keeps none that is 0: it would keep the lane
+            self.busy -= Counter((lane,))  # removes counts of 0, which would keep the lane alive
         if error is not None:
             raise error
         self.stored[lane.run] += request.entries
@@ -338,38 +349,38 @@ class FakeStore:
         return [request.run for request in self.requests]
 
     def times(self) -> list[float]:
-        """Seconds from the first request to each."""
+        """Seconds from the first request to each request."""
         return [round(request.at - self.requests[0].at, 6) for request in self.requests]
 
 
-class CountedStream(Stream):
-    """Counts how often it wakes."""
+class CountingStream(Stream):
+    """Counts its looks."""
 
-    wakes = 0
+    looks = 0
 
     def _is_idle(self) -> bool:
-        self.wakes += 1
+        self.looks += 1
         return super()._is_idle()
 
 
 @attrs.frozen
 class Bench:
-    """An engine on the bench."""
+    """An engine under test."""
 
     accumulator: Accumulator
     store: FakeStore
     sender: Sender
     outages: list[StoreError] = attrs.field(factory=list)
-    """What the sender has told of outages."""
-    told: list[Failure] = attrs.field(factory=list)
-    """The failures that the stream has told of."""
+    """The errors of the outages that the sender has reported."""
+    reported: list[Failure] = attrs.field(factory=list)
+    """The failures that the stream has reported."""
     dropped: Counter[Any] = attrs.field(factory=Counter)
-    """The entries that it has said were dropped, by run."""
-    streams: list[CountedStream] = attrs.field(factory=list)
+    """The numbers of dropped entries that the stream has reported, by run."""
+    streams: list[CountingStream] = attrs.field(factory=list)
     """The stream, if there is one."""
 
     @property
-    def stream(self) -> CountedStream:
+    def stream(self) -> CountingStream:
         return self.streams[0]
 
     @property
@@ -381,7 +392,7 @@ class Bench:
         lane = self.accumulator.open(run, run_exists=run_exists, parent=parent)
         if self.accumulator.intake is None:
             fill(lane, records)
-        else:  # there is but one way past the bound and the bell
+        else:  # only `append` counts the entries for the intake
             for record in records:
                 lane.append(record)
         return lane
@@ -411,21 +422,19 @@ async def bench(
     pause: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Bench]:
     """
+    An engine with a store that answers by script; at the end of the block its counts are checked.
+
     Args:
-        script: What the store answers.
-        check: Of the sender.
-        seconds: What a request takes.
-        limits: Of a batch.
-        max_workers: Of the sender.
-        uploads: Of the sender.
-        timeout: Of retrying.
-        base: Of the back-off. 0: none but what `retry_after` asks for, so that times are exact.
-        patience: Of the sender.
-        interval: Of a stream. None: there is none.
-        max_pending: Entries.
-        on_full: What happens at that bound; "block" is for tests with threads.
-        releases_failures: Of the stream.
-        pause: Of the sender.
+        script: Returns the error of a request. None: every request is stored.
+        check, max_workers, uploads, pause, patience: See `Sender`.
+        seconds: Virtual seconds that a request takes.
+        limits: Bounds of a batch.
+        timeout: Seconds after the first failure at which retrying ends.
+        base: Base of the back-off in seconds. 0: it waits only where `retry_after` asks for it, so that times are exact.
+        interval: Seconds between two ticks of a stream. None: there is no stream.
+        max_pending: Entries that may be pending.
+        on_full: See `Intake`; "block" is for tests with threads.
+        releases_failures: See `Stream`.
     """
     limits = limits or bounds()
     streams = interval is not None
@@ -464,7 +473,9 @@ async def bench(
                 yield b
             else:
                 b.streams.append(
-                    CountedStream(accumulator, sender, interval, partial(_hear, b), releases_failures=releases_failures)
+                    CountingStream(
+                        accumulator, sender, interval, partial(_note_report, b), releases_failures=releases_failures
+                    )
                 )
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(b.stream.run)
@@ -474,6 +485,6 @@ async def bench(
     assert not store.breaches
 
 
-def _hear(b: Bench, news: list[Failure], dropped: Mapping[Any, int]) -> None:
-    b.told.extend(news)
+def _note_report(b: Bench, failures: list[Failure], dropped: Mapping[Any, int]) -> None:
+    b.reported.extend(failures)
     b.dropped.update(dropped)

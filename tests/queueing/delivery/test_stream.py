@@ -163,9 +163,9 @@ async def test_an_idle_stream_does_not_wake_at_all() -> None:
         for _ in range(3):
             b.lane("r", *points(5))
             await anyio.sleep(20)
-            wakes = b.stream.wakes
+            wakes = b.stream.looks
             await anyio.sleep(86_400)
-            assert b.stream.wakes == wakes
+            assert b.stream.looks == wakes
         assert len(b.store.requests) == 3
 
 
@@ -174,11 +174,11 @@ async def test_before_it_sleeps_for_good_it_looks_once_more_and_lets_nobody_slip
     async with bench(interval=2) as b:
         b.lane("r", *points(5))
         await until(lambda: b.intake.mark < 0 and bool(b.store.requests))
-        asleep = b.stream.wakes
+        asleep = b.stream.looks
         for _ in range(100):
             assert b.intake.mark < 0
             await anyio.sleep(0.25)
-        assert b.stream.wakes == asleep + 1
+        assert b.stream.looks == asleep + 1
 
 
 async def test_a_record_that_slipped_by_before_the_sleep_is_found_by_the_last_look() -> None:
@@ -276,7 +276,7 @@ async def test_in_a_steady_flow_the_engine_looks_by_itself_and_no_call_wakes_the
         for at in range(40):
             await log(lane, 50, 0.01, 50 * at)
             await anyio.sleep(stall if at % 8 == 0 else 0)
-        began, looks = rings[0], b.stream.wakes
+        began, looks = rings[0], b.stream.looks
         await anyio.sleep(100)
         assert len(rings) <= 2, rings
         assert len(rings) < 2 or rings[1] - began < 2
@@ -511,7 +511,7 @@ async def test_failures_met_on_the_way_are_reported_once_a_cause_and_reported_by
             b.lane("a", metrics(step, bad=1), metrics(step, good=1))
             b.lane("b", metrics(step, worse=1))
             await anyio.sleep(20)
-        assert sorted(str(failure.error) for failure in b.told) == ["bad is refused", "worse is refused"]
+        assert sorted(str(failure.error) for failure in b.reported) == ["bad is refused", "worse is refused"]
         report = await b.flush()
         assert (report.total, report.not_stored) == (10, 10)
         assert await b.flush() == Report(total=0)
@@ -531,7 +531,7 @@ async def test_failures_that_nobody_flushes_for_do_not_fill_the_memory() -> None
             await anyio.sleep(5)
         assert len(lane._account._failures) <= MAX_FULL_FAILURES + 1_000
         assert b.accumulator.counts()["failed"] == count
-        assert len(b.told) == 1
+        assert len(b.reported) == 1
 
 
 @pytest.mark.sample("asyncio-1", "trio-7")
@@ -585,7 +585,7 @@ async def test_a_refused_run_is_reported_at_once_and_once() -> None:
         for name in ("bad", "worse", "good"):
             b.lane(name, run(), *points(3), run_exists=False)
         await anyio.sleep(100)
-        ((notices, kind, final),) = [(each.run, each.kind, each.final) for each in b.told]
+        ((notices, kind, final),) = [(each.run, each.kind, each.final) for each in b.reported]
         assert notices in ("bad", "worse") and (kind, final) == (RUN, False)
         assert sorted(b.store.runs()) == ["bad", "good", "good", "worse"]
 
@@ -620,9 +620,9 @@ async def test_a_lane_that_is_refused_does_not_wake_the_engine_for_each_record()
     async with bench(Server(refused(), runs=("bad",)), interval=2, limits=TEN) as b:
         lane = b.lane("bad", run(), run_exists=False)
         await anyio.sleep(10)
-        wakes = b.stream.wakes
+        wakes = b.stream.looks
         await log(lane, 10_000, 0.01)
-        assert b.stream.wakes - wakes < 150
+        assert b.stream.looks - wakes < 150
 
 
 # -- the bound -------------------------------------------------------------------------------------------------------
@@ -739,7 +739,7 @@ async def test_drops_are_reported_at_once_and_once_a_minute_and_wake_nobody(scri
         assert notices[0][0] - began < 1
         assert len(notices) <= 600 / DROP_NOTICE_INTERVAL + 1
         assert sum(count for _, count in notices) >= 0.89 * b.accumulator.counts()["dropped"] > 40_000
-        assert b.stream.wakes <= 60_000 / 20
+        assert b.stream.looks <= 60_000 / 20
 
 
 @pytest.mark.sample("asyncio-1-*", "trio-7-5.0")
@@ -786,7 +786,7 @@ async def test_after_drain_there_is_room_for_the_refused_record(refused: int) ->
             lane.append(large)
         await b.stream.drain()
         lane.append(large)
-        assert b.stream.wakes < 250
+        assert b.stream.looks < 250
         assert b.intake.largest_refused == 1
 
 
@@ -804,7 +804,7 @@ async def test_what_is_dropped_after_a_word_on_it_is_reported_a_minute_later(int
             await anyio.sleep(0.1)
         await anyio.sleep(10_000)
         assert [(round(at - began), count) for at, count in notices] == [(0, 20), (DROP_NOTICE_INTERVAL, 50)]
-        assert b.stream.wakes < 100
+        assert b.stream.looks < 100
 
 
 @pytest.mark.parametrize("interval", [0.05, 0.5, 2])
@@ -828,11 +828,11 @@ async def test_runs_that_are_made_beside_a_dead_server_do_not_wake_the_engine_ea
     ) as b:
         b.lane("first", *points(40))
         await anyio.sleep(60)
-        b.stream.wakes = 0
+        b.stream.looks = 0
         for n in range(500):
             b.lane(n, run(), *points(5), run_exists=False).append(status())
             await anyio.sleep(0.1)
-        assert b.stream.wakes <= 4 * 50
+        assert b.stream.looks <= 4 * 50
 
 
 # -- outages ---------------------------------------------------------------------------------------------------------
@@ -885,9 +885,9 @@ async def test_a_fast_producer_does_not_wake_a_stream_that_cannot_send(error: St
         lane = b.lane("r", *points(20))
         await anyio.sleep(60)
         assert b.sender.outage.given_up
-        wakes = b.stream.wakes
+        wakes = b.stream.looks
         await log(lane, 10_000, 0.01, 20)
-        assert b.stream.wakes - wakes < 150
+        assert b.stream.looks - wakes < 150
         server.error = None
         await anyio.sleep(2_000)
         assert b.store.stored["r"] == flat(points(10_020))

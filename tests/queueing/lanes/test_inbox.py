@@ -1,4 +1,4 @@
-"""The inbox: records that lie flat, added by any thread, all or nothing."""
+"""The inbox: flat records that any thread adds, each whole or not at all."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def put_all(inbox: Inbox, records: list[Record]) -> None:
 
 @given(st.lists(st.one_of(RECORDS, st.integers(0, 5)), max_size=30))
 def test_records_come_out_as_they_went_in(script: list[Record | int]) -> None:
-    """In order, item for item the same objects; what is drawn is no longer there. A number draws so many."""
+    """In order, the same objects. Drawn records are removed. A number in the script draws so many records."""
     inbox, expected = Inbox(), list[Record]()
     for each in script:
         if isinstance(each, tuple):
@@ -52,17 +52,17 @@ def test_records_come_out_as_they_went_in(script: list[Record | int]) -> None:
 
 
 @pytest.fixture
-def restless() -> Iterator[None]:
-    """Threads take turns as often as they can."""
+def switching_threads() -> Iterator[None]:
+    """The interpreter switches between threads as often as it can."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(before)
 
 
-@pytest.mark.usefixtures("restless")
-def test_threads_add_whole_records_while_another_draws() -> None:
-    """No record is torn, none is lost, none comes twice, and those of one thread stay in order."""
+@pytest.mark.usefixtures("switching_threads")
+def test_threads_add_whole_records_while_another_thread_draws() -> None:
+    """No record is split, lost or doubled, and the records of one thread keep their order."""
     inbox = Inbox()
     begin = threading.Barrier(4)
 
@@ -114,16 +114,16 @@ print("whole")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not bound the memory of a process so")
-def test_where_memory_ends_a_record_is_added_whole_or_not_at_all() -> None:
-    """Half a record would shift all that come after it."""
+def test_without_memory_a_record_is_added_whole_or_not_at_all() -> None:
+    """Half a record would shift the items of all later records."""
     child = subprocess.run(
         [sys.executable, "-c", WITHOUT_MEMORY], check=False, capture_output=True, text=True, timeout=60
     )
     assert (child.stdout.strip(), child.stderr) == ("whole", "")
 
 
-def test_the_garbage_collector_tracks_nothing_of_what_is_queued() -> None:
-    """Of a thousand records that wait, none: however many there are, they bring about no full collection."""
+def test_the_garbage_collector_tracks_no_queued_record() -> None:
+    """It tracks none of a thousand queued records, so that queued records cause no full collection."""
     inbox = Inbox()
     put = inbox.appender()
     gc.collect()

@@ -1,9 +1,7 @@
-"""
-The bound on what is pending, and the bell: what a log call does when it crosses one of the two marks.
+"""The intake: when a log call wakes the engine, and what it does where pending entries leave no room."""
 
-Rules of this file: no loop; where a call waits, another thread plays the engine, and nothing is waited for by time but
-what is a time itself.
-"""
+# Rules of this file: no event loop. Where a call waits, another thread plays the engine. Tests wait for conditions, and for
+# seconds only where seconds are what they test.
 
 from __future__ import annotations
 
@@ -39,14 +37,14 @@ from support.engine import bounds, check_counts, encode, flat, inside, metrics, 
 from support.threads import in_threads
 
 A_LONG_WHILE = 30.0
-"""Seconds that a wait gets which must end by itself."""
+"""Seconds after which a wait that must end by itself fails its test."""
 
 
-class Gatehouse:
-    """An accumulator behind an intake, and what rang."""
+class BoundedQueue:
+    """An accumulator with an intake, and the number of wake-ups."""
 
     def __init__(self, **settings: Any) -> None:
-        self.rings = 0
+        self.wakes = 0
         self.accumulator = Accumulator(
             encode, lambda ledger: Intake(ledger, **{"wake": self.wake, "drains": lambda: True} | settings)
         )
@@ -55,13 +53,13 @@ class Gatehouse:
         self.intake.update_bound()
 
     def wake(self) -> None:
-        self.rings += 1
+        self.wakes += 1
 
     def lane(self, run: object = "r", *, run_exists: bool = True) -> Lane:
         return self.accumulator.open(run, run_exists=run_exists)
 
     def empty(self, most: float = math.inf) -> list[Any]:
-        """Do what the engine does: store so many batches of ten."""
+        """Store up to *most* batches of ten, as the engine does; return their entries."""
         stored: list[Any] = []
         for lane in self.accumulator.all():
             lane.close_window(extendable=True)
@@ -77,139 +75,139 @@ class Gatehouse:
         return self.accumulator.counts()
 
 
-def is_waiting(house: Gatehouse, count: int = 1) -> Callable[[], bool]:
-    return lambda: len(house.intake._room._waiters) >= count  # type: ignore[attr-defined]
+def is_waiting(queue: BoundedQueue, count: int = 1) -> Callable[[], bool]:
+    return lambda: len(queue.intake._room._waiters) >= count  # type: ignore[attr-defined]
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + A_LONG_WHILE
     while not condition():
-        assert time.monotonic() < deadline, "what the test waits for did not happen"
-        time.sleep(0.001)  # between two looks at the condition
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.001)
 
 
 @pytest.fixture
 def pool() -> Iterator[ThreadPoolExecutor]:
-    """Threads for calls that wait."""
+    """Threads for log calls that wait."""
     with ThreadPoolExecutor(16) as pool:
         yield pool
 
 
-# -- the bell --------------------------------------------------------------------------------------------------------
+# -- waking the engine -----------------------------------------------------------------------------------------------
 
 
-def test_the_first_call_rings_and_the_next_ones_do_not() -> None:
-    """One bell wakes the engine; until it has answered there is nothing more to say."""
-    house = Gatehouse(mark=-1)
-    house.intake.mark_asleep()
+def test_the_first_call_wakes_the_engine_and_the_next_ones_do_not() -> None:
+    """One wake-up is enough until the engine has looked."""
+    queue = BoundedQueue(mark=-1)
+    queue.intake.mark_asleep()
     for record in points(50):
-        house.lane().append(record)
-    assert house.rings == 1
-    assert house.intake.take_full_lanes() == []
-    house.intake.update_bound()
+        queue.lane().append(record)
+    assert queue.wakes == 1
+    assert queue.intake.take_full_lanes() == []
+    queue.intake.update_bound()
     for record in points(50):
-        house.lane().append(record)
-    assert house.rings == 1
-    assert house.counts()["pending"] == 100
+        queue.lane().append(record)
+    assert queue.wakes == 1
+    assert queue.counts()["pending"] == 100
 
 
-def test_after_a_lull_the_next_call_rings_again() -> None:
-    """Whatever it brings: a final status counts no entry, and is worth a bell."""
-    house = Gatehouse()
-    for rings, record in enumerate([metrics(0, a=1), status(), params(p=1)], start=1):
-        house.intake.mark_asleep()
-        house.lane().append(record)
-        assert house.rings == rings
-        house.intake.take_full_lanes()
-        house.empty()
+def test_after_the_engine_fell_asleep_the_next_call_wakes_it() -> None:
+    """Any record does, a final status too, though it counts as no entry."""
+    queue = BoundedQueue()
+    for wakes, record in enumerate([metrics(0, a=1), status(), params(p=1)], start=1):
+        queue.intake.mark_asleep()
+        queue.lane().append(record)
+        assert queue.wakes == wakes
+        queue.intake.take_full_lanes()
+        queue.empty()
 
 
-def test_the_bell_is_rung_when_the_record_is_there() -> None:
-    """Rung before, an engine that looks at once finds nothing, and may go to sleep over it."""
+def test_a_call_wakes_the_engine_after_its_record_is_in_the_inbox() -> None:
+    """An engine that is woken earlier may look at an empty inbox and go to sleep again."""
     found: list[int] = []
-    house: Gatehouse = Gatehouse(wake=lambda: found.append(len(house.lane().inbox)))
-    house.intake.mark_asleep()
-    house.lane().append(metrics(0, a=1))
+    queue: BoundedQueue = BoundedQueue(wake=lambda: found.append(len(queue.lane().inbox)))
+    queue.intake.mark_asleep()
+    queue.lane().append(metrics(0, a=1))
     assert found == [1]
 
 
-def test_the_bell_is_rung_for_what_had_to_wait(pool: ThreadPoolExecutor) -> None:
-    """The engine may have emptied everything and gone to sleep between the room and the record."""
+def test_a_call_that_waited_for_room_wakes_the_engine(pool: ThreadPoolExecutor) -> None:
+    """The engine may have emptied all lanes and gone to sleep before the record is appended."""
     found: list[int] = []
-    house: Gatehouse = Gatehouse(max_pending=10, wake=lambda: found.append(len(house.lane().inbox)))
+    queue: BoundedQueue = BoundedQueue(max_pending=10, wake=lambda: found.append(len(queue.lane().inbox)))
     for record in points(10):
-        house.lane().append(record)
-    late = pool.submit(house.lane().append, metrics(10, loss=10))
-    wait_until(is_waiting(house))
-    house.intake.take_full_lanes()
+        queue.lane().append(record)
+    late = pool.submit(queue.lane().append, metrics(10, loss=10))
+    wait_until(is_waiting(queue))
+    queue.intake.take_full_lanes()
     found.clear()
-    house.intake.mark_asleep()
-    house.empty()
+    queue.intake.mark_asleep()
+    queue.empty()
     late.result(A_LONG_WHILE)
     assert found == [1]
 
 
-def test_a_lane_with_a_full_batch_rings_once_and_is_named() -> None:
-    """Not each of the records that follow it."""
-    house = Gatehouse(batch_size=10)
+def test_a_lane_with_a_full_batch_wakes_the_engine_once_and_is_named() -> None:
+    """The records after it do not wake the engine again."""
+    queue = BoundedQueue(batch_size=10)
     for record in points(9):
-        house.lane("full").append(record)
-        house.lane("other").append(record)
-    assert house.rings == 0
+        queue.lane("full").append(record)
+        queue.lane("other").append(record)
+    assert queue.wakes == 0
     for record in points(20, 9):
-        house.lane("full").append(record)
-    assert house.rings == 1
-    assert house.intake.take_full_lanes() == [house.lane("full")]
+        queue.lane("full").append(record)
+    assert queue.wakes == 1
+    assert queue.intake.take_full_lanes() == [queue.lane("full")]
 
 
-def test_a_client_without_a_stream_rings_for_nothing() -> None:
-    """There is nobody to hear it."""
-    house = Gatehouse(drains=lambda: False, mark=math.inf)
+def test_a_client_that_does_not_stream_wakes_no_engine() -> None:
+    """No engine would look."""
+    queue = BoundedQueue(drains=lambda: False, mark=math.inf)
     for record in points(5_000):
-        house.lane().append(record)
-    assert house.rings == 0
+        queue.lane().append(record)
+    assert queue.wakes == 0
 
 
 # -- the bound -------------------------------------------------------------------------------------------------------
 
 
-def test_at_the_bound_a_call_raises_and_its_record_is_not_taken() -> None:
-    """All of it or nothing, and the text says how much is pending."""
-    house = Gatehouse(max_pending=10, on_full="raise")
+def test_at_the_bound_a_call_raises_and_its_record_is_not_queued() -> None:
+    """No part of the record is queued, and the text says how much is pending."""
+    queue = BoundedQueue(max_pending=10, on_full="raise")
     for record in points(9):
-        house.lane().append(record)
+        queue.lane().append(record)
     with pytest.raises(QueueFullError, match=r"^9 of at most 10 entries are pending; 2 more do not fit"):
-        house.lane().append(metrics(9, a=1, b=2))
-    house.lane().append(metrics(9, a=1))
-    assert (house.counts()["accepted"], house.counts()["pending"]) == (10, 10)
+        queue.lane().append(metrics(9, a=1, b=2))
+    queue.lane().append(metrics(9, a=1))
+    assert (queue.counts()["accepted"], queue.counts()["pending"]) == (10, 10)
 
 
-def test_what_is_in_flight_counts_as_pending() -> None:
-    """Only what is settled makes room."""
-    house = Gatehouse(max_pending=10, on_full="raise")
-    lane = house.lane()
+def test_entries_in_flight_count_as_pending() -> None:
+    """Only settled entries make room."""
+    queue = BoundedQueue(max_pending=10, on_full="raise")
+    lane = queue.lane()
     for record in points(10):
         lane.append(record)
     lane.close_window()
     assert lane.take(bounds()) is not None
-    house.intake.update_bound()
+    queue.intake.update_bound()
     with pytest.raises(QueueFullError):
         lane.append(metrics(10, a=1))
     lane.store()
-    house.intake.update_bound()
+    queue.intake.update_bound()
     lane.append(metrics(10, a=1))
 
 
-@pytest.mark.parametrize("ends", ["stored", "failed", "shed"])
-def test_whatever_settles_an_entry_makes_room(ends: str) -> None:
-    """Also what was refused for good, and what was given up."""
-    house = Gatehouse(max_pending=10, on_full="raise")
-    lane = house.lane(run_exists=ends != "shed")
-    if ends == "shed":
+@pytest.mark.parametrize("ends", ["stored", "failed", "dropped"])
+def test_every_way_of_settling_an_entry_makes_room(ends: str) -> None:
+    """So do entries that failed for good, and entries that were dropped."""
+    queue = BoundedQueue(max_pending=10, on_full="raise")
+    lane = queue.lane(run_exists=ends != "dropped")
+    if ends == "dropped":
         lane.append(run())
-    for record in points(10 - house.intake.pending):
+    for record in points(10 - queue.intake.pending):
         lane.append(record)
-    if ends == "shed":
+    if ends == "dropped":
         assert lane.keep_only(RUN) == 9
     else:
         lane.close_window()
@@ -219,130 +217,130 @@ def test_whatever_settles_an_entry_makes_room(ends: str) -> None:
         else:
             while lane.reject(RejectedError("no")) and lane.take(bounds()):
                 pass
-    house.intake.update_bound()
-    assert house.intake.pending == (1 if ends == "shed" else 0)
+    queue.intake.update_bound()
+    assert queue.intake.pending == (1 if ends == "dropped" else 0)
     lane.append(metrics(0, **{f"m{n}": n for n in range(9)}))
-    house.counts()
+    queue.counts()
 
 
 def test_a_record_larger_than_the_bound_passes_when_nothing_else_is_there() -> None:
-    """It would never fit; nothing follows it until it is settled."""
-    house = Gatehouse(max_pending=10, on_full="raise")
+    """Otherwise it would never fit. No record follows it until it is settled."""
+    queue = BoundedQueue(max_pending=10, on_full="raise")
     large = metrics(0, **{f"m{n}": n for n in range(25)})
-    house.lane().append(metrics(0, a=1))
+    queue.lane().append(metrics(0, a=1))
     with pytest.raises(QueueFullError):
-        house.lane().append(large)
-    house.empty()
-    house.lane().append(large)
+        queue.lane().append(large)
+    queue.empty()
+    queue.lane().append(large)
     for record in (metrics(0, a=1), large):
         with pytest.raises(QueueFullError):
-            house.lane().append(record)
-    assert len(house.empty()) == 25
-    house.lane().append(large)
+            queue.lane().append(record)
+    assert len(queue.empty()) == 25
+    queue.lane().append(large)
 
 
 def test_a_final_status_always_passes() -> None:
-    """It counts as no entry; a run that is over must not stay open for want of room."""
-    house = Gatehouse(max_pending=1, on_full="raise")
-    house.lane().append(metrics(0, a=1))
-    house.lane().append(status())
-    assert house.empty() == flat([metrics(0, a=1), status()])
+    """It counts as no entry: a run that has ended must not stay RUNNING for want of room."""
+    queue = BoundedQueue(max_pending=1, on_full="raise")
+    queue.lane().append(metrics(0, a=1))
+    queue.lane().append(status())
+    assert queue.empty() == flat([metrics(0, a=1), status()])
 
 
-def test_what_belongs_to_a_record_that_was_taken_is_taken_too() -> None:
-    """One call that makes two records is let in or kept out by the first."""
-    house = Gatehouse(max_pending=1, on_full="raise")
-    house.lane().append(metrics(0, a=1))
-    house.lane().push(metrics(0, b=1))
-    assert house.counts()["pending"] == 2
+def test_pushed_records_are_queued_beyond_the_bound() -> None:
+    """Of a call that makes two records, the first one decides whether both are queued."""
+    queue = BoundedQueue(max_pending=1, on_full="raise")
+    queue.lane().append(metrics(0, a=1))
+    queue.lane().push(metrics(0, b=1))
+    assert queue.counts()["pending"] == 2
 
 
-def test_what_belongs_to_a_record_rings_too() -> None:
-    """It may be all that a call makes: the creation of a run that another process is to make known."""
-    house = Gatehouse()
-    house.intake.mark_asleep()
-    house.lane().push(metrics(0, a=1))
-    assert house.rings == 1
+def test_pushed_records_wake_the_engine_too() -> None:
+    """It may be the only record of a call: the one that looks for a run that another process creates."""
+    queue = BoundedQueue()
+    queue.intake.mark_asleep()
+    queue.lane().push(metrics(0, a=1))
+    assert queue.wakes == 1
 
 
 def test_a_call_learns_whether_its_record_was_dropped() -> None:
-    """What belongs to it is not to be taken then."""
-    house = Gatehouse(max_pending=1, on_full="drop")
-    assert [bool(house.lane().append(record)) for record in points(3)] == [False, True, True]
+    """The call drops its further records then."""
+    queue = BoundedQueue(max_pending=1, on_full="drop")
+    assert [bool(queue.lane().append(record)) for record in points(3)] == [False, True, True]
 
 
-def test_what_is_dropped_is_counted_by_run_and_told_once() -> None:
-    """In the ledger as accepted and dropped at once."""
-    house = Gatehouse(max_pending=10, on_full="drop")
+def test_dropped_entries_are_counted_by_run_and_reported_once() -> None:
+    """The ledger counts such entries as accepted and as dropped."""
+    queue = BoundedQueue(max_pending=10, on_full="drop")
     for step in range(8):
-        house.lane("a").append(metrics(step, x=1, y=2))
-        house.lane("b").append(metrics(step, x=1))
-    counts = house.counts()
+        queue.lane("a").append(metrics(step, x=1, y=2))
+        queue.lane("b").append(metrics(step, x=1))
+    counts = queue.counts()
     assert (counts["accepted"], counts["pending"], counts["dropped"]) == (24, 10, 14)
-    told = house.intake.take_dropped()
-    assert sum(told.values()) == 14 and set(told) == {"a", "b"}
-    assert house.intake.take_dropped() == {}
+    dropped = queue.intake.take_dropped()
+    assert sum(dropped.values()) == 14 and set(dropped) == {"a", "b"}
+    assert queue.intake.take_dropped() == {}
 
 
 @pytest.mark.parametrize("settings", [{"on_full": "drop"}, {"block_timeout": 0.0, "drops_after_timeout": True}])
-def test_calls_that_find_no_room_ring_once_until_something_has_changed(settings: dict[str, Any]) -> None:
-    """Beside a dead server each step of a training would wake the engine, and wait for it to give the interpreter back."""
-    house = Gatehouse(max_pending=10, mark=10, **settings)
-    for rings in (1, 2):
+def test_calls_that_find_no_room_wake_the_engine_once_until_entries_are_settled(settings: dict[str, Any]) -> None:
+    """Otherwise, beside a dead server, each step of a training would wake the engine and wait for the interpreter."""
+    queue = BoundedQueue(max_pending=10, mark=10, **settings)
+    for wakes in (1, 2):
         for record in points(1_000):
-            house.lane().append(record)
-            house.intake.take_full_lanes()
-        assert house.rings == rings
-        house.empty()  # there was room, and it is full again
+            queue.lane().append(record)
+            queue.intake.take_full_lanes()
+        assert queue.wakes == wakes
+        queue.empty()  # now there is room, and the next round fills it
     for record in points(10):
-        house.lane().append(record)
-    house.lane().append(metrics(0, a=1))
-    assert house.rings == 3
-    house.intake.take_full_lanes()
-    house.intake.mark_asleep()  # the engine has ended with a full queue: only a ring begins it anew
-    house.lane().append(metrics(0, a=1))
-    assert house.rings == 4
+        queue.lane().append(record)
+    queue.lane().append(metrics(0, a=1))
+    assert queue.wakes == 3
+    queue.intake.take_full_lanes()
+    queue.intake.mark_asleep()  # the engine has ended with a full queue: it starts again only when it is woken
+    queue.lane().append(metrics(0, a=1))
+    assert queue.wakes == 4
 
 
-def test_what_is_let_in_beyond_the_bound_does_not_ring_either() -> None:
-    """Beside a dead server a service still makes a run for each request, and ends it."""
-    house = Gatehouse(max_pending=10, mark=10, on_full="drop")
+def test_records_that_are_queued_beyond_the_bound_do_not_wake_the_engine_either() -> None:
+    """Beside a dead server, a service goes on creating and ending a run for each of its requests."""
+    queue = BoundedQueue(max_pending=10, mark=10, on_full="drop")
     for record in points(11):
-        house.lane().append(record)
-    house.intake.take_full_lanes()
-    rings = house.rings
+        queue.lane().append(record)
+    queue.intake.take_full_lanes()
+    wakes = queue.wakes
     for n in range(100):
-        house.lane(n, run_exists=False).append(run())
-        house.lane(n).push(status())
-        house.intake.take_full_lanes()
-    assert house.rings == rings
-    house.intake.mark_asleep()
-    house.lane("late", run_exists=False).append(run())
-    assert house.rings == rings + 1
+        queue.lane(n, run_exists=False).append(run())
+        queue.lane(n).push(status())
+        queue.intake.take_full_lanes()
+    assert queue.wakes == wakes
+    queue.intake.mark_asleep()
+    queue.lane("late", run_exists=False).append(run())
+    assert queue.wakes == wakes + 1
 
 
 @pytest.mark.parametrize("fits", [False, True])
-def test_room_for_less_than_a_record_is_no_end_of_the_budget_of_waiting(fits: bool) -> None:
-    """Nine of ten pending, and nothing moves: each further step of a training would wait a minute anew."""
-    house = Gatehouse(max_pending=10, block_timeout=0.2, drops_after_timeout=True)
+def test_room_for_less_than_a_record_does_not_renew_the_time_to_wait(fits: bool) -> None:
+    """With 9 of 10 entries pending and none settled, each further step of a training would wait for a minute again."""
+    queue = BoundedQueue(max_pending=10, block_timeout=0.2, drops_after_timeout=True)
     first, second = (metrics(step, **{f"m{n}": n for n in range(9)}) for step in range(2))
-    house.lane().append(first)
-    house.lane().append(second)
+    queue.lane().append(first)
+    queue.lane().append(second)
     if fits:
-        house.empty()
-        house.lane().append(first)
+        queue.empty()
+        queue.lane().append(first)
     began = time.monotonic()
     for _ in range(20):
-        house.intake.update_bound()  # as every turn of the engine does
-        house.lane().append(second)
+        queue.intake.update_bound()  # as each look of the engine does
+        queue.lane().append(second)
     assert (time.monotonic() - began >= 0.2) is fits
     assert time.monotonic() - began < 2
-    assert house.intake.take_dropped() == {"r": 21 * 9}
+    assert queue.intake.take_dropped() == {"r": 21 * 9}
 
 
 @pytest.mark.parametrize("another", [False, True])
-def test_a_complaint_that_was_interrupted_is_made_by_the_next_call(another: bool) -> None:
-    """Ctrl-C in the bell, whose handler may log: the engine has not heard of it."""
+def test_a_signal_of_a_full_queue_that_was_interrupted_is_repeated_by_the_next_call(another: bool) -> None:
+    """Ctrl-C interrupts the wake-up, and its handler may log: the engine does not know of the full queue yet."""
     fails = [True]
     signalled: list[int] = []
 
@@ -350,202 +348,200 @@ def test_a_complaint_that_was_interrupted_is_made_by_the_next_call(another: bool
         if fails:
             fails.clear()
             if another:
-                house.lane().append(metrics(0, a=1))
+                queue.lane().append(metrics(0, a=1))
             raise KeyboardInterrupt
         signalled.append(1)
 
-    house = Gatehouse(max_pending=1, mark=1, on_full="drop", wake=wake)
-    house.lane().append(metrics(0, a=1))
+    queue = BoundedQueue(max_pending=1, mark=1, on_full="drop", wake=wake)
+    queue.lane().append(metrics(0, a=1))
     with pytest.raises(KeyboardInterrupt):
-        house.lane().append(metrics(0, a=1))
-    house.lane().append(metrics(0, a=1))
+        queue.lane().append(metrics(0, a=1))
+    queue.lane().append(metrics(0, a=1))
     assert signalled == [1]
 
 
-def test_a_complaint_that_the_engine_has_dealt_with_already_holds_nobody_back() -> None:
-    """A caller is held up in its bell, by a signal's handler; the engine has looked long since, and fallen asleep."""
-    house: Gatehouse = Gatehouse(max_pending=1, mark=1, on_full="drop", wake=lambda: look())
+def test_a_signal_of_a_full_queue_that_the_engine_has_answered_does_not_silence_later_calls() -> None:
+    """A signal handler delays a caller during its wake-up; by then the engine has looked and gone to sleep."""
+    queue: BoundedQueue = BoundedQueue(max_pending=1, mark=1, on_full="drop", wake=lambda: look())
 
     def look() -> None:
-        house.intake.take_full_lanes()
-        house.intake.signalled_full_at = -1
-        house.rings += 1
+        queue.intake.take_full_lanes()
+        queue.intake.signalled_full_at = -1
+        queue.wakes += 1
 
     for record in points(3):
-        house.lane().append(record)
-    assert house.rings == 2
+        queue.lane().append(record)
+    assert queue.wakes == 2
 
 
 @pytest.mark.parametrize("on_full", ["drop", "block"])
 def test_the_creation_of_a_run_is_never_dropped(on_full: str) -> None:
-    """Without it nothing of the run could ever be stored: neither by choice nor when the time to wait is over."""
-    house = Gatehouse(max_pending=1, on_full=on_full, block_timeout=0.0, drops_after_timeout=True)
-    house.lane().append(metrics(0, a=1))
-    house.lane("new", run_exists=False).append(run())
-    house.lane("new").append(metrics(0, a=1))
-    assert house.intake.take_dropped() == {"new": 1}
-    assert house.empty() == flat([metrics(0, a=1), run()])
+    """Without it no entry of the run could ever be stored. It is kept with `on_full="drop"`, and after `block_timeout`."""
+    queue = BoundedQueue(max_pending=1, on_full=on_full, block_timeout=0.0, drops_after_timeout=True)
+    queue.lane().append(metrics(0, a=1))
+    queue.lane("new", run_exists=False).append(run())
+    queue.lane("new").append(metrics(0, a=1))
+    assert queue.intake.take_dropped() == {"new": 1}
+    assert queue.empty() == flat([metrics(0, a=1), run()])
 
 
 def test_the_engines_own_thread_is_never_kept_waiting() -> None:
-    """It would wait for itself: a token's callable, a log handler."""
-    house = Gatehouse(max_pending=1, is_engine_thread=lambda: True)
+    """It would wait for itself when it logs, e.g. in a token's callable or a logging handler."""
+    queue = BoundedQueue(max_pending=1, is_engine_thread=lambda: True)
     for record in points(5):
-        house.lane().append(record)
-    assert house.counts()["pending"] == 5
+        queue.lane().append(record)
+    assert queue.counts()["pending"] == 5
 
 
-def test_where_nothing_drains_the_queue_a_call_raises_at_once() -> None:
-    """A client that does not stream would wait for its own flush."""
-    house = Gatehouse(max_pending=1, drains=lambda: False, mark=1, drops_after_timeout=True)
-    house.lane().append(metrics(0, a=1))
+def test_a_call_raises_at_once_where_nothing_drains_the_queue() -> None:
+    """A client that does not stream would wait for a flush that it cannot begin."""
+    queue = BoundedQueue(max_pending=1, drains=lambda: False, mark=1, drops_after_timeout=True)
+    queue.lane().append(metrics(0, a=1))
     with pytest.raises(QueueFullError, match="nothing drains the queue"):
-        house.lane().append(metrics(0, a=1))
+        queue.lane().append(metrics(0, a=1))
 
 
 # -- waiting ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_call_waits_for_room(pool: ThreadPoolExecutor) -> None:
-    """And comes in as soon as there is some."""
-    house = Gatehouse(max_pending=10)
+    """Its record is queued as soon as there is room."""
+    queue = BoundedQueue(max_pending=10)
     for record in points(10):
-        house.lane().append(record)
-    late = pool.submit(house.lane().append, metrics(10, loss=10))
-    wait_until(is_waiting(house))
+        queue.lane().append(record)
+    late = pool.submit(queue.lane().append, metrics(10, loss=10))
+    wait_until(is_waiting(queue))
     assert not late.done()
-    assert house.empty() == flat(points(10))
+    assert queue.empty() == flat(points(10))
     late.result(A_LONG_WHILE)
-    assert house.empty() == flat(points(1, 10))
+    assert queue.empty() == flat(points(1, 10))
 
 
 def test_a_large_record_waits_until_all_of_it_fits(pool: ThreadPoolExecutor) -> None:
-    """Room for some of it is none."""
-    house = Gatehouse(max_pending=30)
+    """Room for a part of it is not enough."""
+    queue = BoundedQueue(max_pending=30)
     for record in points(30):
-        house.lane().append(record)
-    late = pool.submit(house.lane().append, metrics(30, **{f"m{n}": n for n in range(15)}))
-    wait_until(is_waiting(house))
-    house.empty(most=1)
-    wait_until(is_waiting(house))
+        queue.lane().append(record)
+    late = pool.submit(queue.lane().append, metrics(30, **{f"m{n}": n for n in range(15)}))
+    wait_until(is_waiting(queue))
+    queue.empty(most=1)
+    wait_until(is_waiting(queue))
     assert not late.done()
-    house.empty(most=1)
+    queue.empty(most=1)
     late.result(A_LONG_WHILE)
-    assert house.counts()["pending"] == 25
+    assert queue.counts()["pending"] == 25
 
 
 @pytest.mark.parametrize("room", [1, 3])
-def test_room_for_some_lets_in_no_more_of_those_that_wait(pool: ThreadPoolExecutor, room: int) -> None:
-    """All wake at once; the bound holds all the same."""
-    house = Gatehouse(max_pending=8)
-    first = house.lane("first")
+def test_of_several_waiting_calls_only_as_many_go_on_as_there_is_room_for(pool: ThreadPoolExecutor, room: int) -> None:
+    """All waiting calls wake at once, and the bound still holds."""
+    queue = BoundedQueue(max_pending=8)
+    first = queue.lane("first")
     first.append(metrics(0, **{f"m{n}": n for n in range(room)}))
     for record in points(8 - room):
-        house.lane().append(record)
-    late = [pool.submit(house.lane().append, metrics(n, late=n)) for n in range(8)]
-    wait_until(is_waiting(house, 8))
+        queue.lane().append(record)
+    late = [pool.submit(queue.lane().append, metrics(n, late=n)) for n in range(8)]
+    wait_until(is_waiting(queue, 8))
     first.close_window()
     assert first.take(bounds()) is not None
     first.store()
-    house.intake.update_bound()
+    queue.intake.update_bound()
     wait_until(lambda: sum(each.done() for each in late) >= room)
-    wait_until(is_waiting(house, 8 - room))
-    assert house.counts()["pending"] == 8
+    wait_until(is_waiting(queue, 8 - room))
+    assert queue.counts()["pending"] == 8
     while not all(each.done() for each in late):
-        house.empty()
-    house.empty()
-    assert house.counts()["stored"] == 16
+        queue.empty()
+    queue.empty()
+    assert queue.counts()["stored"] == 16
 
 
-def test_there_is_one_budget_of_waiting_for_each_time_the_queue_is_full() -> None:
-    """When it is spent, no call waits again until there was room: a dead server costs a training one minute, not days."""
-    house = Gatehouse(max_pending=1, block_timeout=0.3)
-    house.lane().append(metrics(0, a=1))
+def test_calls_wait_for_block_timeout_once_each_time_the_queue_becomes_full() -> None:
+    """Once it is used up, no call waits until there was room: a dead server costs a training one minute, not days."""
+    queue = BoundedQueue(max_pending=1, block_timeout=0.3)
+    queue.lane().append(metrics(0, a=1))
     for _ in range(2):
         began = time.monotonic()
         with pytest.raises(QueueFullError, match=r"no room within 0\.3 s"):
-            house.lane().append(metrics(0, a=1))
+            queue.lane().append(metrics(0, a=1))
         assert time.monotonic() - began >= 0.3
         began = time.monotonic()
         for _ in range(100):
             with pytest.raises(QueueFullError):
-                house.lane().append(metrics(0, a=1))
+                queue.lane().append(metrics(0, a=1))
         assert time.monotonic() - began < 10
-        house.empty()
-        house.lane().append(metrics(0, a=1))
+        queue.empty()
+        queue.lane().append(metrics(0, a=1))
 
 
-def test_calls_that_wait_together_share_the_budget(pool: ThreadPoolExecutor) -> None:
-    """Ten threads are held up by it once, not one after the other."""
-    house = Gatehouse(max_pending=1, block_timeout=0.5)
-    house.lane().append(metrics(0, a=1))
+def test_calls_that_wait_at_once_share_block_timeout(pool: ThreadPoolExecutor) -> None:
+    """Ten threads wait at the same time, not one after another."""
+    queue = BoundedQueue(max_pending=1, block_timeout=0.5)
+    queue.lane().append(metrics(0, a=1))
     began = time.monotonic()
-    late = [pool.submit(house.lane().append, metrics(0, a=1)) for _ in range(10)]
+    late = [pool.submit(queue.lane().append, metrics(0, a=1)) for _ in range(10)]
     for each in late:
         with pytest.raises(QueueFullError):
             each.result(A_LONG_WHILE)
     assert 0.5 <= time.monotonic() - began < 4
 
 
-def test_a_lenient_client_drops_and_counts_when_the_budget_is_spent() -> None:
-    """A training goes on; what is lost is said."""
-    house = Gatehouse(max_pending=1, block_timeout=0.05, drops_after_timeout=True)
+def test_a_client_that_only_warns_drops_and_counts_entries_after_block_timeout() -> None:
+    """The training goes on, and the loss is reported."""
+    queue = BoundedQueue(max_pending=1, block_timeout=0.05, drops_after_timeout=True)
     for record in points(20):
-        house.lane().append(record)
-    assert house.intake.take_dropped() == {"r": 19}
-    assert house.counts()["dropped"] == 19
-    house.empty()
-    house.lane().append(metrics(20, loss=20))
-    assert house.empty() == flat(points(1, 20))
+        queue.lane().append(record)
+    assert queue.intake.take_dropped() == {"r": 19}
+    assert queue.counts()["dropped"] == 19
+    queue.empty()
+    queue.lane().append(metrics(20, loss=20))
+    assert queue.empty() == flat(points(1, 20))
 
 
 @pytest.mark.parametrize("drops_after_timeout", [False, True])
-def test_a_call_that_waits_is_told_when_the_client_is_closed(
-    pool: ThreadPoolExecutor, drops_after_timeout: bool
-) -> None:
-    """At once, and as every later call is."""
+def test_a_waiting_call_raises_when_the_client_is_closed(pool: ThreadPoolExecutor, drops_after_timeout: bool) -> None:
+    """It raises ClosedError at once, as every later call does."""
     open_still = [True]
-    house = Gatehouse(
+    queue = BoundedQueue(
         max_pending=1, block_timeout=1_000.0, drops_after_timeout=drops_after_timeout, drains=lambda: bool(open_still)
     )
-    house.lane().append(metrics(0, a=1))
-    late = pool.submit(house.lane().append, metrics(0, a=1))
-    wait_until(is_waiting(house))
+    queue.lane().append(metrics(0, a=1))
+    late = pool.submit(queue.lane().append, metrics(0, a=1))
+    wait_until(is_waiting(queue))
     open_still.clear()
-    house.accumulator.abandon(failed=True)
+    queue.accumulator.abandon(failed=True)
     with pytest.raises(ClosedError):
         late.result(A_LONG_WHILE)
-    assert house.counts()["accepted"] == 1
+    assert queue.counts()["accepted"] == 1
 
 
-def test_room_that_is_made_before_a_call_has_begun_to_wait_is_told_when_it_does(
+def test_a_call_that_begins_to_wait_just_after_room_was_made_goes_on(
     pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between its look for room and its note of the time nobody is known to wait."""
+    """Between its look for room and its note of the time, the intake does not know that a call waits."""
     monkeypatch.setattr(_intake, "_RECHECK_SECONDS", 2 * A_LONG_WHILE)
-    rang = threading.Event()
-    house = Gatehouse(max_pending=10, wake=rang.set)
+    woken = threading.Event()
+    queue = BoundedQueue(max_pending=10, wake=woken.set)
     for record in points(10):
-        house.lane().append(record)
+        queue.lane().append(record)
     looks: list[bool] = []
 
     def enter(self: Intake, count: int) -> bool:
         looks.append(entered := real(self, count))
-        if len(looks) == 2:  # the first is at the door, the second before the wait
-            house.empty()
+        if len(looks) == 2:  # the first look precedes the waiting, the second precedes its first pause
+            queue.empty()
         return entered
 
     def engine() -> None:
-        assert rang.wait(A_LONG_WHILE)
-        wait_until(is_waiting(house))
-        house.intake.take_full_lanes()
-        house.intake.update_bound()
+        assert woken.wait(A_LONG_WHILE)
+        wait_until(is_waiting(queue))
+        queue.intake.take_full_lanes()
+        queue.intake.update_bound()
 
     real = Intake._reserve
     monkeypatch.setattr(Intake, "_reserve", enter)
-    seqlock = pool.submit(engine)
-    pool.submit(house.lane().append, metrics(10, loss=10)).result(A_LONG_WHILE)
-    seqlock.result(A_LONG_WHILE)
+    engine_turn = pool.submit(engine)
+    pool.submit(queue.lane().append, metrics(10, loss=10)).result(A_LONG_WHILE)
+    engine_turn.result(A_LONG_WHILE)
     assert looks == [False, False, True]
 
 
@@ -554,22 +550,22 @@ def test_room_that_is_made_before_a_call_has_begun_to_wait_is_told_when_it_does(
 
 @pytest.mark.parametrize("sizes", [(1,), (7,), (1, 3, 12)])
 def test_four_threads_never_exceed_the_bound_and_nothing_is_lost_or_doubled(sizes: tuple[int, ...]) -> None:
-    """However they collide: all that is logged arrives once, in each thread's order, within the bound."""
+    """Each logged entry arrives once, in its thread's order, and the bound holds."""
     threads, each, most = 4, 400, 40
-    house = Gatehouse(max_pending=most, batch_size=20)
+    queue = BoundedQueue(max_pending=most, batch_size=20)
     over = threading.Event()
     seen: list[Any] = []
     highest = [0]
 
     def engine() -> None:
         while not over.is_set():
-            highest[0] = max(highest[0], house.intake.pending)
-            house.intake.take_full_lanes()
-            seen.extend(house.empty(most=2))
+            highest[0] = max(highest[0], queue.intake.pending)
+            queue.intake.take_full_lanes()
+            seen.extend(queue.empty(most=2))
 
     def log(thread: int) -> None:
         for step, size in zip(range(each), itertools.cycle(sizes), strict=False):
-            house.lane(thread % 2).append(metrics(step, **{f"t{thread}-{n}": step for n in range(size)}))
+            queue.lane(thread % 2).append(metrics(step, **{f"t{thread}-{n}": step for n in range(size)}))
 
     worker = threading.Thread(target=engine)
     worker.start()
@@ -578,12 +574,12 @@ def test_four_threads_never_exceed_the_bound_and_nothing_is_lost_or_doubled(size
     finally:
         over.set()
         worker.join()
-    seen += house.empty()
+    seen += queue.empty()
     assert highest[0] <= most
     for thread in range(threads):
         assert [step for _, key, _, step in seen if key == f"t{thread}-0"] == list(range(each))
     assert Counter((key, step) for _, key, _, step in seen).most_common(1)[0][1] == 1
-    counts = house.counts()
+    counts = queue.counts()
     assert counts["stored"] == counts["accepted"] == len(seen)
 
 
@@ -597,12 +593,12 @@ OPERATIONS = st.one_of(
 
 
 @given(st.lists(OPERATIONS, max_size=120), st.integers(1, 30), st.sampled_from(["raise", "drop"]))
-def test_whatever_happens_the_books_are_exact_and_the_bound_holds(
+def test_in_any_order_of_steps_the_counts_are_exact_and_the_bound_holds(
     operations: list[tuple[Any, ...]], most: int, on_full: str
 ) -> None:
-    """Any order of what callers and the engine may do: counts, order of a run, and nothing lost or doubled."""
-    house = Gatehouse(max_pending=most, on_full=on_full, batch_size=10)
-    lanes = [house.lane(n) for n in range(3)]
+    """Whatever callers and engine do in whatever order: no entry is lost or doubled, and a run keeps its order."""
+    queue = BoundedQueue(max_pending=most, on_full=on_full, batch_size=10)
+    lanes = [queue.lane(n) for n in range(3)]
     logged: list[list[Record]] = [[], [], []]
     stored: list[list[Any]] = [[], [], []]
     step = 0
@@ -612,14 +608,14 @@ def test_whatever_happens_the_books_are_exact_and_the_bound_holds(
         if name == "log":
             step += 1
             record = metrics(step, **{f"m{n}": n for n in range(given_[1])})
-            before = house.intake.pending
+            before = queue.intake.pending
             fits = before + weight(record) <= most or before == 0
             try:
                 lane.append(record)
             except QueueFullError:
                 assert on_full == "raise" and not fits
             else:
-                if house.intake.pending > before:
+                if queue.intake.pending > before:
                     logged[at].append(record)
                     assert fits
                 else:
@@ -642,8 +638,8 @@ def test_whatever_happens_the_books_are_exact_and_the_bound_holds(
         elif name == "back" and lane.in_flight is not None:
             lane.give_back()
         elif name in ("update_bound", "mark_asleep", "take_full_lanes"):
-            getattr(house.intake, name)()
-        house.counts()
+            getattr(queue.intake, name)()
+        queue.counts()
     for at, lane in enumerate(lanes):
         if lane.in_flight is not None:
             lane.give_back()
@@ -652,16 +648,16 @@ def test_whatever_happens_the_books_are_exact_and_the_bound_holds(
             stored[at] += [entry for entry in inside(batch) if entry[0] == METRIC]
             lane.store()
         assert stored[at] == flat(logged[at])
-    assert house.intake.pending == 0
+    assert queue.intake.pending == 0
 
 
-def test_a_bell_that_is_interrupted_can_be_rung_again() -> None:
-    """Ctrl-C in the middle of it, in a notebook that goes on: else nobody would ever ring again."""
-    rings: list[int] = []
+def test_an_interrupted_wake_up_is_repeated_by_the_next_call() -> None:
+    """Ctrl-C may interrupt a wake-up in a notebook that goes on: otherwise no call would wake the engine again."""
+    wakes: list[int] = []
 
     def wake() -> None:
-        rings.append(1)
-        if len(rings) == 1:
+        wakes.append(1)
+        if len(wakes) == 1:
             raise KeyboardInterrupt
 
     intake = Intake(Ledger(), batch_size=10, wake=wake)
@@ -670,11 +666,11 @@ def test_a_bell_that_is_interrupted_can_be_rung_again() -> None:
     with pytest.raises(KeyboardInterrupt):
         lane.append(metrics(0, loss=1))
     lane.append(metrics(1, loss=1))
-    assert len(rings) == 2
+    assert len(wakes) == 2
 
 
 def test_failures_whose_texts_name_the_entry_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond those kept in full, so many causes are told apart and no more."""
+    """Beyond the failures kept in full, at most `MAX_CAUSES` causes are dropped apart."""
     monkeypatch.setattr("runqueue.queueing._report.MAX_FULL_FAILURES", 10)
     monkeypatch.setattr("runqueue.queueing._report.MAX_CAUSES", 20)
     log = FailureLog()
@@ -686,14 +682,14 @@ def test_failures_whose_texts_name_the_entry_do_not_fill_the_memory(monkeypatch:
 
 
 @pytest.mark.parametrize("way", ["append", "push"])
-def test_threads_lose_no_count_between_its_reading_and_its_writing(way: str) -> None:
-    """Whichever way a record takes."""
-    house, each = Gatehouse(), 5_000
-    lane = house.lane()
+def test_threads_lose_no_count(way: str) -> None:
+    """This holds for `append` and for `push`."""
+    queue, each = BoundedQueue(), 5_000
+    lane = queue.lane()
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
         in_threads(lambda _: [getattr(lane, way)(metrics(step, a=1)) for step in range(each)], 4)
     finally:
         sys.setswitchinterval(interval)
-    assert (house.intake.admitted, lane.inbox_entries) == (4 * each, 4 * each)
+    assert (queue.intake.admitted, lane.inbox_entries) == (4 * each, 4 * each)

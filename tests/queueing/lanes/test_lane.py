@@ -1,4 +1,4 @@
-"""The queue of one run: windows, write-once params, riders, faults, ledger."""
+"""The queue of one run: windows, write-once params, tags inside create-run, counts."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def kinds(batches: list[Batch]) -> list[set[int]]:
 
 
 def test_a_window_is_sent_in_the_order_create_data_inputs_status() -> None:
-    """However the calls came, a run ends last, and what needs it comes after its creation."""
+    """In whatever order the calls came: the creation goes first, the final status last."""
     lane = lane_of(
         status(), datasets("d"), metrics(0, m=1), params(p=1), tags({"t": 1}, False), run(), run_exists=False
     )
@@ -59,7 +59,7 @@ def test_a_window_is_sent_in_the_order_create_data_inputs_status() -> None:
 
 
 def test_windows_are_sent_one_after_the_other() -> None:
-    """What a later flush found never overtakes, also when the status of an earlier one is still to come."""
+    """A later window never overtakes an earlier one, even if the earlier one still holds a final status."""
     lane = lane_of(metrics(0, a=0), status())
     lane.close_window()
     fill(lane, [metrics(1, b=1), datasets("d"), status("FAILED")])
@@ -70,14 +70,14 @@ def test_windows_are_sent_one_after_the_other() -> None:
 
 
 def test_the_last_final_status_of_a_window_is_the_one_that_is_sent() -> None:
-    """A run has one; two requests would be one too many."""
+    """A run has one final status, so one request is enough."""
     lane = lane_of(status("RUNNING"), status("FAILED"), status("FINISHED"))
     lane.close_window()
     assert [inside(batch)[0][2] for batch in drain(lane)] == ["FINISHED"]
 
 
-def test_a_window_closes_over_what_was_there() -> None:
-    """What is logged afterwards belongs to the next; `most` bounds how much is dealt."""
+def test_a_window_closes_over_the_records_of_the_inbox() -> None:
+    """Later records belong to the next window; `most` bounds the records of one window."""
     lane = lane_of(*points(5))
     lane.close_window(most=2)
     fill(lane, points(1, 5))
@@ -89,7 +89,7 @@ def test_a_window_closes_over_what_was_there() -> None:
 
 
 def test_a_given_back_batch_comes_first_again_unchanged() -> None:
-    """Nothing is encoded, reordered or refilled by an outage."""
+    """An outage leads to no second encoding, no other order and no refilled batch."""
     lane = lane_of(*points(20), status())
     lane.close_window()
     first = lane.take(bounds(metrics=10))
@@ -106,7 +106,7 @@ def test_a_given_back_batch_comes_first_again_unchanged() -> None:
 
 
 def test_an_equal_repeat_of_a_param_costs_no_request() -> None:
-    """Autologging logs the same params again and again."""
+    """The reason: autologging logs the same params again and again."""
     lane = lane_of(params(a=1, b=2))
     lane.close_window()
     drain(lane)
@@ -116,8 +116,8 @@ def test_an_equal_repeat_of_a_param_costs_no_request() -> None:
     assert (ledger_of(lane).stored, lane.take_unreported(2), lane.is_settled) == (5, [], True)
 
 
-def test_another_value_of_a_stored_param_is_refused_here_and_named() -> None:
-    """The server would refuse the whole batch for it."""
+def test_another_value_of_a_stored_param_fails_without_a_request() -> None:
+    """The server would refuse the whole batch because of that param."""
     lane = lane_of(params(a=1))
     lane.close_window()
     drain(lane)
@@ -130,8 +130,8 @@ def test_another_value_of_a_stored_param_is_refused_here_and_named() -> None:
     assert "'a' is stored with another value" in str(failure.error)
 
 
-def test_a_key_goes_into_a_batch_once_and_its_repeat_waits_for_the_next() -> None:
-    """Servers refuse a batch that names a param twice, be it with the same value."""
+def test_a_param_goes_into_a_batch_once_and_its_repeat_waits_for_the_next() -> None:
+    """Servers refuse a batch that names a param twice, even with the same value."""
     lane = lane_of(params(a=1), params(a=2, b=1), params(a=1), params(b=1))
     lane.close_window()
     assert keys(drain(lane)) == [["a", "b"]]
@@ -140,7 +140,7 @@ def test_a_key_goes_into_a_batch_once_and_its_repeat_waits_for_the_next() -> Non
 
 
 def test_a_repeat_is_sent_when_the_first_was_refused() -> None:
-    """Only a stored value makes a repeat needless."""
+    """A repeat needs no request only if the first value was stored."""
     lane = lane_of(params(a=1), params(a=2))
     lane.close_window()
     batches = drain(lane, judge=lambda entries: RejectedError("no") if entries[0][2] == 1 else None)
@@ -152,7 +152,7 @@ def test_a_repeat_is_sent_when_the_first_was_refused() -> None:
     st.lists(st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 2), min_size=1), max_size=12), st.integers(1, 4)
 )
 def test_params_end_as_a_server_would_have_them(calls: list[dict[str, int]], cap: int) -> None:
-    """The first value of each key is stored, equal ones count as stored, all others are refused; whatever the batches."""
+    """The first value of a key is stored, equal values count as stored, other values are refused, in batches of any size."""
     lane = lane_of(*(params(**call) for call in calls))
     lane.close_window()
     batches = drain(lane, bounds(params=cap))
@@ -169,10 +169,10 @@ def test_params_end_as_a_server_would_have_them(calls: list[dict[str, int]], cap
         assert len({key for _, key, _, _ in inside(batch)}) == batch.count
 
 
-# -- riders ----------------------------------------------------------------------------------------------------------
+# -- tags inside create-run ------------------------------------------------------------------------------------------
 
 
-def test_tags_ride_inside_the_request_that_creates_the_run() -> None:
+def test_tags_travel_inside_the_request_that_creates_the_run() -> None:
     """A run with five full metric batches and a status costs seven requests."""
     lane = lane_of(run(), tags({f"t{n}": n for n in range(120)}), *points(5_000), status(), run_exists=False)
     lane.close_window()
@@ -182,22 +182,22 @@ def test_tags_ride_inside_the_request_that_creates_the_run() -> None:
     assert lane.run_exists
 
 
-def test_riders_are_bounded_in_number_and_the_rest_follows() -> None:
-    """What the creation cannot carry goes by log batch, in order."""
+def test_tags_of_create_run_are_bounded_in_number_and_the_others_follow() -> None:
+    """The tags that do not fit into create-run go by log-batch, in order."""
     lane = lane_of(run(), tags({"a": 1, "b": 2}), tags({"c": 3, "d": 4}), run_exists=False)
     lane.close_window()
     assert keys(drain(lane, bounds(create_tags=3))) == [["run", "a", "b", "c"], ["d"]]
 
 
-def test_tags_that_the_creation_carries_anyway_count_as_riders() -> None:
-    """The bound is that of the request, not of what the engine adds to it."""
+def test_tags_that_create_run_holds_anyway_count_for_its_bound() -> None:
+    """The bound counts all tags of the request, not only those that the engine adds."""
     lane = lane_of(run(2), tags({"a": 1, "b": 2}), run_exists=False)
     lane.close_window()
     assert keys(drain(lane, bounds(create_tags=3))) == [["run", "a"], ["b"]]
 
 
-def test_riders_are_bounded_in_bytes_as_the_answer_will_escape_them() -> None:
-    """The answer echoes tags as ASCII, which makes three bytes of one; the creation's own bytes count too."""
+def test_tags_of_create_run_are_bounded_in_bytes_as_the_answer_will_escape_them() -> None:
+    """The answer escapes tags as ASCII, which makes three bytes of one; the bytes of the run's own entry count as well."""
     lane = lane_of(run(), tags({"a": "x", "é": "x", "b": "x"}), run_exists=False)
     own, plain, escaped = len("0:run=run") + 1, len("2:a=x") + 1, 3 * len("2:é=x".encode()) + 1
     lane.close_window()
@@ -205,15 +205,15 @@ def test_riders_are_bounded_in_bytes_as_the_answer_will_escape_them() -> None:
     assert keys(batches) == [["run", "a", "b"], ["é"]]
 
 
-def test_tags_that_do_not_ride_stay_behind() -> None:
-    """Some tags may only go by log batch."""
+def test_tags_that_may_not_travel_inside_create_run_go_by_log_batch() -> None:
+    """Some tags may go by log-batch only."""
     lane = lane_of(run(), tags({"a": 1}, False), tags({"b": 2}), run_exists=False)
     lane.close_window()
     assert keys(drain(lane)) == [["run", "b"], ["a"]]
 
 
-def test_a_later_value_of_a_tag_does_not_overtake_by_riding() -> None:
-    """The last value that was set has to win."""
+def test_a_later_value_of_a_tag_does_not_overtake_inside_create_run() -> None:
+    """The last value of a tag has to win."""
     lane = lane_of(run(), tags({"a": 1}, False), tags({"a": 2, "b": 1}), tags({"b": 2}), run_exists=False)
     lane.close_window()
     batches = drain(lane)
@@ -223,8 +223,8 @@ def test_a_later_value_of_a_tag_does_not_overtake_by_riding() -> None:
     ]
 
 
-def test_leftovers_of_a_creation_go_first() -> None:
-    """What the request could not carry after all was set before anything else."""
+def test_leftovers_of_create_run_go_first() -> None:
+    """They were set before all other entries of the lane."""
     lane = lane_of(run(), tags({"a": 1}, False), run_exists=False)
     lane.close_window()
     lane.take(bounds())
@@ -234,11 +234,11 @@ def test_leftovers_of_a_creation_go_first() -> None:
     assert repr(lane) == "<Lane run=r pending=0 in_flight=0 settled=4>"
 
 
-# -- ledger -----------------------------------------------------------------------------------------------------------
+# -- counts ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_lane_tells_its_state() -> None:
-    """The repr counts entries: waiting, out, and done with."""
+def test_the_repr_of_a_lane_tells_its_state() -> None:
+    """The repr counts entries: pending, in flight, settled."""
     lane = lane_of(metrics(0, a=1, b=2, c=3), metrics(1, a=1), run="ab12")
     assert repr(lane) == "<Lane run=ab12 pending=4 in_flight=0 settled=0>"
     lane.close_window()
@@ -248,8 +248,8 @@ def test_a_lane_tells_its_state() -> None:
     assert repr(lane) == "<Lane run=ab12 pending=1 in_flight=0 settled=3>"
 
 
-def test_the_accumulator_and_the_ledger_tell_their_state() -> None:
-    """Whoever debugs a stuck program reads these."""
+def test_the_reprs_of_accumulator_and_ledger_tell_their_state() -> None:
+    """Their reprs help to debug a program that hangs."""
     accumulator = Accumulator(encode)
     lane = accumulator.open("r", run_exists=True)
     fill(lane, [metrics(0, a=1, b=2)])
@@ -259,8 +259,8 @@ def test_the_accumulator_and_the_ledger_tell_their_state() -> None:
     assert repr(accumulator.ledger) == "<Ledger drawn=2 in_flight=2 stored=0 failed=0>"
 
 
-def test_outstanding_names_what_is_out_returned_and_queued_up_to_a_window() -> None:
-    """In the order in which it will be sent, each entry once."""
+def test_outstanding_yields_entries_in_flight_returned_and_queued_up_to_a_window() -> None:
+    """It yields each entry once, in the order of sending."""
     lane = lane_of(*points(8))
     lane.close_window()
     fill(lane, points(4, 100))
@@ -277,8 +277,8 @@ def test_outstanding_names_what_is_out_returned_and_queued_up_to_a_window() -> N
     assert (lane.reportable, lane.is_settled) == (12, False)
 
 
-def test_abandoned_entries_are_counted_and_gone() -> None:
-    """An end that could not send them makes them failures, one that would not drops them."""
+def test_abandoned_entries_are_counted_and_forgotten() -> None:
+    """With `failed` they count as failed, otherwise as dropped."""
     accumulator = Accumulator(encode)
     lane = accumulator.open("r", run_exists=True)
     fill(lane, points(6))
@@ -295,7 +295,7 @@ def test_abandoned_entries_are_counted_and_gone() -> None:
 
 
 def test_a_lane_found_by_two_names_is_one_lane() -> None:
-    """The placeholder and the real id name the same run; an older lane keeps its name."""
+    """A placeholder and the real id lead to the same lane; a name that another lane has stays with that lane."""
     accumulator = Accumulator(encode)
     pending, real = accumulator.open("pending", run_exists=False), accumulator.open("taken", run_exists=True)
     accumulator.alias("id", pending)
@@ -312,8 +312,8 @@ answers = st.sampled_from(
 
 
 @given(st.lists(answers, max_size=40), st.integers(1, 9), st.booleans())
-def test_the_books_balance_after_every_step(script: list[StoreError | str | None], cap: int, run_exists: bool) -> None:
-    """dealt = pending + in flight + stored + failed, whatever the store answers in whatever order."""
+def test_the_counts_add_up_after_every_step(script: list[StoreError | str | None], cap: int, run_exists: bool) -> None:
+    """drawn = pending + in flight + stored + failed, whatever the store answers in whatever order."""
     lane = Lane("r", encode, Ledger(), run_exists=run_exists)
     faulty = Fault(TypeError("no"))
     sample = [tags({"a": 1, "b": 2}), params(p=1, q=2), params(p=2), metrics(0, m=1, n=faulty), datasets("d", faulty)]

@@ -1,8 +1,7 @@
-"""
-Lanes of runs that have ended are let go; and whatever is appended by somebody who has looked one up before is not lost.
+"""Lanes of runs that have ended are released, and no record is lost that a log call appends to such a lane."""
 
-Rules of this file: nothing is slept for. A producer that is interrupted is one that holds what it has loaded so far.
-"""
+# Rules of this file: no test sleeps. An interrupted producer is played by a test that holds the lane, or its `append`, that
+# the producer has looked up so far.
 
 from __future__ import annotations
 
@@ -31,20 +30,20 @@ from support.virtual_time import VirtualTimeLoop
 EACH = 3_000
 """Records of each thread."""
 FIRST = -1
-"""Instruction: none, in a first round. Python 3.12 tells of instructions only from the second round on."""
+"""The first round logs at no instruction: Python 3.12 traces instructions only from the second round on."""
 
 Append = Callable[[Record], Any]
 
 
-class House:
-    """An accumulator, with an intake or without, and what its store holds."""
+class Queue:
+    """An accumulator, with an intake or without, and the steps that its store has taken."""
 
     def __init__(self, *, intake: bool, encoder: Any = encode) -> None:
         self.accumulator = Accumulator(encoder, Intake if intake else None)
         self.stored: list[Any] = []
 
     def lane(self) -> Lane:
-        """As a log call finds it."""
+        """The lane of the run, looked up as a log call does."""
         return self.accumulator.lanes.get("r") or self.accumulator.open("r", run_exists=True)
 
     def log(self, step: int) -> None:
@@ -56,7 +55,7 @@ class House:
         lane.append(status())
 
     def flush(self) -> None:
-        """Do what the engine does, without waiting."""
+        """Flush and release as the engine does, without waiting."""
         lanes = self.accumulator.busy()
         for lane in lanes:
             lane.close_window()
@@ -73,226 +72,226 @@ class House:
 
 
 @pytest.fixture(params=[False, True], ids=["classic", "intake"])
-def house(request: pytest.FixtureRequest) -> House:
-    """Both ways into a lane."""
-    return House(intake=request.param)
+def queue(request: pytest.FixtureRequest) -> Queue:
+    """A queue without an intake, and one with it."""
+    return Queue(intake=request.param)
 
 
 @pytest.fixture
 def no_collector() -> Iterator[None]:
-    """What goes, goes because nobody holds it."""
+    """Without the collector, an object is freed only when its last reference goes."""
     gc.collect()
     gc.disable()
     yield
     gc.enable()
 
 
-def load(house: House) -> Append:
-    """A log call up to its last step: nothing but the append is left."""
-    return house.lane().append
+def load(queue: Queue) -> Append:
+    """Look up `append` as a log call does, and do not call it."""
+    return queue.lane().append
 
 
-# -- what is released ------------------------------------------------------------------------------------------------
+# -- which lanes are released -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("no_collector")
-def test_the_lane_of_a_run_that_has_ended_is_gone(house: House) -> None:
-    """By all its names, at once, and not only when garbage is collected."""
-    house.log(1)
-    house.accumulator.alias("second name", house.lane())
-    house.accumulator.resolve(house.lane(), "third name")
-    house.end()
-    lane = weakref.ref(house.lane())
-    house.flush()
-    assert (house.names(), house.accumulator.all(), house.accumulator._live) == (set(), [], [])
+def test_the_lane_of_a_run_that_has_ended_is_gone(queue: Queue) -> None:
+    """It is gone under all its names, at once, without a garbage collection."""
+    queue.log(1)
+    queue.accumulator.alias("second name", queue.lane())
+    queue.accumulator.resolve(queue.lane(), "third name")
+    queue.end()
+    lane = weakref.ref(queue.lane())
+    queue.flush()
+    assert (queue.names(), queue.accumulator.all(), queue.accumulator._live) == (set(), [], [])
     assert lane() is None
-    assert house.stored == [1]
+    assert queue.stored == [1]
 
 
-def test_a_run_that_goes_on_keeps_its_lane(house: House) -> None:
-    """What it knows of the run saves requests; but nobody looks at it."""
-    house.log(1)
-    lane = house.lane()
-    house.flush()
-    assert house.accumulator.all() == [lane] and house.accumulator._live == []
-    house.log(2)
-    house.flush()
-    assert house.lane() is lane and house.stored == [1, 2]
+def test_a_run_that_goes_on_keeps_its_lane(queue: Queue) -> None:
+    """Its knowledge of the run saves requests; but the engine's looks skip it."""
+    queue.log(1)
+    lane = queue.lane()
+    queue.flush()
+    assert queue.accumulator.all() == [lane] and queue.accumulator._live == []
+    queue.log(2)
+    queue.flush()
+    assert queue.lane() is lane and queue.stored == [1, 2]
 
 
-def test_a_lane_that_was_opened_for_nothing_is_gone(house: House) -> None:
-    """By a flush of this run alone, say, or as the parent of another."""
-    house.lane()
-    house.flush()
-    assert house.accumulator.all() == []
+def test_a_lane_that_was_opened_and_never_filled_is_gone(queue: Queue) -> None:
+    """A flush of one run opens such a lane, for example, or a run whose parent it is."""
+    queue.lane()
+    queue.flush()
+    assert queue.accumulator.all() == []
 
 
-def test_a_lane_that_remembers_how_keys_were_cut_stays() -> None:
-    """Two keys that collide after the cut are found out, however late the second comes."""
+def test_a_lane_whose_encoder_has_cut_keys_stays() -> None:
+    """So two keys that collide after the cut are noticed, however late the second one is logged."""
 
     def remembering(record: Record, memory: dict[Any, Any]) -> Fragments:
         memory["cut"] = "key"
         return encode(record, memory)
 
-    house = House(intake=True, encoder=remembering)
-    house.end()
-    house.flush()
-    assert len(house.accumulator.all()) == 1
+    queue = Queue(intake=True, encoder=remembering)
+    queue.end()
+    queue.flush()
+    assert len(queue.accumulator.all()) == 1
 
 
-def test_a_lane_with_a_failure_stays_until_it_is_named(house: House) -> None:
-    """A final status counts as no entry, and its failure is named all the same."""
-    house.end()
-    lane = house.lane()
+def test_a_lane_with_a_failure_stays_until_the_failure_is_reported(queue: Queue) -> None:
+    """This holds for a final status too, though it counts as no entry."""
+    queue.end()
+    lane = queue.lane()
     lane.close_window()
     assert lane.take(bounds()) is not None
     lane.reject(RejectedError("no"))
-    house.flush()
-    assert house.accumulator.busy() == [lane]
+    queue.flush()
+    assert queue.accumulator.busy() == [lane]
     assert len(lane.take_unreported(lane.last_closed)) == 1
-    house.accumulator.mark_live([lane])
-    house.flush()
-    assert house.accumulator.all() == []
+    queue.accumulator.mark_live([lane])
+    queue.flush()
+    assert queue.accumulator.all() == []
 
 
-def test_a_lane_that_somebody_works_with_stays_until_then(house: House) -> None:
-    """It is looked at again."""
-    house.end()
-    lane = house.lane()
+def test_a_lane_that_is_needed_stays(queue: Queue) -> None:
+    """The engine looks at it again."""
+    queue.end()
+    lane = queue.lane()
     lane.close_window()
     while lane.take(bounds()) is not None:
         lane.store()
-    house.accumulator.mark_live([lane])
-    house.accumulator.tidy(lambda each: each is lane)
-    assert house.accumulator.all() == [lane]
-    house.accumulator.tidy(lambda _: False)
-    assert house.accumulator.all() == []
+    queue.accumulator.mark_live([lane])
+    queue.accumulator.tidy(lambda each: each is lane)
+    assert queue.accumulator.all() == [lane]
+    queue.accumulator.tidy(lambda _: False)
+    assert queue.accumulator.all() == []
 
 
-def test_a_lane_is_not_released_while_another_thread_opens_one(house: House) -> None:
-    """The engine does not wait for the lock: that thread may be interrupted by somebody who waits for the engine."""
-    house.end()
+def test_a_lane_is_not_released_while_another_thread_opens_one(queue: Queue) -> None:
+    """The engine does not wait for the lock: a signal handler in that thread may be waiting for the engine."""
+    queue.end()
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with house.accumulator._lock:
+        with queue.accumulator._lock:
             held.set()
             done.wait(30)
 
     thread = threading.Thread(target=hold)
     thread.start()
     held.wait(30)
-    house.flush()
-    kept = house.accumulator.all()
+    queue.flush()
+    kept = queue.accumulator.all()
     done.set()
     thread.join()
     assert len(kept) == 1
-    house.flush()
-    assert house.accumulator.all() == []
+    queue.flush()
+    assert queue.accumulator.all() == []
 
 
-def test_a_lane_whose_creation_was_refused_room_is_forgotten() -> None:
-    """Nothing leads to it, and nothing is counted."""
-    house = House(intake=True)
-    lane = house.accumulator.open("new", run_exists=False)
-    house.accumulator.forget(lane)
+def test_a_lane_whose_first_record_was_refused_is_forgotten() -> None:
+    """No name leads to the lane, and nothing is counted."""
+    queue = Queue(intake=True)
+    lane = queue.accumulator.open("new", run_exists=False)
+    queue.accumulator.forget(lane)
     gone = weakref.ref(lane)
     del lane
     assert gone() is None
-    assert (house.names(), house.accumulator.all(), house.accumulator._live) == (set(), [], [])
+    assert (queue.names(), queue.accumulator.all(), queue.accumulator._live) == (set(), [], [])
 
 
-# -- producers that hold it ------------------------------------------------------------------------------------------
+# -- producers that hold a lane ---------------------------------------------------------------------------------------
 
 
-def test_a_producer_that_is_about_to_append_keeps_the_lane(house: House) -> None:
-    """For minutes, if a signal handler came in between; then it goes."""
-    house.end()
-    append = load(house)
+def test_a_producer_that_is_about_to_append_keeps_the_lane(queue: Queue) -> None:
+    """For minutes, if a signal handler came in between. Afterwards the lane is released."""
+    queue.end()
+    append = load(queue)
     for _ in range(3):
-        house.flush()
-    house.log(1)
+        queue.flush()
+    queue.log(1)
     append(metrics(2, a=2))
     del append
-    house.flush()
-    assert house.stored == [1, 2]
-    assert house.accumulator.all() == []
+    queue.flush()
+    assert queue.stored == [1, 2]
+    assert queue.accumulator.all() == []
 
 
-def test_a_producer_that_has_looked_the_lane_up_reaches_the_next_one(house: House) -> None:
-    """Of the same run, and there is one only."""
-    house.end()
-    first = house.lane()
-    house.flush()
+def test_a_producer_that_has_looked_the_lane_up_reaches_the_next_one(queue: Queue) -> None:
+    """Its records go to the next lane of the run, of which there is only one."""
+    queue.end()
+    first = queue.lane()
+    queue.flush()
     assert first.released
     first.append(metrics(1, a=1))
-    house.log(2)
+    queue.log(2)
     first.push(metrics(3, a=3))
-    assert len(house.accumulator.all()) == 1 and house.accumulator.counts()["pending"] == 3
-    house.flush()
-    assert house.stored == [1, 2, 3]
+    assert len(queue.accumulator.all()) == 1 and queue.accumulator.counts()["pending"] == 3
+    queue.flush()
+    assert queue.stored == [1, 2, 3]
 
 
-def test_a_name_given_to_a_lane_that_is_gone_leads_nowhere(house: House) -> None:
-    """Its giver had looked it up before."""
-    house.end()
-    lane = house.lane()
-    house.flush()
-    house.accumulator.alias("late", lane)
-    assert house.names() == set()
+def test_an_alias_of_a_released_lane_leads_nowhere(queue: Queue) -> None:
+    """The caller of `alias` had looked the lane up before its release."""
+    queue.end()
+    lane = queue.lane()
+    queue.flush()
+    queue.accumulator.alias("late", lane)
+    assert queue.names() == set()
 
 
 @pytest.mark.parametrize("intake", [False, True], ids=["classic", "intake"])
 @pytest.mark.parametrize("alias", [False, True], ids=["looked up", "given a name"])
 @pytest.mark.parametrize("held", [False, True], ids=["released", "held"])
-def test_whatever_is_logged_in_the_midst_of_a_release_is_kept(intake: bool, alias: bool, held: bool) -> None:
-    """By a garbage collection in the engine's own thread, before each single instruction of it."""
+def test_a_record_that_is_logged_during_a_release_is_kept(intake: bool, alias: bool, held: bool) -> None:
+    """The record is logged by a garbage collection in the engine's thread, before each instruction of the release in turn."""
     at = FIRST
     while True:
-        house = House(intake=intake)
-        house.accumulator.alias("alias", house.lane())
-        house.end()
-        lanes = _settle(house)
-        work = lambda a=house.accumulator, lanes=lanes: [a.release(lane) for lane in lanes]
-        append = load(house) if held else None
-        seen = _log_at_instruction(house, at, work, "release", "_unname", "_cancel_release", "_restore", alias=alias)
-        check_counts(house.accumulator)
+        queue = Queue(intake=intake)
+        queue.accumulator.alias("alias", queue.lane())
+        queue.end()
+        lanes = _settle(queue)
+        work = lambda a=queue.accumulator, lanes=lanes: [a.release(lane) for lane in lanes]
+        append = load(queue) if held else None
+        seen = _log_at_instruction(queue, at, work, "release", "_unname", "_cancel_release", "_restore", alias=alias)
+        check_counts(queue.accumulator)
         del append
-        assert house.accumulator.counts()["pending"] == seen
-        assert len(house.accumulator.all()) <= 1
-        house.flush()
-        assert len(house.stored) == seen, at
-        house.end()
-        house.flush()
-        assert house.accumulator.all() == [] and house.names() == set()
+        assert queue.accumulator.counts()["pending"] == seen
+        assert len(queue.accumulator.all()) <= 1
+        queue.flush()
+        assert len(queue.stored) == seen, at
+        queue.end()
+        queue.flush()
+        assert queue.accumulator.all() == [] and queue.names() == set()
         if not seen and at >= 0:
             break
         at += 1
     assert at > 100
 
 
-def test_whatever_is_logged_while_a_lane_is_unlisted_is_seen() -> None:
-    """By another thread, before each single instruction of it."""
+def test_a_record_that_is_logged_while_its_lane_is_unlisted_is_seen() -> None:
+    """The record is logged by another thread, before each instruction of the unlisting in turn."""
     at = FIRST
     while True:
-        house = House(intake=True)
-        house.log(0)
-        _settle(house)
-        work = lambda a=house.accumulator: a.tidy(lambda _: False)
-        seen = _log_at_instruction(house, at, work, "tidy", "_stays_live")
-        assert house.accumulator.counts()["pending"] == seen
-        assert len(set(house.accumulator.busy())) == seen
-        house.flush()
-        assert len(house.stored) == seen
+        queue = Queue(intake=True)
+        queue.log(0)
+        _settle(queue)
+        work = lambda a=queue.accumulator: a.tidy(lambda _: False)
+        seen = _log_at_instruction(queue, at, work, "tidy", "_stays_live")
+        assert queue.accumulator.counts()["pending"] == seen
+        assert len(set(queue.accumulator.busy())) == seen
+        queue.flush()
+        assert len(queue.stored) == seen
         if not seen and at >= 0:
             break
         at += 1
     assert at > 50
 
 
-def _settle(house: House) -> list[Lane]:
-    """Empty the lanes, and do nothing else."""
-    lanes = house.accumulator.busy()
+def _settle(queue: Queue) -> list[Lane]:
+    """Empty the lanes, and release none."""
+    lanes = queue.accumulator.busy()
     for lane in lanes:
         lane.close_window()
         while lane.take(bounds()) is not None:
@@ -300,8 +299,8 @@ def _settle(house: House) -> list[Lane]:
     return lanes
 
 
-def _log_at_instruction(house: House, at: int, work: Callable[[], object], *functions: str, alias: bool = False) -> int:
-    """Do the work, and log before the instruction `at` of these functions; how often it came to that: once or never."""
+def _log_at_instruction(queue: Queue, at: int, work: Callable[[], object], *functions: str, alias: bool = False) -> int:
+    """Do the work, and log before instruction `at` of these functions. Returns the number of logged records: 0 or 1."""
     count = seen = 0
     code = {getattr(Accumulator, name).__code__ for name in functions}
 
@@ -315,8 +314,8 @@ def _log_at_instruction(house: House, at: int, work: Callable[[], object], *func
                 sys.settrace(None)
                 seen += 1
                 if alias:
-                    house.accumulator.alias("alias", house.lane())
-                house.log(1)
+                    queue.accumulator.alias("alias", queue.lane())
+                queue.log(1)
             count += 1
         return trace
 
@@ -339,52 +338,54 @@ STEP = st.one_of(
 @pytest.mark.parametrize("intake", [False, True], ids=["classic", "intake"])
 @settings(max_examples=3 * settings().max_examples)
 @given(steps=st.lists(STEP, max_size=40))
-def test_every_record_is_stored_once_whatever_is_held_meanwhile(intake: bool, steps: list[tuple[str, Any]]) -> None:
-    """Three producers, each interrupted anywhere in its calls; and none overtakes itself."""
-    house = House(intake=intake)
+def test_every_record_is_stored_once_whatever_producers_hold_meanwhile(
+    intake: bool, steps: list[tuple[str, Any]]
+) -> None:
+    """Each of three producers is interrupted anywhere in its calls, and keeps the order of its records."""
+    queue = Queue(intake=intake)
     lanes: dict[int, Lane] = {}
     appends: dict[int, Append] = {}
     logged: list[int] = []
-    for serial, (what, who) in enumerate(steps):
-        step = 1_000 * serial + (who or 0)
+    for serial, (what, producer) in enumerate(steps):
+        step = 1_000 * serial + (producer or 0)
         if what == "look up":
-            lanes[who] = house.lane()
+            lanes[producer] = queue.lane()
         elif what == "load":
-            appends[who] = lanes.pop(who).append if who in lanes else load(house)
-        elif what == "append" and (who in appends or who in lanes):
-            append = appends.pop(who, None) or lanes.pop(who).append
+            appends[producer] = lanes.pop(producer).append if producer in lanes else load(queue)
+        elif what == "append" and (producer in appends or producer in lanes):
+            append = appends.pop(producer, None) or lanes.pop(producer).append
             append(metrics(step, a=step))
             del append
             logged.append(step)
         elif what == "log":
-            house.log(step)
+            queue.log(step)
             logged.append(step)
         elif what == "end":
-            house.end()
+            queue.end()
         elif what == "flush":
-            house.flush()
+            queue.flush()
         elif what == "close":
-            for lane in house.accumulator.busy():
+            for lane in queue.accumulator.busy():
                 lane.close_window(extendable=True)
         elif what == "tidy":
-            house.accumulator.tidy(lambda _: False)
-        check_counts(house.accumulator)
+            queue.accumulator.tidy(lambda _: False)
+        check_counts(queue.accumulator)
     lanes.clear()
     appends.clear()
-    house.end()
-    house.flush()
-    assert house.stored == logged
-    house.flush()
-    assert house.accumulator.all() == [] and house.accumulator.counts()["stored"] == len(logged)
+    queue.end()
+    queue.flush()
+    assert queue.stored == logged
+    queue.flush()
+    assert queue.accumulator.all() == [] and queue.accumulator.counts()["stored"] == len(logged)
 
 
 @pytest.mark.parametrize("intake", [False, True], ids=["classic", "intake"])
 def test_threads_may_end_a_run_and_log_to_it_again_and_again(intake: bool) -> None:
-    """While it is released as often: all is stored once, in each thread's order."""
-    house = House(intake=intake)
+    """Its lane is released as often. Each record is stored once, in its thread's order."""
+    queue = Queue(intake=intake)
     over = threading.Event()
     released = rounds = 0
-    forget = house.accumulator.release
+    forget = queue.accumulator.release
 
     def release(lane: Lane) -> bool:
         nonlocal released
@@ -392,13 +393,13 @@ def test_threads_may_end_a_run_and_log_to_it_again_and_again(intake: bool) -> No
         released += done
         return done
 
-    house.accumulator.release = release  # type: ignore[method-assign]
+    queue.accumulator.release = release  # type: ignore[method-assign]
 
     def log(thread: int) -> None:
         for step in range(EACH):
-            house.lane().append(metrics(step, **{f"t{thread}": 10_000 * thread + step}))
+            queue.lane().append(metrics(step, **{f"t{thread}": 10_000 * thread + step}))
             if step % 3 == 0:
-                house.end()
+                queue.end()
                 seen = rounds
                 while step % 2 and rounds < seen + 2 and not over.is_set():
                     time.sleep(0)
@@ -411,7 +412,7 @@ def test_threads_may_end_a_run_and_log_to_it_again_and_again(intake: bool) -> No
         while not last:
             rounds += 1
             last = over.is_set()
-            lanes = house.accumulator.busy()
+            lanes = queue.accumulator.busy()
             for lane in lanes:
                 lane.close_window()
                 while (batch := lane.take(bounds())) is not None:
@@ -419,8 +420,8 @@ def test_threads_may_end_a_run_and_log_to_it_again_and_again(intake: bool) -> No
                         if value != "FINISHED":
                             stored[value // 10_000].append(value % 10_000)
                     lane.store()
-            house.accumulator.mark_live(lanes)
-            house.accumulator.tidy(lambda _: False)
+            queue.accumulator.mark_live(lanes)
+            queue.accumulator.tidy(lambda _: False)
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
@@ -433,7 +434,7 @@ def test_threads_may_end_a_run_and_log_to_it_again_and_again(intake: bool) -> No
         worker.join()
         sys.setswitchinterval(interval)
     assert {thread: steps == list(range(EACH)) for thread, steps in stored.items()} == dict.fromkeys(range(4), True)
-    assert house.accumulator.counts() == {
+    assert queue.accumulator.counts() == {
         "accepted": 4 * EACH,
         "pending": 0,
         "in_flight": 0,
@@ -441,7 +442,7 @@ def test_threads_may_end_a_run_and_log_to_it_again_and_again(intake: bool) -> No
         "failed": 0,
         "dropped": 0,
     }
-    check_counts(house.accumulator)
+    check_counts(queue.accumulator)
     assert released
 
 
@@ -456,7 +457,7 @@ def lanes_alive() -> int:
 @pytest.mark.parametrize(("interval", "count"), [(None, 2_000), (2.0, 20_000)])
 @pytest.mark.parametrize("anyio_backend", [("asyncio", {"loop_factory": VirtualTimeLoop})], ids=["asyncio"])
 async def test_20_000_finished_runs_leave_no_lanes_behind(interval: float | None, count: int, whole: bool) -> None:
-    """Counted by objects; each run is created, logged to and ended. Without `--whole`, 4,000 at most."""
+    """Each run is created, logged to and ended; the test counts the `Lane` objects. Without `--whole`: 4,000 runs at most."""
     if not whole:
         count = min(count, 4_000)
     gc.collect()
@@ -481,10 +482,10 @@ async def test_20_000_finished_runs_leave_no_lanes_behind(interval: float | None
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("ended", [True, False])
-async def test_the_work_of_a_turn_does_not_grow_with_the_runs_that_were(
+async def test_the_work_of_a_look_does_not_grow_with_the_number_of_earlier_runs(
     ended: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Looked at are lanes that have something to do; those of 2,000 silent runs are not among them."""
+    """The engine looks only at lanes that have something to do, not at those of 2,000 silent runs."""
     looked = 0
     live = Accumulator.live
 
@@ -518,7 +519,7 @@ async def test_the_work_of_a_turn_does_not_grow_with_the_runs_that_were(
 
 @pytest.mark.anyio
 async def test_an_outage_keeps_lanes_and_their_release_comes_after_it() -> None:
-    """Batches that were put back are found without a record in the inbox."""
+    """A lane with batches that were given back is kept, though its inbox is empty."""
     down = True
 
     def script(request: Request) -> StoreError | None:
@@ -539,7 +540,7 @@ async def test_an_outage_keeps_lanes_and_their_release_comes_after_it() -> None:
 
 @pytest.mark.anyio
 async def test_a_flush_that_is_under_way_keeps_its_lanes() -> None:
-    """It has still to report of them."""
+    """It has not yet reported on them."""
     async with bench(seconds=1.0) as b:
         for name, count in (("short", 1), ("long", 1)):
             lane = b.lane(name, *points(count))
@@ -556,8 +557,8 @@ async def test_a_flush_that_is_under_way_keeps_its_lanes() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_failed_status_is_named_by_the_next_flush_of_a_stream() -> None:
-    """Whose lane goes then."""
+async def test_a_failed_status_is_reported_by_the_next_flush_of_a_stream() -> None:
+    """The lane is released after that flush."""
     async with bench(lambda r: RejectedError("gone") if r.entries[0][0] == STATUS else None, interval=2.0) as b:
         lane = b.lane("r", *points(3))
         lane.ended = True
@@ -570,8 +571,10 @@ async def test_a_failed_status_is_named_by_the_next_flush_of_a_stream() -> None:
 
 
 @pytest.mark.anyio
-async def test_runs_whose_status_is_refused_are_let_go_where_nobody_will_ask(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once there are very many of them; each was told."""
+async def test_runs_whose_status_is_refused_are_released_where_no_flush_reports_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """When there are very many of them. A notice has named each cause."""
     monkeypatch.setattr("runqueue.queueing.delivery._stream.MAX_FULL_FAILURES", 20)
     async with bench(lambda r: RejectedError("gone"), interval=2.0, releases_failures=True) as b:
         for n in range(50):
@@ -584,7 +587,7 @@ async def test_runs_whose_status_is_refused_are_let_go_where_nobody_will_ask(mon
 
 @pytest.mark.anyio
 async def test_a_flush_that_was_cancelled_leaves_no_lanes_behind_in_the_end() -> None:
-    """What it had begun is settled after it; the next flush lets go of it."""
+    """The requests that it had begun are settled later; the next flush releases their lanes."""
     async with bench(seconds=5.0) as b:
         lane = b.lane("r", metrics(0, a=1))
         lane.ended = True

@@ -1,4 +1,4 @@
-"""Any thread may log while the engine deals."""
+"""Any thread may log while the engine closes windows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EACH = 5_000
 
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_nothing_is_lost_and_each_thread_keeps_its_order(lanes: int) -> None:
-    """20,000 records of four threads, dealt while they come, arrive once and in each thread's order."""
+    """20,000 records of four threads are sent while they come; each arrives once, in its thread's order."""
     accumulator = Accumulator(encode)
     over = threading.Event()
     seen: dict[str, list[tuple[str, int]]] = {f"r{n}": [] for n in range(lanes)}
@@ -54,7 +54,7 @@ def test_nothing_is_lost_and_each_thread_keeps_its_order(lanes: int) -> None:
 
 
 def test_counts_never_lose_or_double_an_entry_while_threads_log() -> None:
-    """What a reader sees as accepted only grows, and never beyond what was logged."""
+    """The number of accepted entries only grows, and never beyond the number of logged ones."""
     accumulator = Accumulator(encode)
     lane = accumulator.open("r", run_exists=True)
     over = threading.Event()
@@ -87,7 +87,7 @@ def test_counts_never_lose_or_double_an_entry_while_threads_log() -> None:
 
 
 def test_a_lane_is_opened_once_by_many_threads() -> None:
-    """Two lanes of one run would break its order."""
+    """Two lanes of one run would break the order of its requests."""
     for _ in range(50):
         accumulator = Accumulator(encode)
         found: list[Lane] = []
