@@ -24,7 +24,7 @@ import attrs
 
 from runqueue.queueing._errors import ConfigError, StoreError
 from runqueue.queueing.batches import _part
-from runqueue.queueing.batches._part import Pack, Part, Slice
+from runqueue.queueing.batches._part import Pack, Part, Slice, Stretch
 
 RUN: Final = 0
 PARAM: Final = 1
@@ -266,6 +266,11 @@ class Batch:
     def parts(self) -> Iterator[Part]:
         for kind in sorted(self.groups):
             yield from self.groups[kind]
+
+    def stretches(self) -> Iterator[Stretch]:
+        """The stretches of records that the batch consists of, in order."""
+        for part in self.parts():
+            yield from part.stretches()
 
     def slices(self) -> Iterator[Slice]:
         """

@@ -82,9 +82,9 @@ class Pump:
             StopError: The lane cannot go on.
         """
         lane = self._lane
-        self._tries_doubted_entry = bool(lane.doubts)
+        self._tries_doubted_entry = bool(lane.bisection.doubts)
         while not lane.is_settled:
-            if lane.doubts:
+            if lane.bisection.doubts:
                 self._weigh_doubts()
             await self._wait_for_uploads()
             await self._deliver_one()
@@ -196,19 +196,19 @@ class Pump:
 
     def _retries_other_entries(self) -> bool:
         goes_on, self._trying_doubted_entry = self._trying_doubted_entry, False
-        return goes_on and (self._lane.is_bisecting or self._lane.has_untried)
+        return goes_on and (self._lane.bisection.has_next or self._lane.has_untried)
 
     def _weigh_doubts(self) -> None:
         """Decide what to try next while entries of the lane are in doubt, by the table in `_evidence`."""
-        lane, doubts = self._lane, self._lane.doubts
+        lane, doubts = self._lane, self._lane.bisection.doubts
         if any(map(self._dispatch.evidence.proves, doubts)):
-            lane.retry_doubts()
-        elif not lane.is_bisecting and self._dispatch.evidence.lets_pass(doubts):
+            lane.bisection.retry()
+        elif not lane.bisection.has_next and self._dispatch.evidence.lets_pass(doubts):
             self._dispatch.outage.succeeded()
             lane.fail_doubts()
             self._settled()
         elif self._tries_doubted_entry:
             self._tries_doubted_entry, self._trying_doubted_entry = False, True
-            lane.retry_doubts(1)
-        elif not lane.is_bisecting and not lane.has_untried:
+            lane.bisection.retry(1)
+        elif not lane.bisection.has_next and not lane.has_untried:
             raise StopError(doubts[0].doubted or NotWaitedForError("in doubt"))

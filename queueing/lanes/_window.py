@@ -30,7 +30,7 @@ from runqueue.queueing.batches._batch import (
     weight,
     weights,
 )
-from runqueue.queueing.batches._part import WIDTH, JoinError, Pack, Record, Slice, as_records
+from runqueue.queueing.batches._part import WIDTH, JoinError, Pack, Record, Slice, Stretch, as_records
 from runqueue.queueing.lanes._screening import Screening
 
 CREATED_KEYS: Final = 2
@@ -84,6 +84,14 @@ class Window:
         """What is queued of one kind, in order."""
         stock = self._flat if kind == METRIC else ()
         return chain(self.queues[kind], chain.from_iterable(map(as_records, stock)))
+
+    def stretches(self) -> Iterator[Stretch]:
+        """Everything that is queued, in order; a final status, which has no entries, as a stretch of one."""
+        for item in chain.from_iterable(map(self.items, range(KINDS))):
+            if isinstance(item, Slice):
+                yield item.record, item.start, item.stop
+            else:
+                yield item, 0, max(1, weight(item))
 
     def put(self, flat: list[Any]) -> int:
         """

@@ -149,7 +149,7 @@ def history(
         ledger = ledger_of(lane)
         seen.append((ledger.drawn, ledger.stored, ledger.failed, ledger.in_flight, lane.last_emptied, repr(lane)))
         if answer is not None:
-            seen.append([(part.start, part.stop, part.joined) for each in lane._bisection for part in each.slices()])
+            seen.append([(part.start, part.stop, part.joined) for each in lane.bisection for part in each.slices()])
     assert lane.is_settled
     seen.append(told(lane.take_unreported(lane.last_closed), number))
     return seen

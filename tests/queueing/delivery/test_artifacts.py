@@ -10,7 +10,7 @@ import pytest
 
 from runqueue.queueing import Lane, RejectedError, Report, Scope, StoreError
 from runqueue.queueing.batches._batch import ARTIFACT, METRIC, RUN, STATUS
-from runqueue.queueing.lanes._lane import MAX_UPLOAD_LANES
+from runqueue.queueing.lanes._uploads import MAX_UPLOAD_LANES
 from support.chaos import Chaos
 from support.engine import (
     Bench,
