@@ -47,6 +47,11 @@ def pytest_configure(config: pytest.Config) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are processors, because tests also wait; ports are shared out for four (tests/support)."""
+    return min(4, (os.cpu_count() or 1) + 1)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     named = {argument.partition("::")[2] for argument in config.args if "::" in argument}

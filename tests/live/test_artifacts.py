@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,19 +61,17 @@ def _no_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
-@pytest.fixture(scope="module")
-def folder_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """A server that does not take artifacts: clients write them to a folder."""
-    folder = tmp_path_factory.mktemp("folder-server")
-    with MlflowServer(folder, artifact_root=f"file://{folder / 'root'}") as server:
-        yield server
+@pytest.fixture
+def folder_experiment(readback: Readback, tmp_path: Path) -> str:
+    """The id of an experiment whose artifacts the server does not take: clients write them to a folder."""
+    return readback.new_experiment("folder", artifact_location=f"file://{tmp_path / 'root'}")
 
 
 @pytest.fixture(params=["server", "folder"])
-def any_server(request: pytest.FixtureRequest) -> str:
-    name = {"server": "mlflow_server", "folder": "folder_server"}[request.param]
-    server: MlflowServer = request.getfixturevalue(name)
-    return server.uri
+def any_experiment(request: pytest.FixtureRequest) -> str:
+    name = {"server": "experiment_id", "folder": "folder_experiment"}[request.param]
+    found: str = request.getfixturevalue(name)
+    return found
 
 
 # -- as MLflow does it -----------------------------------------------------------------------------------------------
@@ -133,18 +130,20 @@ def comparable(content: Tree) -> Tree:
     return {path: b"" if path.endswith(".svg") else body for path, body in found.items()}
 
 
-def test_artifacts_are_stored_as_mlflows_client_stores_them(any_server: str, tmp_path: Path) -> None:
+def test_artifacts_are_stored_as_mlflows_client_stores_them(
+    mlflow_server: MlflowServer, any_experiment: str, tmp_path: Path
+) -> None:
     """Every name and every byte, for a run whose creation was still queued at the calls."""
     top = tree(tmp_path)
-    with runqueue.Client(any_server) as client:
-        ours = client.create_run("0")
+    with runqueue.Client(mlflow_server.uri) as client:
+        ours = client.create_run(any_experiment)
         log_everything(client, ours, top)
         client.set_terminated(ours)
-    theirs = mlflow_client(any_server)
-    their_run = theirs.create_run("0").info.run_id
+    theirs = mlflow_client(mlflow_server.uri)
+    their_run = theirs.create_run(any_experiment).info.run_id
     log_everything(theirs, their_run, top)
-    found = comparable(stored(any_server, ours.run_id, tmp_path / "ours"))
-    assert found == comparable(stored(any_server, their_run, tmp_path / "theirs"))
+    found = comparable(stored(mlflow_server.uri, ours.run_id, tmp_path / "ours"))
+    assert found == comparable(stored(mlflow_server.uri, their_run, tmp_path / "theirs"))
     assert len(found) > 30
     assert theirs.get_run(ours.run_id).data.tags["mlflow.loggedImages"] == "True"
     assert theirs.get_run(ours.run_id).info.status == "FINISHED"
@@ -429,7 +428,7 @@ import importlib.util
 real = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *more: None if name.split(".")[0] == "mlflow" else real(name, *more)
 client = runqueue.Client(URI)
-with client.start_run("0") as run:
+with client.start_run(sys.argv[2]) as run:
     run.log_text("x", "f")
     run.log_metric("m", 1.0)
 try:
@@ -440,19 +439,20 @@ say(run.run_id)
 """
 
 
-def test_without_mlflow_a_folder_of_artifacts_says_what_to_install(folder_server: MlflowServer) -> None:
+def test_without_mlflow_a_folder_of_artifacts_says_what_to_install(
+    mlflow_server: MlflowServer, folder_experiment: str, readback: Readback
+) -> None:
     """Everything else of the run is stored."""
     done = subprocess.run(
-        [sys.executable, "-c", PREAMBLE + WITHOUT, folder_server.uri],
+        [sys.executable, "-c", PREAMBLE + WITHOUT, mlflow_server.uri, folder_experiment],
         capture_output=True, text=True, check=True, timeout=PATIENCE, env=clean_environment(),
     )  # fmt: skip
     said, run_id = done.stdout.strip().split("\n")
     assert said.startswith(
         "1 the artifacts of this run are kept in file:, which takes MLflow: pip install 'runqueue[mlflow]'"
     )
-    with Readback(folder_server.uri) as readback:
-        assert readback.run(run_id).status == "FINISHED"
-        assert list(readback.content(run_id).metrics) == ["m"]
+    assert readback.run(run_id).status == "FINISHED"
+    assert list(readback.content(run_id).metrics) == ["m"]
 
 
 def test_the_artifact_uri_of_an_attached_run_is_read_once(

@@ -237,7 +237,7 @@ ENDS = {
 }
 
 
-@pytest.mark.sample("the end of the script", "an exception")
+@pytest.mark.sample("an exception")
 @pytest.mark.parametrize("end", ENDS)
 def test_a_script_that_does_not_end_its_run_leaves_what_mlflow_leaves(
     end: str, mlflow_server: MlflowServer, experiment_id: str, readback: Readback, tmp_path: Path

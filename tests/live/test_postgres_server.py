@@ -97,9 +97,9 @@ def test_eight_runs_at_once_read_back_exactly(
     """
     8 runs of 5,000 params, 5,000 tags, 5,000 metric points and 5 datasets each, by the default 8 workers.
 
-    Without `--whole`, 1,000 of each.
+    Without `--whole`, 500 of each.
     """
-    entries = 5_000 if whole else 1_000
+    entries = 5_000 if whole else 500
     # Without progress lines, which appear on a slow machine.
     with runqueue.Client(faulty_proxy.uri, progress=False) as client:
         runs = [client.create_run(experiment, run_name=f"run {seed}") for seed in range(RUNS)]

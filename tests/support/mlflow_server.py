@@ -56,7 +56,6 @@ class MlflowServer:
         static_prefix: What every path begins with, e.g. "/mlflow".
         admin: User and password of its administrator. None: the server asks for no user.
         certificate: A PEM file with a certificate and its key, to speak https by.
-        artifact_root: A URI where clients keep artifacts by themselves. None: the server takes them.
         environment: More variables for it.
         socket_path: A Unix socket to listen on, instead of the port.
     """
@@ -71,7 +70,6 @@ class MlflowServer:
         static_prefix: str = "",
         admin: tuple[str, str] | None = None,
         certificate: Path | None = None,
-        artifact_root: str | None = None,
         environment: Mapping[str, str] | None = None,
         socket_path: Path | None = None,
     ) -> None:
@@ -88,8 +86,6 @@ class MlflowServer:
             self._environment["MLFLOW_ALLOW_FILE_STORE"] = "true"
         self._options = ["--backend-store-uri", backend_uri, "--artifacts-destination", str(folder / "artifacts")]
         self._options += ["--host", HOST, "--port", str(self.port), "--workers", str(workers)]
-        if artifact_root is not None:
-            self._options += ["--default-artifact-root", artifact_root, "--no-serve-artifacts"]
         if static_prefix:
             self._options += ["--static-prefix", static_prefix]
         if admin is not None:

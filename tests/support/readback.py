@@ -104,9 +104,9 @@ class Readback:
 
     # -- setting the stage -------------------------------------------------------------------------------------------
 
-    def new_experiment(self, name: str = "test") -> str:
-        """Create an experiment with a name of its own; return its id."""
-        return str(self.post("experiments/create", {"name": f"{name} {uuid.uuid4().hex}"})["experiment_id"])
+    def new_experiment(self, name: str = "test", **more: str) -> str:
+        """Create an experiment with a name of its own, and with more of MLflow's fields if given; return its id."""
+        return str(self.post("experiments/create", {"name": f"{name} {uuid.uuid4().hex}", **more})["experiment_id"])
 
     def new_run(self, experiment_id: str, params: dict[str, str] | None = None) -> str:
         """Create a run, with params if given; return its id."""
