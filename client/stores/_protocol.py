@@ -48,7 +48,7 @@ SEARCH_RUNS: Final = Endpoint("runs/search", cap=LARGE)
 LOG_BATCH: Final = Endpoint("runs/log-batch")
 LOG_INPUTS: Final = Endpoint("runs/log-inputs")
 GET_EXPERIMENT: Final = Endpoint("experiments/get-by-name", "GET")
-CREATE_EXPERIMENT: Final = Endpoint("experiments/create")
+CREATE_EXPERIMENT: Final = Endpoint("experiments/create", repeatable=False)  # is looked up by its name instead
 
 
 class Traffic:
