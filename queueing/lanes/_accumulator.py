@@ -1,19 +1,23 @@
 """
-The lanes of one client, by run.
+The accumulator: the lanes of one client, by run.
 
-    opened  ->  looked at, while it has something to do  ->  released, when its run has ended and all of it is told
+    open  ->  live: the engine looks at it  ->  released: its run has ended, and everything of it is reported
 
-A lane is **released** so that a service with a run for each request does not keep them all. The danger is a log call that
-has looked the lane up and appends later, perhaps minutes later, if a signal handler came between. So a lane is let go only
-when nobody can append to it any more: its way in is turned first, to whatever lane the run has then; after that nobody
-gets hold of the inbox anew, and the count of references tells whether somebody still has it. If so, or if the inbox got
-something meanwhile, the way is turned back, and the engine tries another time. Rejected: to let the inbox hand on what
-it holds when the last caller lets go of it (`__del__`): a flush in another thread would not find it until then, and it
-would come behind what the same thread has logged after it.
-
-Rules of this file: any thread may look a lane up or open one, the engine's alone releases. Looking up takes no lock; the
-engine never waits for the lock, as a log call that holds it may have been interrupted by one that waits for the engine.
+Lanes of ended runs are released, so that a service with a run for each request does not keep them all.
 """
+
+# Rules of this file:
+# - Any thread may look up or open a lane; only the engine's thread releases one.
+# - Looking up takes no lock. The engine never waits for the lock: its owner may be a log call that a signal handler has
+#   interrupted, and the handler may wait for the engine.
+#
+# How a lane is released. A log call may have looked the lane up and append to it minutes later, if a signal handler came
+# between. So `append` and `push` of the lane are first replaced by functions that go to the lane which the run has then.
+# From here on nobody gets hold of the inbox's items anew, and their reference count tells whether a call still holds
+# them. If one does, or if the inbox is not empty, the replacement is undone, and the engine tries again later.
+#
+# Rejected: the inbox passes on what it holds when its last user lets go of it (`__del__`). Until then a flush in another
+# thread would not find these records, and they would come behind later records of the same thread.
 
 from __future__ import annotations
 
@@ -33,16 +37,16 @@ from runqueue.queueing.lanes._lane import Lane
 from runqueue.queueing.lanes._screening import Encode
 
 _RECOUNTS: Final = 100
-"""As often a count is begun anew because records were just changing places; then it is as good as it is."""
+"""How often `counts` begins anew because records moved from an inbox into a window meanwhile."""
 
 
 class Accumulator:
     """
-    Holds what is queued.
+    Holds everything that a client has queued.
 
     Args:
         encode: See [runqueue.queueing.Encode][].
-        bounded: Makes what records have to pass on their way in, if anything.
+        make_intake: Makes the intake that records have to pass. None: there is none.
     """
 
     def __init__(self, encode: Encode, make_intake: Callable[[Ledger], Intake] | None = None) -> None:
@@ -52,26 +56,26 @@ class Accumulator:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew, with nothing queued and nothing counted, as in a child process."""
+        """Forget everything that is queued and counted; for a forked child."""
         self._callback: Callable[[], None] | None = None
         self.lanes.clear()
         self._all: dict[Lane, None] = {}
-        self._releasing: list[Lane] = []  # the one that is being released; whoever takes it out decides
-        self._lock = threading.RLock()  # a signal handler or a garbage collection may come back in here
+        self._releasing: list[Lane] = []  # the lane that is being released; who removes it here decides
+        self._lock = threading.RLock()  # re-entrant: a signal handler or a garbage collection may log
         self.ledger: Ledger = Ledger()
         self.intake: Intake | None = None if self._make_intake is None else self._make_intake(self.ledger)
-        # To be looked at by `tidy`: where there is an intake, all lanes that have anything to do.
+        # Lanes for `tidy`. With an intake, every lane that has something to do is among them.
         self._live: list[Lane] = [] if self.intake is None else self.intake.live
 
     def open(self, run: Hashable, *, run_exists: bool, parent: Lane | None = None, first: Record | None = None) -> Lane:
         """
-        The lane of this run, made if there is none.
+        The lane of a run, made if there is none.
 
         Args:
             run: The lane's name.
-            opened: Whether the run exists.
+            run_exists: Whether the store has the run already.
             parent: The lane whose run has to exist first.
-            first: A record that a new lane begins with, whatever the bound.
+            first: The first record of a new lane; it passes even if there is no room.
         """
         with self._lock:
             self._cancel_release()
@@ -85,7 +89,7 @@ class Accumulator:
                 made, lane = lane, self.lanes.setdefault(run, lane)  # `resolve` takes no lock
                 if lane is made:
                     self._all[lane] = None
-                    if run_exists and not lane.listed:  # if nothing comes of it, it goes again
+                    if run_exists and not lane.listed:  # released by `tidy` if nothing is logged
                         lane.listed = True
                         self._live.append(lane)
                     if self._callback is not None:
@@ -93,26 +97,26 @@ class Accumulator:
             return lane
 
     def watch(self, callback: Callable[[], None]) -> None:
-        """Call this after each record from now on, in the thread that has logged it."""
+        """Call *callback* after each record from now on, in the thread that has logged it."""
         self._callback = callback
         for lane in self.all():
             _watch(lane, callback)
 
     def alias(self, run: Hashable, lane: Lane) -> None:
-        """Let the lane be found by a second name too, unless that name has a lane already."""
+        """Give the lane a second name, unless a lane has that name already."""
         with self._lock:
             self._cancel_release()
             if not lane.released and self.lanes.setdefault(run, lane) is lane and run not in lane.names:
                 lane.names.append(run)
 
     def resolve(self, lane: Lane, name: Hashable) -> None:
-        """The run has got its real name. In the engine's thread."""
+        """Give the lane of a run that was created the run's real id as a name. In the engine's thread."""
         lane.name = name
-        if self.lanes.setdefault(name, lane) is lane and name not in lane.names:  # atomic. No lock: see above
+        if self.lanes.setdefault(name, lane) is lane and name not in lane.names:  # `setdefault` is atomic: no lock
             lane.names.append(name)
 
     def run_ended(self, lane: Lane) -> None:
-        """Its run has ended, and no record of ours says so: have it looked at by `tidy`."""
+        """Mark a lane whose run was ended by other means than a record, so that `tidy` releases it."""
         lane.ended = True
         with self._lock:
             if not lane.listed:
@@ -120,86 +124,85 @@ class Accumulator:
                 self._live.append(lane)
 
     def forget(self, lane: Lane) -> None:
-        """A lane whose first record was refused, and that nobody else has callback of."""
+        """Remove a lane whose first record was refused, before any other caller has seen it."""
         lane.released = True
         self._unname(lane)
         self._all.pop(lane, None)
-        lane.append = lane.push = lane.inbox.appender()  # what an intake has put there leads back to the lane
+        lane.append = lane.push = lane.inbox.appender()  # the functions of the intake hold the lane
 
     def all(self) -> list[Lane]:
-        """Every lane once, in the order of their opening; without those that were released."""
+        """All lanes in the order of their opening, without those that were released."""
         return list(self._all)
 
     def live(self) -> list[Lane]:
-        """Those that may have something to send or to report, one perhaps twice: of many thousands, few."""
+        """The lanes that may have something to send or to report, few of many thousands; a lane may be there twice."""
         return self.all() if self.intake is None else self._live.copy()
 
     def busy(self) -> list[Lane]:
-        """Those with something to send or to report."""
+        """The lanes that have something to send or to report."""
         return [lane for lane in self.live() if not lane.is_done]
 
     def live_with_uploads(self) -> list[Lane]:
-        """Those that may have something to send or to report, with their side lanes."""
+        """The live lanes, and their upload lanes."""
         return [member for lane in self.live() for member in lane.with_uploads]
 
     def inboxes_empty(self) -> bool:
-        """Whether no inbox holds anything; a final status counts no entry, but waits all the same."""
+        """Whether no inbox holds a record, not even a final status, which has no entries."""
         return not any(lane.inbox for lane in self.live())
 
     def inbox_entries(self) -> int:
-        """Entries in the inboxes, not dealt yet."""
+        """The number of entries in all inboxes."""
         return sum(sum(lane.inbox.weights()) for lane in set(self.live()))
 
     # -- the engine's thread -------------------------------------------------------------------------------------------
 
     def mark_live(self, lanes: Iterable[Lane]) -> None:
-        """Have these looked at by `tidy`; with an intake they are anyway."""
+        """Let `tidy` look at these lanes. With an intake it does so anyway."""
         if self.intake is None:
             self._live.extend(lane for lane in lanes if lane.owner is None)
 
     def tidy(self, needed: Callable[[Lane], bool]) -> None:
         """
-        Release what is over, and unlist what has nothing to do.
+        Release the lanes that are of no more use, and unlist those that have nothing to do.
 
         Args:
-            needed: Whether somebody still works with a lane.
+            needed: Whether a flush or a pump still works with a lane.
         """
-        count = len(self._live)  # log calls may list more meanwhile, at the end
+        count = len(self._live)  # log calls may append more lanes meanwhile
         kept = [
             lane for lane in dict.fromkeys(self._live[:count]) if not lane.released and self._stays_live(lane, needed)
         ]
         self._live[:count] = kept  # atomic
 
     def _stays_live(self, lane: Lane, needed: Callable[[Lane], bool]) -> bool:
-        """Whether the lane has to be looked at another time."""
+        """Whether the engine has to look at the lane again."""
         if lane.is_releasable:
             return needed(lane) or not self.release(lane)
         if self.intake is not None and not lane.is_done:
             return True
-        lane.listed = False  # before the look: whoever adds a record after it lists the lane
+        lane.listed = False  # must come before the look: a record that is added after it lists the lane
         lane.listed = self.intake is not None and bool(lane.inbox)
         return lane.listed
 
     def release(self, lane: Lane) -> bool:
-        """Forget a lane, unless it is not over, or somebody may be about to append to it."""
+        """Remove a lane if it is of no more use and no log call can append to it; return whether it was removed."""
         if not lane.is_releasable or not self._lock.acquire(blocking=False):
             return False
         try:
-            # Whoever comes into `open` from here on does so in this thread (a garbage collection may log), and takes
-            # the lane out of `_closing`: it stays then.
+            # `open` may be entered from here on, in this thread (a garbage collection may log). It then removes the lane
+            # from `_releasing`, and the lane stays.
             self._releasing[:] = [lane]
             lane.append, lane.push = partial(self._forward, lane.name), partial(self._forward_push, lane.name)
-            if (
-                _holders(lane) == _UNUSED and lane.is_releasable
-            ):  # in this order: what is in the inbox then, is all there will be
+            # The order matters: once no call holds the items, nothing more comes into the inbox.
+            if _holders(lane) == _UNUSED and lane.is_releasable:
                 self._unname(lane)
                 try:
-                    self._releasing.pop()  # looks and takes in one: before it nobody has made another lane of the run
+                    self._releasing.pop()  # one atomic step; if it fails, `open` has given the lane its names back
                 except IndexError:
-                    self._restore(lane)  # names that it was given back may have been lost again
+                    self._restore(lane)  # `_unname` may have removed those names again
                     return False
                 lane.released = True
-                lane.blocked_by = None  # with frames that hold the lane
+                lane.blocked_by = None  # its traceback holds the lane
                 lane.upload_lanes.clear()
                 self._all.pop(lane, None)
                 return True
@@ -209,17 +212,17 @@ class Accumulator:
             self._lock.release()
 
     def _cancel_release(self) -> None:
-        for lane in self._releasing.copy():  # taken out last: whoever comes in here meanwhile has to find its way in
+        for lane in self._releasing.copy():  # removed last: a nested call must find it here
             self._restore(lane)
         self._releasing.clear()
 
     def _restore(self, lane: Lane) -> None:
-        """Do not release it after all."""
+        """Undo the beginning of a release."""
         for name in lane.names:
             self.lanes.setdefault(name, lane)
         if self.intake is None:
             lane.append = lane.push = lane.inbox.appender()
-        else:  # never the bare way in between: what takes it is not counted
+        else:  # at once: a record that passed the bare `append` would not be counted
             self.intake.install(lane)
         if self._callback is not None:
             _watch(lane, self._callback)
@@ -230,7 +233,7 @@ class Accumulator:
                 self.lanes.pop(name, None)
 
     def _forward(self, name: Hashable, record: Record) -> bool | None:
-        """`append` of a lane that is released, or was about to be."""
+        """The `append` of a lane that is released, or being released."""
         return self.open(name, run_exists=True).append(record)
 
     def _forward_push(self, name: Hashable, record: Record) -> None:
@@ -240,7 +243,7 @@ class Accumulator:
 
     def counts(self) -> dict[str, int]:
         """Entries accepted, pending, in flight, stored, failed and dropped; exact when no call is under way."""
-        # No lock: a signal handler may come in here, in the thread that would hold it, and wait for the engine.
+        # No lock: a signal handler may call this in the thread that holds the lock, and wait for the engine.
         seqlock, counts = self.ledger.seqlock, self._count()
         for _ in range(_RECOUNTS):
             if seqlock == self.ledger.seqlock and not seqlock % 2:
@@ -259,10 +262,10 @@ class Accumulator:
 
     def abandon(self, *, failed: bool) -> int:
         """
-        Forget all that is queued, and count it.
+        Forget everything that is queued, and count it.
 
         Args:
-            failed: Whether it counts as failed (an end that could not send it) or as dropped (an end that would not).
+            failed: Whether it counts as failed (the client's end could not send it) or as dropped (it would not).
 
         Returns:
             The number of entries.
@@ -273,7 +276,7 @@ class Accumulator:
         else:
             self.ledger.dropped += count
         if self.intake is not None:
-            self.intake.release()
+            self.intake.wake_waiters()
         return count
 
     def __repr__(self) -> str:
@@ -281,11 +284,12 @@ class Accumulator:
 
 
 def _holders(lane: Any) -> int:
-    """References to what is in the inbox: its own, those of this call, and one for each call that has a way into it."""
+    """References to the inbox's items: the inbox's own, those of this call, and one for each log call that may append."""
     return getrefcount(lane.inbox.items)
 
 
 _UNUSED: Final = _holders(SimpleNamespace(inbox=Inbox()))
+"""The number of references to the items of an inbox that no log call holds."""
 
 
 def _watch(lane: Lane, callback: Callable[[], None]) -> None:

@@ -1,17 +1,22 @@
 """
-The way of a record into its lane where a client streams or bounds what is pending: two marks, and what crossing them does.
+The intake: counts the records that log calls hand over, wakes the engine, and holds the bound on what is pending.
 
-    bell    a lane has as much as fills a batch, or something has arrived after a lull: the engine is told, once
-    bound   all that is not settled would become more than `max_pending`: the caller waits, is refused, or loses the record
+An engine has one if its client streams or bounds what is pending. `install` puts it in front of a lane's inbox. A log
+call then compares two counts with two marks:
 
-And it lists the lanes that are worth a look: a record that enters a lane which is not listed lists it; the engine
-unlists those that have nothing to do (see `Accumulator.tidy`), so that its work does not grow with the runs it has seen.
+    wake_size   the lane holds a full batch, or the engine sleeps: the call wakes the engine, once
+    mark        more than `max_pending` entries would be pending: the call waits, raises, or drops the record
 
-Rules of this file: the usual call reads and adds two numbers and appends; no lock, no object. The engine's thread alone
-moves the marks. `taken` is added to by any thread without a lock: CPython switches threads between calls and at
-backward jumps, never between the reading and the writing of one such statement, nor between a comparison and the
-statement after it. A bell is rung after its record is in the inbox, never before.
+The intake also lists the lanes that the engine has to look at. A record lists its lane, and `Accumulator.tidy` removes
+the lanes that have nothing to do; so a look costs no more after many runs than after one.
 """
+
+# Rules of this file:
+# - The usual call compares and adds two numbers and appends to a list: no lock, no new object.
+# - Only the engine's thread moves the marks.
+# - Any thread adds to `admitted`, without a lock. CPython switches threads at calls and at jumps backwards; it does not
+#   between the read and the write of one such statement, nor between a comparison and the statement after it.
+# - `wake()` follows the append: the engine looks at the inbox as soon as it wakes.
 
 from __future__ import annotations
 
@@ -31,67 +36,68 @@ if TYPE_CHECKING:
     from runqueue.queueing.lanes._lane import Lane
 
 CALM_BATCHES: Final = 8
-"""Batches that may be queued while the engine still counts as keeping up."""
+"""With no more full batches pending than these, the engine keeps up with the log calls."""
 OnFull: TypeAlias = Literal["block", "raise", "drop"]
 _RECHECK_SECONDS: float = 0.5
-"""Seconds between two looks of a caller that waits: its engine may have ended meanwhile, and would wake nobody."""
+"""Seconds after which a waiting call looks by itself: the engine may have ended, and then wakes no caller."""
 
 
 @attrs.define(eq=False)
 class Intake:
     """
-    Counts what comes in, and holds the bound.
+    Stands between the log calls and the inboxes of all lanes of a client.
 
-    The engine's owner sets `ring`, `drains` and `exempt` before the first record.
+    A call that finds no room waits up to `block_timeout` for it, or raises, or drops its record, as `on_full` says.
     """
 
     ledger: Ledger
     max_pending: float = math.inf
-    """Entries that are accepted and not settled, in flight included."""
+    """Bound on the entries that are admitted and not settled, in flight included."""
     on_full: OnFull = "block"
     block_timeout: float = 60.0
-    """Seconds of waiting, in all, each time the queue becomes full."""
+    """Seconds that all calls together wait each time the queue becomes full: then they stop waiting until there is room."""
     batch_size: float = math.inf
-    """Entries of one lane that are worth a bell. Infinite: nothing streams, no bell is rung."""
+    """Entries that fill a batch. Infinite: the client does not stream, and no call wakes the engine for a full batch."""
     wake_size: float = attrs.field(default=attrs.Factory(lambda self: self.batch_size, takes_self=True))
-    """Entries of one lane at which a call rings: `full`, or more while the engine looks by itself in time."""
+    """Entries in one inbox at which a call wakes the engine: `batch_size`, or more while the engine plans looks of its own."""
     wake: Callable[[], None] = lambda: None
-    """Tell the engine that there is something to do. Any thread; must not block."""
+    """Wakes the engine. Called in any thread; must not block."""
     drains: Callable[[], bool] = lambda: False
-    """Whether anything sends what is queued without being asked to: else there is nothing to wait for."""
+    """Whether the engine sends without being asked to; if not, a call does not wait for room."""
     is_engine_thread: Callable[[], bool] = lambda: False
-    """Whether the caller is the engine itself, which must never wait for itself."""
+    """Whether the current thread is the engine's, which must not wait for itself."""
     drops_after_timeout: bool = False
-    """Where the budget of waiting is spent: drop instead of raising."""
+    """Whether a call whose wait was in vain drops its record, instead of raising."""
     admitted: int = 0
+    """Entries that were let into an inbox, ever."""
     mark: float = -1
-    """`taken` up to which a call has nothing to think about; below 0 at first, so that the first call rings."""
+    """Up to this value of `admitted`, a call may append at once. Below 0 while the engine sleeps: the next call wakes it."""
     full_lanes: list[Lane] = attrs.field(factory=list)
-    """Lanes that have as much as fills a batch."""
+    """Lanes that hold a full batch, since the engine looked last."""
     live: list[Lane] = attrs.field(factory=list)
-    """Lanes that may have something to send or to report; one may stand there twice. Always the same list."""
+    """Lanes that may have something to send or to report; one may be in it twice. The list object is never replaced."""
     found_full: bool = False
-    """Whether a call found no room; until the engine has seen to it."""
+    """Whether a call found no room since the engine looked last."""
     signalled_full_at: float = -1
-    """`ledger.settled` when a call signalled_full_at of that last. Until it has moved, or the engine has looked by itself and
-    puts this back, there is nothing new to complain of: beside a dead server, each step of a training would ring."""
+    """`ledger.settled` when a call last woke the engine because it found no room; -1: none did. The next call does so only
+    after entries were settled or the engine has looked: beside a dead server, each training step would wake it."""
     largest_refused: int = 1
-    """Entries of the largest record that was refused since somebody has waited for room."""
+    """Entries of the largest record that found no room since `drain` last ended."""
     dropped: dict[object, int] = attrs.field(factory=dict)
-    """Entries that were not taken, by run, until somebody has said so."""
+    """Entries that log calls have dropped, by run, since `take_dropped`. Guarded by `_room`."""
     unreported_drops: int = 0
-    """How many these are."""
+    """The sum of `dropped`."""
     _dropped_by_engine: dict[object, int] = attrs.field(factory=dict)
-    """The same by the engine, which has its own books: it never waits for a lock of a log call."""
-    _woken: bool = False
+    """Entries that the engine has dropped, by run. A dict of its own, because the engine never waits for `_room`."""
+    _woken: bool = False  # a call has woken the engine, which has not looked since
     _asleep: bool = False
-    _budget_spent: bool = False
+    _budget_spent: bool = False  # the waits since the queue became full have taken `block_timeout`
     _full_since: float | None = None
     _settled_when_full: int = 0  # `ledger.settled` then
     _room: threading.Condition = attrs.field(factory=lambda: threading.Condition(threading.RLock()))
 
     def install(self, lane: Lane) -> None:
-        """Stand before this lane's inbox."""
+        """Let all records of this lane pass the intake: replace its `append` and `push`."""
         append, enlist = lane.inbox.appender(), self.live.append
 
         def take(record: Record) -> bool:
@@ -100,23 +106,23 @@ class Intake:
                 self.admitted += count
             elif not self.admit(lane, record):
                 return True
-            lane.inbox_entries = inbox_entries = lane.inbox_entries + count
+            lane.inbox_entries = entries = lane.inbox_entries + count
             try:
                 append(record)
-            finally:  # after an interrupt too: nobody would see the record
-                if not lane.listed:  # after the record: whoever unlists a lane looks at its inbox then
+            finally:  # even if a signal handler raises here: the engine would not find the record
+                if not lane.listed:  # must follow the append: `tidy` unlists a lane before it looks at the inbox
                     lane.listed = True
                     enlist(lane)
-            if inbox_entries >= self.wake_size and not lane.signalled:
+            if entries >= self.wake_size and not lane.signalled:
                 lane.signalled = True
                 self.full_lanes.append(lane)
                 self._wake_once()
-            elif self.mark < 0:  # not for being beyond the bound: the engine is awake
+            elif self.mark < 0:  # the engine sleeps
                 self._wake_once()
             return False
 
         def push(record: Record) -> None:
-            count = len(record[1])  # before: a call between the reading and the writing lets another thread in
+            count = len(record[1])  # a statement of its own: a call inside of `+=` would let another thread in between
             self.admitted += count
             lane.inbox_entries += count
             try:
@@ -134,25 +140,25 @@ class Intake:
 
     def admit(self, lane: Lane, record: Record) -> bool:
         """
-        Whether the record may be appended, now or after a wait; it is counted in then.
+        Count the record in for which there was no room at first sight, if need be after a wait.
+
+        Returns:
+            Whether it may be appended. If not, it was dropped.
 
         Raises:
-            QueueFullError: It may not, and `on_full` says to raise.
+            QueueFullError: There is no room, and `on_full` says to raise.
             ClosedError: The client was closed while the call waited.
         """
         count = weight(record)
         if self._reserve(count):
             return True
-        if (
-            count and not self.is_engine_thread()
-        ):  # a final status counts nothing; the engine's own thread would wait for itself
+        if count and not self.is_engine_thread():  # a final status has no entries, and always passes
             if self.signalled_full_at != (settled := self.ledger.settled):
                 try:
-                    self.signalled_full_at = (
-                        settled  # first: the engine may put it back before we are told that it rang
-                    )
+                    # Must come before `_signal_full`: the engine may reset it as soon as it is awake.
+                    self.signalled_full_at = settled
                     self._signal_full()
-                except BaseException:  # KeyboardInterrupt
+                except BaseException:  # KeyboardInterrupt: the engine may not have been woken
                     self.signalled_full_at = -1
                     raise
             drops = self.on_full == "drop"
@@ -163,16 +169,16 @@ class Intake:
             self.largest_refused = max(self.largest_refused, count)
             if not drops:
                 raise QueueFullError(self._full_message(count))
-            if record[0] != RUN:  # without it, nothing of its run could ever be stored
+            if record[0] != RUN:  # without its creation, nothing of the run could be stored: it passes
                 self._drop(lane, count)
                 return False
         self.admitted += count
         return True
 
     def _reserve(self, count: int) -> bool:
-        """Count the entries in if there is room. One larger than the bound may pass when nothing else is there."""
+        """Count the entries in if there is room. A record larger than the bound passes when nothing else is pending."""
         settled = self.ledger.settled
-        # No call from here on, so that no other thread gets in between the look and the addition.
+        # No call may stand in these lines: another thread could run between the comparison and the addition.
         if self.admitted + count <= settled + self.max_pending or self.admitted <= settled:
             self.admitted += count
             return True
@@ -180,26 +186,28 @@ class Intake:
 
     @property
     def has_room(self) -> bool:
-        """Whether what was refused would be let in now: by the rule of `_enter`, which must call nothing."""
+        """Whether the largest record that was refused would pass now. The rule of `_reserve`, which may not call this."""
         settled = self.ledger.settled
         return self.admitted + self.largest_refused <= settled + self.max_pending or self.admitted <= settled
 
     @property
     def is_calm(self) -> bool:
-        """Whether the engine keeps up, and the bound is far away."""
+        """Whether few batches are pending, and the bound is far away."""
         return self.pending <= min(CALM_BATCHES * self.batch_size, self.max_pending / 2)
 
     @property
     def pending(self) -> int:
-        """Entries that were accepted and are not settled; exact when no call is under way."""
+        """Entries that were admitted and are not settled; exact when no log call is under way."""
         return self.admitted - self.ledger.settled
 
     def _wait(self, count: int) -> bool:
-        """Whether there was room in time."""
+        """Wait for room, and count the entries in; False: there was none in time."""
         begin = time.monotonic()
         with self._room:
             while True:
-                if not self.drains():  # first: its end makes room, and nobody would send what came in by that
+                if (
+                    not self.drains()
+                ):  # must come before `_reserve`: the end of the engine makes room, and sends nothing
                     raise ClosedError("the client was closed while this call waited for room")
                 settled = self.ledger.settled
                 if self._reserve(count):
@@ -208,13 +216,13 @@ class Intake:
                     self._full_since, self._settled_when_full = time.monotonic(), settled
                 left = min(self._full_since, begin) + self.block_timeout - time.monotonic()
                 if self._budget_spent or left <= 0:
-                    self._budget_spent = True  # one budget for each time it is full: the next calls do not wait either
+                    self._budget_spent = True  # the calls that follow do not wait either, until there is room again
                     return False
                 self._signal_full()
                 self._room.wait(min(left, _RECHECK_SECONDS))
 
     def _signal_full(self) -> None:
-        """Tell the engine that somebody finds no room."""
+        """Tell the engine that a call finds no room."""
         self.found_full = True
         self._wake_once()
 
@@ -225,7 +233,7 @@ class Intake:
             self.dropped[lane.run] = self.dropped.get(lane.run, 0) + count
 
     def count_dropped(self, lane: Lane, count: int) -> None:
-        """So many entries of this lane were dropped; somebody has to say so."""
+        """Note entries that the engine has dropped, for the next notice. In the engine's thread."""
         self._dropped_by_engine[lane.run] = self._dropped_by_engine.get(lane.run, 0) + count
 
     def _full_message(self, count: int) -> str:
@@ -240,7 +248,7 @@ class Intake:
             self._woken = True
             try:
                 self.wake()
-            except BaseException:  # KeyboardInterrupt: else nobody would ever ring again
+            except BaseException:  # KeyboardInterrupt: the next call has to wake the engine
                 self._woken = False
                 self.signalled_full_at = -1
                 raise
@@ -248,55 +256,57 @@ class Intake:
     # -- the engine's thread -------------------------------------------------------------------------------------------
 
     def take_full_lanes(self) -> list[Lane]:
-        """The bell was heard: the lanes it was rung for. From now on others can ring again; these after `rearm`."""
+        """The lanes for which calls have woken the engine. Other lanes may wake it from now on, these ones after `rearm`."""
         self._woken = self._asleep = False
         lanes, self.full_lanes = self.full_lanes, []
         return lanes
 
     def rearm(self, lanes: list[Lane]) -> list[Lane]:
-        """Let lanes ring again; those that hold a full batch still are given back, and do not ring."""
+        """Let these lanes wake the engine again, except for those that hold a full batch now: they are returned."""
         full: list[Lane] = []
         for lane in lanes:
-            lane.signalled = False  # before the look: whoever adds a record after it finds that it may ring
+            lane.signalled = False  # must come before the look: a record that is added after it may wake the engine
             if lane.inbox_entries >= self.batch_size:
                 lane.signalled = True
                 full.append(lane)
         return full
 
     def update_bound(self) -> None:
-        """Entries may have been settled: move the bound, and wake who waits for room."""
+        """Move the mark to what is settled by now, and wake the calls that wait for room if there is any."""
         if not self._asleep:
             self.mark = self.ledger.settled + self.max_pending
-        # Not by less than `max_pending` alone, which does not mean that a record fits: the budget would begin anew.
+        # The budget of waiting begins anew only after something was settled. Less than `max_pending` pending entries are
+        # not enough: a large record may still not fit.
         renewed = (
             self._full_since is not None
             and self.pending < self.max_pending
             and self.ledger.settled > self._settled_when_full
         )
-        if renewed and self._room.acquire(blocking=False):  # see `told`; who waits looks by itself too
+        if renewed and self._room.acquire(blocking=False):  # see `take_dropped`; calls look again by themselves
             self._full_since, self._budget_spent = None, False
             self._room.notify_all()
             self._room.release()
 
     def mark_asleep(self) -> None:
-        """Nothing is left to do: the next call is to ring."""
+        """The engine goes to sleep: the next call has to wake it."""
         self._asleep = True
         self.mark = self.signalled_full_at = -1
 
-    def release(self) -> None:
-        """The engine has ended: nobody is to wait any longer."""
+    def wake_waiters(self) -> None:
+        """Wake all calls that wait for room: the engine has ended."""
         with self._room:
             self._room.notify_all()
 
     @property
     def has_unreported_drops(self) -> bool:
-        """Whether there is something for `told`."""
+        """Whether entries were dropped since `take_dropped`."""
         return bool(self.unreported_drops or self._dropped_by_engine)
 
     def take_dropped(self) -> dict[object, int]:
-        """What was dropped since the last time, by run."""
+        """The entries that were dropped since the last call of this, by run."""
         dropped, self._dropped_by_engine = self._dropped_by_engine, {}
-        # Never waits: a signal handler may wait for us in the thread that holds it. What it keeps is said next time.
+        # Try-lock only: the owner may be a thread whose signal handler waits for the engine. What is missed now is taken
+        # the next time.
         if self._room.acquire(blocking=False):
             taken, self.dropped, self.unreported_drops = self.dropped, {}, 0
             self._room.release()
