@@ -91,7 +91,7 @@ class Lane:
         self._extendable = False  # whether the last window may take more records
         self.bisection = Bisection()
         """The parts of refused batches; they are sent before anything else of the lane."""
-        self._uploads: UploadLanes[Lane] = UploadLanes(self._make_upload_lane)
+        self._uploads: UploadLanes[Lane] = UploadLanes()
         self.upload_lanes = self._uploads.lanes
 
     @property
@@ -154,7 +154,7 @@ class Lane:
                 entries = sum(map(window.put, self.inbox.draw(count)))
                 self._account.add(entries)
                 if window.uploads:
-                    entries += self._uploads.queue_from(window)
+                    entries += self._uploads.queue_from(window, self._make_upload_lane)
             finally:
                 ledger.seqlock += 1
             self.inbox_entries -= entries

@@ -37,20 +37,18 @@ LaneT = TypeVar("LaneT", bound=UploadLane)
 
 
 class UploadLanes(Generic[LaneT]):
-    """
-    Spreads the artifacts of one run over its upload lanes, which are made as they are needed.
+    """Spreads the artifacts of one run over its upload lanes, which are made as they are needed."""
 
-    Args:
-        make_lane: Makes an upload lane.
-    """
-
-    def __init__(self, make_lane: Callable[[], LaneT]) -> None:
+    def __init__(self) -> None:
         self.lanes: list[LaneT] = []
-        self._make_lane = make_lane
 
-    def queue_from(self, window: Window) -> int:
+    def queue_from(self, window: Window, make_lane: Callable[[], LaneT]) -> int:
         """
         Move the artifacts of a window to the upload lanes.
+
+        Args:
+            window: The window.
+            make_lane: Makes an upload lane. Not kept: it holds the owner, and a cycle would keep that in memory.
 
         Returns:
             The number of entries.
@@ -59,7 +57,10 @@ class UploadLanes(Generic[LaneT]):
         count = 0
         for record in records:
             for at, path in enumerate(record[1]):
-                self._lane(hash(path) % MAX_UPLOAD_LANES).queue_upload(Slice(record, at, [b""]))
+                number = hash(path) % MAX_UPLOAD_LANES
+                while len(self.lanes) <= number:
+                    self.lanes.append(make_lane())
+                self.lanes[number].queue_upload(Slice(record, at, [b""]))
                 count += 1
         return count
 
@@ -69,8 +70,3 @@ class UploadLanes(Generic[LaneT]):
             window.barrier = [(lane, lane.last_closed) for lane in self.lanes]
             for lane in self.lanes:  # later artifacts get windows of their own: the status does not wait for them
                 lane.seal_window()
-
-    def _lane(self, number: int) -> LaneT:
-        while len(self.lanes) <= number:
-            self.lanes.append(self._make_lane())
-        return self.lanes[number]
