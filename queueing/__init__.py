@@ -15,7 +15,6 @@ from runqueue.queueing._errors import RunqueueError as RunqueueError
 from runqueue.queueing._errors import Scope as Scope
 from runqueue.queueing._errors import StoreError as StoreError
 from runqueue.queueing._report import Failure as Failure
-from runqueue.queueing._report import Ledger as Ledger
 from runqueue.queueing._report import Report as Report
 from runqueue.queueing.batches._batch import Batch as Batch
 from runqueue.queueing.batches._batch import Bounds as Bounds
@@ -23,6 +22,7 @@ from runqueue.queueing.batches._batch import Limits as Limits
 from runqueue.queueing.batches._part import Joined as Joined
 from runqueue.queueing.batches._part import Record as Record
 from runqueue.queueing.batches._part import Slice as Slice
+from runqueue.queueing.lanes._account import Ledger as Ledger
 from runqueue.queueing.lanes._accumulator import Accumulator as Accumulator
 from runqueue.queueing.lanes._lane import Lane as Lane
 from runqueue.queueing.lanes._screening import Encode as Encode

@@ -24,11 +24,11 @@ from collections.abc import Callable
 import anyio
 
 from runqueue.queueing._errors import Scope, StoreError
-from runqueue.queueing._report import Ledger
 from runqueue.queueing.batches._batch import Batch
 from runqueue.queueing.delivery._dispatch import Dispatch, StopError
 from runqueue.queueing.delivery._flush import NotWaitedForError
 from runqueue.queueing.delivery._retry import RetriesEndedError
+from runqueue.queueing.lanes._account import Ledger
 from runqueue.queueing.lanes._lane import Lane
 
 

@@ -29,8 +29,8 @@ from sys import getrefcount
 from types import SimpleNamespace
 from typing import Any, Final
 
-from runqueue.queueing._report import Ledger
 from runqueue.queueing.batches._batch import Record
+from runqueue.queueing.lanes._account import Ledger
 from runqueue.queueing.lanes._inbox import Inbox
 from runqueue.queueing.lanes._intake import Intake
 from runqueue.queueing.lanes._lane import Lane

@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 import attrs
 
 from runqueue.queueing._errors import ClosedError, QueueFullError
-from runqueue.queueing._report import Ledger
 from runqueue.queueing.batches._batch import RUN, Record, weight
+from runqueue.queueing.lanes._account import Ledger
 
 if TYPE_CHECKING:
     from runqueue.queueing.lanes._lane import Lane

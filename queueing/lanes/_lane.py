@@ -24,11 +24,11 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import accumulate, chain
 
 from runqueue.queueing._errors import Scope, StoreError
-from runqueue.queueing._report import Failure, Ledger
+from runqueue.queueing._report import Failure
 from runqueue.queueing.batches._batch import TAG, Batch, Bounds, Record, weight
 from runqueue.queueing.batches._bisection import Bisection
 from runqueue.queueing.batches._part import JoinError, Slice
-from runqueue.queueing.lanes._account import Account
+from runqueue.queueing.lanes._account import Account, Ledger
 from runqueue.queueing.lanes._inbox import Inbox
 from runqueue.queueing.lanes._screening import Encode, Screening
 from runqueue.queueing.lanes._uploads import UploadLanes
