@@ -10,9 +10,9 @@ The first of these that is set counts:
     `~/.netrc`, which requests reads, the library that MLflow sends by
 """
 
-# Rules of this file: variables are read for every request, so that a changed token is used; files are read and a callable
-# is called again after a 401. The callable runs in a worker thread, because it may block, even for ever. No secret
-# appears in a text or in a repr.
+# Rules of this file: variables are read for every request, so that a changed token is used; files are read and a
+# callable is called again after a 401. The callable runs in a worker thread, because it may block, even for ever. No
+# secret appears in a text or in a repr.
 
 from __future__ import annotations
 

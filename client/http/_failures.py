@@ -1,8 +1,8 @@
 """What a transport's error means: whether the request may have reached the server, and whether waiting can help."""
 
-# Rules of this file: no error's class is imported from aiohttp, which is not imported with transport="httpx"; classes are
-# known by their names. httpx-aiohttp maps every lost connection to ConnectTimeout. aiohttp's own exception, the cause,
-# tells whether the connection was ever established.
+# Rules of this file: no error's class is imported from aiohttp, which is not imported with transport="httpx"; classes
+# are known by their names. httpx-aiohttp maps every lost connection to ConnectTimeout. aiohttp's own exception, the
+# cause, tells whether the connection was ever established.
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _REFUSAL: Final = re.compile(r"ALERT_(?:\w*CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED|
 
 def is_transport_failure(error: Exception) -> bool:
     """Whether it tells of a connection, as opposed to a defect."""
-    # httpx lets errors of TLS pass that come while it reads, httpx-aiohttp those of aiohttp's parser, and a transport of the
-    # user's own may let pass what a socket raises.
+    # httpx lets errors of TLS pass that come while it reads, httpx-aiohttp those of aiohttp's parser, and a transport
+    # of the user's own may let pass what a socket raises.
     return isinstance(error, (httpx.TransportError, OSError)) or _is_aiohttps(error)
 
 

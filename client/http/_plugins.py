@@ -8,10 +8,10 @@ Signers for what MLflow and its plugins add to requests, so that plugins work as
     MLFLOW_TRACKING_AWS_SIGV4, else MLFLOW_TRACKING_AUTH    what the named authentication plugin does
 """
 
-# Rules of this file: the order is MLflow's, and a later signer may replace the headers of earlier ones. Importing this file
-# imports nothing heavy: mlflow is imported when a plugin has to be called, in a worker thread, because both may take long. An
-# exception of a plugin ends the request with an AuthError that names the exception's class and nothing else; everything
-# stays queued.
+# Rules of this file: the order is MLflow's, and a later signer may replace the headers of earlier ones. Importing this
+# file imports nothing heavy: mlflow is imported when a plugin has to be called, in a worker thread, because both may
+# take long. An exception of a plugin ends the request with an AuthError that names the exception's class and nothing
+# else; everything stays queued.
 
 from __future__ import annotations
 

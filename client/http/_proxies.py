@@ -5,8 +5,9 @@ Which proxy a server is reached through: that of the environment, as httpx, curl
     NO_PROXY                                servers that are reached without one, separated by commas
 """
 
-# Rules of this file: the environment is read as httpx reads it, whose own function is private. Every row of that reading
-# is in the table of tests/client/http/test_proxies.py. A URL here may hold a password: no text of an error quotes it.
+# Rules of this file: the environment is read as httpx reads it, whose own function is private. Every row of that
+# reading is in the table of tests/client/http/test_proxies.py. A URL here may hold a password: no text of an error
+# quotes it.
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The interface of signers: a signer adds to a request what makes the server accept it."""
 
-# Rules of this file: no implementation. A signer runs what may block (a token's callable, a plugin, a request for an OAuth
-# token) in a worker thread, so that it delays no deadline of the loop.
+# Rules of this file: no implementation. A signer runs what may block (a token's callable, a plugin, a request for an
+# OAuth token) in a worker thread, so that it delays no deadline of the loop.
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import attrs
 
 @attrs.define(eq=False)
 class Outgoing:
-    """A request before it is sent. A signer changes `headers`, and may replace `url` by another one of the same origin."""
+    """A request before it is sent. A signer changes `headers`, and may replace `url` by one of the same origin."""
 
     method: str
     url: str

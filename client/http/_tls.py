@@ -5,8 +5,8 @@ MLflow's variables come first, then those of requests (the library that MLflow s
 SSL_CERT_DIR, then certifi's certificates.
 """
 
-# Rules of this file: verification is on unless a variable turns it off, and then a warning is logged. A file that cannot be
-# read is an error of the constructor.
+# Rules of this file: verification is on unless a variable turns it off, and then a warning is logged. A file that
+# cannot be read is an error of the constructor.
 
 from __future__ import annotations
 

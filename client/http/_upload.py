@@ -1,7 +1,7 @@
 """The types that uploads share: what is sent, and how much of it has been sent."""
 
-# Rules of this file: it imports the standard library alone. The artifact calls load it in the caller's thread, where anyio
-# and httpx are not loaded.
+# Rules of this file: it imports the standard library alone. The artifact calls load it in the caller's thread, where
+# anyio and httpx are not loaded.
 
 from __future__ import annotations
 

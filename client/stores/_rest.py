@@ -1,7 +1,7 @@
 """MLflow's REST API over HTTP: URLs and endpoints, and answers judged."""
 
-# Rules of this file: one attempt a call. How a request is sent, and what its errors mean, is decided in `runqueue.http`;
-# what an answer means, in `runqueue.wire`.
+# Rules of this file: one attempt a call. How a request is sent, and what its errors mean, is decided in
+# `runqueue.http`; what an answer means, in `runqueue.wire`.
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
 """
-A server that says back what it was sent, in all the ways in which pages, errors and headers do; for tests that nobody
-shows it.
+A server that echoes a request's secrets in pages, errors and headers, for the tests that no client shows them.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ Answer: TypeAlias = Callable[[Request], Reply | None]
 
 
 class EchoServer(RecordingServer):
-    """Answers by what the test says at the moment."""
+    """Answers with `answer`, which a test may replace at any time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,12 +32,12 @@ class EchoServer(RecordingServer):
         return self.answer(request)
 
     def silent(self, _: Request) -> None:
-        """No answer as long as the case lasts."""
+        """Give no answer until the case is over."""
         self.over.wait(20)
 
 
 def done(request: Request) -> Reply:
-    """As MLflow answers."""
+    """MLflow's own answer."""
     if request.at("version"):
         return reply(200, b"3.4.0")
     if request.at("experiments/get-by-name"):
@@ -47,13 +46,13 @@ def done(request: Request) -> Reply:
 
 
 def secrets_of(request: Request) -> dict[str, str]:
-    """The headers with a secret."""
+    """The headers that hold a secret."""
     names = ("authorization", "proxy-authorization", "x-api-key")
     return {name: request.headers[name] for name in names if name in request.headers}
 
 
 def decoded(request: Request) -> str:
-    """What a server knows when it has read the header."""
+    """The secrets as a server knows them when it has decoded the headers."""
     found = []
     for value in secrets_of(request).values():
         scheme, _, rest = value.partition(" ")
@@ -73,17 +72,17 @@ ECHOES: dict[str, Callable[[Request], str]] = {
 
 
 def page(status: int, echo: Callable[[Request], str], before: str = "") -> Answer:
-    """A page of a proxy or a framework that shows what it was sent."""
+    """An error page of a proxy or a framework that shows the request."""
     return lambda request: reply(status, f"<html><body>{before}{echo(request)}</body></html>")
 
 
 def message(status: int, code: str, echo: Callable[[Request], str], before: str = "") -> Answer:
-    """MLflow's own error that does."""
+    """An error of MLflow's own that shows the request."""
     return lambda request: reply(status, {"error_code": code, "message": before + echo(request)})
 
 
 def redirect(status: int, where: Callable[[Request], str]) -> Answer:
-    """To where a header says."""
+    """A redirect to a place that is made of the request."""
     return lambda request: reply(status, b"", {"Location": where(request)})
 
 

@@ -5,8 +5,8 @@ A scripted server without a socket: it answers through `httpx.MockTransport`, in
     server.fail("runs/log-batch", Fault.answer(503))
     runqueue.Client(server.uri, transport=server.transport)
 
-Rules of this file: what a request meets is decided by the same scripts as in `support.proxy`. A connection that is cut is the
-error that httpx's own transport raises.
+Rules of this file: what a request meets is decided by the same scripts as in `support.proxy`. A connection that is cut
+is the error that httpx's own transport raises.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ A reverse proxy that counts requests and fails them by script, and a server that
         ...
         assert proxy.count("runs/create") == 1
 
-Rules of this file: a request goes upstream at most once, whatever happens to its answer. A fault is chosen when its
-request has been read, in the order in which faults were scripted; a request that none fits is passed on as it is.
+Rules of this file: a request goes upstream at most once, also if its answer is lost. The fault of a request is chosen
+when the request has been read, in the order of the script; a request without a fault is passed on.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Fault:
     """What happens to one request. Made by the class methods below; times are in seconds."""
 
     reply: Reply | None = None
-    """Answered in place of the upstream's."""
+    """The answer, in place of the upstream's."""
     forwards: bool = True
     """Whether the request goes upstream before it is answered."""
     cuts: bool = False
@@ -39,39 +39,39 @@ class Fault:
     cuts_body: bool = False
     """Whether the connection is cut in the middle of the answer's body."""
     delay: float = 0.0
-    """Waited for before anything else is done."""
+    """Seconds to wait before anything else is done."""
     held: bool = False
     """Whether to wait, before anything else is done, until `FaultyProxy.let_go`."""
     commits_after: float | None = None
-    """Goes upstream so long after its answer."""
+    """Seconds after its answer until the request goes upstream."""
     commits_before: str | None = None
-    """Goes upstream just before the next request to this end point does."""
+    """The end point whose next request this request goes upstream just before."""
 
     @classmethod
     def passed(cls) -> Fault:
-        """None: to let some requests through before a fault begins."""
+        """No fault: lets requests through before a fault begins."""
         return cls()
 
     @classmethod
     def cut_after_commit(cls) -> Fault:
-        """The upstream does as asked; the connection is cut without an answer."""
+        """The request goes upstream; the connection is cut without an answer."""
         return cls(cuts=True)
 
     @classmethod
     def cut_before_commit(cls) -> Fault:
-        """The connection is cut; the upstream never hears of it."""
+        """The connection is cut; nothing goes upstream."""
         return cls(cuts=True, forwards=False)
 
     @classmethod
     def cut_in_body(cls) -> Fault:
-        """The upstream does as asked; the connection is cut in the middle of its answer's body."""
+        """The request goes upstream; the connection is cut in the middle of the answer's body."""
         return cls(cuts_body=True)
 
     @classmethod
     def answer_after_commit(
         cls, status: int, body: bytes | str | Mapping[str, Any] = b"", headers: Mapping[str, str] | None = None
     ) -> Fault:
-        """The upstream does as asked; this is answered in place of its own answer."""
+        """The request goes upstream; this is the answer, in place of the upstream's."""
         return cls(reply=reply(status, body, headers))
 
     @classmethod
@@ -83,27 +83,27 @@ class Fault:
         *,
         cut_at: int | None = None,
     ) -> Fault:
-        """This is answered; the upstream never hears of it. With `cut_at`, only so many bytes of the body are sent."""
+        """This is the answer; nothing goes upstream. With `cut_at`, only so many bytes of the body are sent."""
         return cls(reply=attrs.evolve(reply(status, body, headers), cut_at=cut_at), forwards=False)
 
     @classmethod
     def delayed(cls, seconds: float) -> Fault:
-        """Passed on and answered, but late."""
+        """The request goes upstream and is answered, after this time."""
         return cls(delay=seconds)
 
     @classmethod
     def hold(cls) -> Fault:
-        """Passed on and answered only when the test says `proxy.let_go()`."""
+        """The request waits for `proxy.let_go()`."""
         return cls(held=True)
 
     @classmethod
     def late_commit(cls, seconds: float, status: int = 504) -> Fault:
-        """Answered with 504 at once; goes upstream only so many seconds later."""
+        """The answer is 504, at once; the request goes upstream so many seconds later."""
         return cls(reply=reply(status), forwards=False, commits_after=seconds)
 
     @classmethod
     def late_commit_before(cls, endpoint: str, status: int = 504) -> Fault:
-        """Answered with 504 at once; goes upstream just before the next request to `endpoint`, by no clock."""
+        """The answer is 504, at once; the request goes upstream just before the next one to `endpoint`."""
         return cls(reply=reply(status), forwards=False, commits_before=endpoint)
 
 
@@ -111,8 +111,8 @@ def reply(status: int, body: bytes | str | Mapping[str, Any] = b"", headers: Map
     """
     Args:
         status: The HTTP status.
-        body: A mapping is sent as JSON, text as HTML, both with their content type; bytes are sent as they are.
-        headers: More headers; they go before.
+        body: A mapping is sent as JSON and text as HTML, with their content types; bytes are sent as they are.
+        headers: More headers; a content type among them stays.
     """
     fields = dict(headers or {})
     if isinstance(body, str):
@@ -165,24 +165,24 @@ class FaultyProxy(RecordingServer):
 
         Args:
             endpoint: The requests concerned, e.g. "runs/log-batch"; "" is any.
-            fault: What happens to them.
-            times: To how many of them; None: to all from now on.
-            when: Only to those for which this is true.
+            fault: What happens to these requests.
+            times: How many requests it happens to. None: all from now on.
+            when: Only requests for which this is true.
         """
         with self._changed:
             self._scripts.append(_Script(endpoint, fault, times, when))
 
     def mend(self) -> None:
-        """Forget all faults that have not happened yet."""
+        """Remove all faults that have not happened yet."""
         with self._changed:
             self._scripts.clear()
 
     def let_go(self) -> None:
-        """Go on with the requests that `hold` holds."""
+        """Pass on the requests that `hold` has stopped."""
         self._going.set()
 
     def commit_held(self) -> None:
-        """Pass on what `late_commit_before` still holds back, and wait for what `late_commit` does."""
+        """Pass on the requests of `late_commit_before` now, and wait for those of `late_commit`."""
         for thread in self._late:
             thread.join()
         self._release(lambda _: True)
@@ -226,8 +226,8 @@ class FaultyProxy(RecordingServer):
 
     def _forward(self, request: Request) -> Reply:
         host = self.upstream.removeprefix("http://")
-        # A connection of its own: one that was kept may have been closed meanwhile, and to send twice would commit
-        # twice.
+        # Each request has a connection of its own. A kept connection may have been closed, and a request that is sent
+        # twice would be stored twice.
         connection = http.client.HTTPConnection(host, timeout=UPSTREAM_TIMEOUT)
         try:
             headers = {key: value for key, value in request.headers.items() if key not in _HOP_BY_HOP}
@@ -260,10 +260,10 @@ class FaultyProxy(RecordingServer):
 
 class ScriptedServer(FaultyProxy):
     """
-    Has nothing behind it: answers by script, and else with one and the same answer.
+    Answers by script, without an upstream; all other requests get the same answer.
 
     Args:
-        default: The answer to what no script fits; `{}`, as MLflow says "done", where it is not given.
+        default: That answer. None: `{}`, MLflow's "done".
     """
 
     def __init__(self, default: Reply | None = None) -> None:

@@ -1,9 +1,9 @@
 """
-A small threaded HTTP/1.1 server on 127.0.0.1 that records every request and lets a subclass decide on its answer.
+A small threaded HTTP/1.1 server on 127.0.0.1 that records every request. A subclass decides on the answer.
 
-Rules of this file: a request is recorded when it has been read whole, before it is answered; what is recorded is never
-forgotten; every socket and thread is ended by handle in `close`, and a defect of the server itself is raised there
-and not lost in a thread.
+Rules of this file: a request is recorded when it has been read whole, before it is answered, and stays recorded.
+`close` ends every socket and thread by handle, and raises a defect of the server itself, which would be lost in a
+thread.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ JOIN_TIMEOUT = 30.0
 
 @attrs.define(eq=False, slots=False, kw_only=True)
 class Request:
-    """One request as it came, and what was answered."""
+    """One request and its answer."""
 
     serial: int
     """0 for the first one that the server has read."""
     connection: int
-    """Which connection it came over, counted from 0."""
+    """The number of its connection, counted from 0."""
     method: str
     target: str
     """Path and query."""
@@ -48,9 +48,9 @@ class Request:
     answered_at: float | None = None
     """Monotonic seconds just before the answer was sent, or the connection cut."""
     status: int | None = None
-    """What was answered; None: nothing (yet)."""
+    """Of the answer. None: there is none, or not yet."""
     answer: bytes = attrs.field(default=b"", repr=False)
-    """The upstream's answer, also where the client never got it."""
+    """The upstream's answer, also if the client did not get it."""
 
     @property
     def path(self) -> str:
@@ -69,19 +69,19 @@ class Request:
         return data
 
     def at(self, endpoint: str) -> bool:
-        """Whether it went to this end point, e.g. "runs/log-batch"; "" is any."""
+        """Whether it went to this end point, e.g. "runs/log-batch"; "" stands for every one."""
         return endpoint == "" or self.path.endswith(f"/{endpoint.strip('/')}")
 
 
 @attrs.frozen(kw_only=True)
 class Reply:
-    """What goes back on the wire."""
+    """An answer, as it is sent."""
 
     status: int
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes = attrs.field(default=b"", repr=False)
     cut_at: int | None = None
-    """Bytes of the body after which the connection is cut; None: it is sent whole."""
+    """Bytes of the body after which the connection is cut. None: the body is sent whole."""
 
 
 class _Responder(Protocol):
@@ -123,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class _Listener(HTTPServer):
-    """One life of the listening socket, with its connections and their threads."""
+    """A listening socket with its connections and their threads."""
 
     request_queue_size = 64
 
@@ -154,7 +154,7 @@ class _Listener(HTTPServer):
         try:
             self.finish_request(connection, address)
         except ConnectionError:
-            pass  # the client has gone, or we are closing
+            pass  # the client has closed the connection, or `close` has
         except Exception as error:  # noqa: BLE001  a defect of ours: raised by close()
             self.defects.append(error)
         finally:
@@ -180,7 +180,7 @@ class RecordingServer:
     """
     Records and answers requests. A context manager: listens on entry, ends everything on exit.
 
-    A subclass says in `_respond` what is answered.
+    A subclass gives the answers, in `_respond`.
     """
 
     def __init__(self) -> None:
@@ -198,12 +198,12 @@ class RecordingServer:
         return f"http://{HOST}:{self.port}"
 
     def listen_again(self) -> None:
-        """Accept connections, on the same port as ever."""
+        """Accept connections, on the same port as before."""
         assert self._listener is None, "it listens already"
         self._listener = _Listener(self.port, self)
 
     def stop_listening(self) -> None:
-        """Refuse new connections and cut those that are open, as a server that went down."""
+        """Refuse new connections and cut the open ones, as a server does that goes down."""
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.close()
@@ -246,7 +246,7 @@ class RecordingServer:
         return len(self.to(endpoint))
 
     def wait_for(self, condition: Callable[[], bool], timeout: float = 20.0) -> None:
-        """Wait until the condition holds; it is looked at whenever a request was read or answered."""
+        """Wait until the condition holds. It is evaluated whenever a request has been read or answered."""
         with self._changed:
             assert self._changed.wait_for(condition, timeout), "what the test waits for did not happen"
 

@@ -1,8 +1,8 @@
 """
 A server that speaks TLS on 127.0.0.1, with a certificate of the test's: one request a connection, answered "done".
 
-Rules of this file: what goes wrong in a handshake is the test's matter and is not raised here; the thread and the
-sockets are ended by handle.
+Rules of this file: an error of a handshake is not raised here, because tests provoke it; the thread and the sockets are
+ended by handle.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class TlsServer:
     Answers "done" to one request a connection. A context manager.
 
     Args:
-        certificate: What it shows; None: none, as a plain server.
-        asks_for: Whose certificates it takes of clients; None: it asks for none.
+        certificate: The server's own. None: it has none, and fails in the handshake.
+        asks_for: The authority whose clients it accepts. None: it asks clients for no certificate.
     """
 
     def __init__(self, certificate: trustme.LeafCert | None, asks_for: trustme.CA | None = None) -> None:
@@ -40,9 +40,9 @@ class TlsServer:
         self.subjects: list[str] = []
         """Common names of the clients' certificates."""
         self.after_hello: Callable[[socket.socket], None] | None = None
-        """In place of a handshake."""
+        """Called in place of the handshake."""
         self.after_request: Callable[[ssl.SSLSocket], None] | None = None
-        """In place of an answer."""
+        """Called in place of the answer."""
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         if certificate is not None:
             certificate.configure_cert(self._context)
@@ -98,7 +98,7 @@ class TlsServer:
 
 
 def _read_request(connection: ssl.SSLSocket) -> bytes:
-    """All of it: a connection that is closed with bytes unread is reset, and its answer lost."""
+    """The whole request: closing a connection with unread bytes resets it, and the answer is lost."""
     request = b""
     while True:
         head, end, body = request.partition(b"\r\n\r\n")

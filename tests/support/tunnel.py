@@ -1,8 +1,8 @@
 """
 A forward proxy on 127.0.0.1 that opens tunnels (CONNECT), as a proxy does for https.
 
-Rules of this file: one tunnel a connection, to where the test says and not to where the client does, so that a name that
-cannot be resolved is as good as any. The threads and the sockets are ended by handle.
+Rules of this file: one tunnel a connection, to where the test says and not to where the client does, so that a name
+that cannot be resolved is as good as any. The threads and the sockets are ended by handle.
 """
 
 from __future__ import annotations

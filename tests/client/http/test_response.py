@@ -1,8 +1,8 @@
 """
 Answers and redirects, in memory: what counts as MLflow's answer, how much of one is read, and where none leads to.
 
-Rules of this file: one call of the store is one attempt (two after a 401, more for redirects), so that the requests that the
-server saw are counted exactly.
+Rules of this file: one call of the store is one attempt (two after a 401, more for redirects), so that the requests
+that the server saw are counted exactly.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ The table of answers, end to end and in memory: status x body x header -> verdic
     429, 500, 502 - 504
     other         anything                    failed; neither repeated nor halved
 
-Rules of this file: the public client over a router of respx; no socket. One point a batch, so that the number of requests is
-that of one entry; the bisection of a batch has tests of its own.
+Rules of this file: the public client over a router of respx; no socket. One point a batch, so that the number of
+requests is that of one entry; the bisection of a batch has tests of its own.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """
-The REST store over real sockets, through httpx and through aiohttp: what is sent, how connections end, and what a library
-might do by itself (decompress, follow, repeat). Answers that need no socket are in `tests/client/http/test_response.py`.
+The REST store over real sockets, through httpx and through aiohttp: what is sent, how connections end, and what a
+library might do by itself (decompress, follow, repeat). Answers that need no socket are in
+`tests/client/http/test_response.py`.
 
 Rules of this file: every test runs for both transports; one call of the store is one attempt (two after a 401, more
 for redirects), so that what the server saw is counted exactly.
