@@ -61,16 +61,14 @@ class Flush:
     def report(self) -> Report:
         """The entries that this ended flush did not store. Each failure is reported by one flush only."""
         failures: list[Failure] = []
-        ended_early_because = NotWaitedForError(f"still queued when {self.ended_early_because}")
-        for lane, goal in self.last_windows.items():
-            reason = self.given_up.get(lane) or (
-                ended_early_because if lane in self.open else lane.blocked_by or ended_early_because
-            )
+        not_waited_for = NotWaitedForError(f"still queued when {self.ended_early_because}")
+        for lane, last_window in self.last_windows.items():
+            reason = self.given_up.get(lane) or (None if lane in self.open else lane.blocked_by) or not_waited_for
             if lane in self.parents:
                 if not lane.run_exists:
-                    failures += [each for each in lane.outstanding(goal, reason) if each.kind == RUN]
+                    failures += [each for each in lane.outstanding(last_window, reason) if each.kind == RUN]
                 continue
-            failures += lane.take_unreported(goal)
-            if lane.last_emptied < goal:
-                failures += lane.outstanding(goal, reason)
+            failures += lane.take_unreported(last_window)
+            if lane.last_emptied < last_window:
+                failures += lane.outstanding(last_window, reason)
         return Report(total=self.total, failures=tuple(failures))

@@ -151,7 +151,7 @@ class Pump:
             if lane.in_flight is not None:
                 lane.give_back()
             raise
-        except RetriesEndedError as spent:
+        except RetriesEndedError as ended:
             # A probe with an entry that may be bad itself proves nothing for the other lanes.
             probes_doubt = (
                 self._dispatch.outage.given_up and lane.in_flight is not None and lane.in_flight.doubted is not None
@@ -159,9 +159,9 @@ class Pump:
             lane.give_back()
             if self._retries_other_entries():
                 return
-            if spent.error.scope is not Scope.LANE and not probes_doubt and not self._give_up(spent.error, flushes):
+            if ended.error.scope is not Scope.LANE and not probes_doubt and not self._give_up(ended.error, flushes):
                 return
-            raise StopError(spent.error) from None
+            raise StopError(ended.error) from None
         except StoreError as error:
             batch = lane.in_flight
             if error.retriable and batch is not None and not self._is_rejection(batch):

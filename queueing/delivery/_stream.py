@@ -89,13 +89,13 @@ class Stream:
 
     async def drain(self) -> None:
         """Wait until there is room for the entries that were refused last, or for another entry."""
-        complained = -math.inf
+        signalled_at = -math.inf
         while not self._intake.has_room:
             now = anyio.current_time()
-            if now >= complained + FULL_QUEUE_INTERVAL:  # Perhaps no log call has found the queue full yet.
-                complained, self._intake.found_full = now, True
+            if now >= signalled_at + FULL_QUEUE_INTERVAL:  # Perhaps no log call has found the queue full yet.
+                signalled_at, self._intake.found_full = now, True
                 self.wake()
-            with anyio.move_on_after(complained + FULL_QUEUE_INTERVAL - now):
+            with anyio.move_on_after(signalled_at + FULL_QUEUE_INTERVAL - now):
                 await self._sender.progress()
         self._intake.largest_refused = 1
 
@@ -219,12 +219,12 @@ class Stream:
             self._released_at = log.count
             for lane in self._accumulator.live_with_uploads():
                 lane.take_unreported(lane.last_closed)
-        news, now = [*self._refused(), *log.take_new_causes()], anyio.current_time()
+        failures, now = [*self._refused(), *log.take_new_causes()], anyio.current_time()
         dropped = self._intake.take_dropped() if now >= self._no_drop_notice_until else {}
         if dropped:
             self._no_drop_notice_until = now + DROP_NOTICE_INTERVAL
-        if news or dropped:
-            self._notify_user(news, dropped)
+        if failures or dropped:
+            self._notify_user(failures, dropped)
 
     def _refused(self) -> Iterator[Failure]:
         """

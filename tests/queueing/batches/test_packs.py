@@ -96,7 +96,7 @@ def limits(draw: st.DrawFn) -> Bounds:
     )
 
 
-def told(failures: Sequence[Failure], number: dict[int, int]) -> list[Any]:
+def facts_of(failures: Sequence[Failure], number: dict[int, int]) -> list[Any]:
     return [
         (number[id(each.record[1])], each.start, each.stop, str(each.error), each.final, each.serial, each.weight)
         for each in failures
@@ -129,7 +129,7 @@ def history(
             continue
         seen.append((batch.count, batch.size, batch.weight, batch.serial, batch.rejections, sorted(batch.groups)))
         seen.append(log_inputs_body("r", batch) if DATASET in batch.groups else log_batch_body("r", batch))
-        seen.append(told(list(lane.outstanding(lane.last_closed, StoreError("left"))), number))
+        seen.append(facts_of(list(lane.outstanding(lane.last_closed, StoreError("left"))), number))
         answer = next(answers, None)
         if next(prepares, False):
             lane.prepare(limit)
@@ -151,7 +151,7 @@ def history(
         if answer is not None:
             seen.append([(part.start, part.stop, part.joined) for each in lane.bisection for part in each.slices()])
     assert lane.is_settled
-    seen.append(told(lane.take_unreported(lane.last_closed), number))
+    seen.append(facts_of(lane.take_unreported(lane.last_closed), number))
     return seen
 
 

@@ -70,7 +70,7 @@ async def test_whatever_happens_each_entry_is_stored_or_reported_once_and_in_ord
             assert len(lost) == len(failed[number])
             expected = [entry for entry in flat(logged[number]) if entry not in lost]
             assert sorted(stored[1:]) == sorted(expected)
-            # What came back of one batch is tried in whatever order finds the bad entries.
+            # A rejected batch is bisected, and its parts are not always stored in order.
             places = {entry: place for place, entry in enumerate(expected)}
             assert all(abs(places[entry] - place) < BATCH for place, entry in enumerate(stored[1:]))
             assert {key for kind, key, _, _ in flat(logged[number]) if kind == METRIC and key == "bad"} <= {

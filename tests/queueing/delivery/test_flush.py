@@ -286,19 +286,19 @@ async def test_a_flush_ends_when_its_last_entry_is_rejected_though_all_workers_a
 async def test_a_flush_does_not_wait_for_ever_for_a_store_that_never_answers() -> None:
     """The store's thread cannot be stopped: its request stays in flight, is not repeated, and counts when it ends."""
     async with bench(limits=TEN, seconds=10_000, max_workers=2, patience=60) as b:
-        blocked_by, other = b.lane("stuck", *points(20)), b.lane("other", *points(20))
+        stuck, other = b.lane("stuck", *points(20)), b.lane("other", *points(20))
         started = anyio.current_time()
         report = await b.flush()
         assert anyio.current_time() - started == pytest.approx(60)
         assert report.not_stored == 40
         assert {str(each.error) for each in report.failures} == {"still queued when no request had ended for 60 s"}
         assert not any(failure.final for failure in report.failures)
-        assert (await b.flush(blocked_by)).not_stored == 20
+        assert (await b.flush(stuck)).not_stored == 20
         await anyio.sleep(20_000)
         assert b.accumulator.counts()["stored"] == 20
         b.store.seconds = 1
         assert await b.flush() == Report(total=20)
-        assert b.store.stored == {lane.run: flat(points(20)) for lane in (blocked_by, other)}
+        assert b.store.stored == {lane.run: flat(points(20)) for lane in (stuck, other)}
 
 
 async def test_a_flush_waits_as_long_as_requests_end() -> None:

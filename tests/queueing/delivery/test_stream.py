@@ -217,10 +217,10 @@ async def test_records_that_a_notice_handler_logs_are_sent_too() -> None:
     """The receiver of a notice may log."""
     async with bench(lambda r: RejectedError("no") if r.number == 0 else None, interval=10, limits=TEN) as b:
 
-        def tell(news: list[Failure], dropped: dict[Any, int]) -> None:
+        def notify(failures: list[Failure], dropped: dict[Any, int]) -> None:
             b.lane("r", *points(10))
 
-        b.stream._notify_user = tell
+        b.stream._notify_user = notify
         b.lane("r", metrics(0, bad=1))
         await anyio.sleep(10_000)
         assert b.store.stored["r"] == flat(points(10))
@@ -263,12 +263,12 @@ async def test_in_a_steady_flow_the_engine_looks_by_itself_and_no_call_wakes_the
     stall: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A wake-up costs the caller a wait for the interpreter's lock. A producer that pauses is expected to continue."""
-    rings: list[float] = []
+    wakes: list[float] = []
     async with bench(interval=60, limits=HUNDRED, seconds=0.01) as b:
         plain_wake = b.stream.wake
 
         def wake() -> None:
-            rings.append(anyio.current_time())
+            wakes.append(anyio.current_time())
             plain_wake()
 
         monkeypatch.setattr(b.intake, "wake", wake)
@@ -276,16 +276,16 @@ async def test_in_a_steady_flow_the_engine_looks_by_itself_and_no_call_wakes_the
         for at in range(40):
             await log(lane, 50, 0.01, 50 * at)
             await anyio.sleep(stall if at % 8 == 0 else 0)
-        began, looks = rings[0], b.stream.looks
+        began, looks = wakes[0], b.stream.looks
         await anyio.sleep(100)
-        assert len(rings) <= 2, rings
-        assert len(rings) < 2 or rings[1] - began < 2
+        assert len(wakes) <= 2, wakes
+        assert len(wakes) < 2 or wakes[1] - began < 2
         assert looks < (40 if not stall else 80)
         assert b.store.stored["r"] == flat(points(2_000))
 
 
 @pytest.mark.parametrize(
-    ("pace", "max_pending", "together"),
+    ("pace", "max_pending", "batches"),
     [
         (100, math.inf, 1),
         (300, math.inf, 1),
@@ -297,7 +297,7 @@ async def test_in_a_steady_flow_the_engine_looks_by_itself_and_no_call_wakes_the
         (1_000, 103, 1),
     ],
 )
-async def test_in_a_steady_flow_full_batches_go_together(pace: int, max_pending: float, together: int) -> None:
+async def test_in_a_steady_flow_full_batches_go_together(pace: int, max_pending: float, batches: int) -> None:
     """They wait for each other for a quarter of a second if there is room; a slower flow sends each when it is full."""
     async with bench(interval=3_600, limits=HUNDRED, max_pending=max_pending, seconds=0.001) as b:
         lane, full_at = b.lane("r"), []
@@ -312,42 +312,42 @@ async def test_in_a_steady_flow_full_batches_go_together(pace: int, max_pending:
             < FULL_BATCH_LINGER + 2 * 100 * (LATENESS - 1) / pace + 0.1
         )
         looks = 1 + sum(after - before > 0.005 for before, after in pairwise(begun[6:]))
-        assert len(begun[6:]) / looks == pytest.approx(together, rel=0.25)
+        assert len(begun[6:]) / looks == pytest.approx(batches, rel=0.25)
 
 
 async def test_while_nobody_waits_the_engine_gives_way_to_the_callers() -> None:
     """
     It pauses before each piece of work on a batch; but not during a flush, not in a backlog, and not near the bound.
     """
-    ways: list[float] = []
+    pauses: list[float] = []
 
     def pause() -> None:
-        ways.append(anyio.current_time())
+        pauses.append(anyio.current_time())
 
     async with bench(interval=2.0, limits=TEN, max_pending=1_000, pause=pause) as b:
         b.lane("r", *points(10))
         await anyio.sleep(1.5)
-        assert len(ways) == 1 + 3  # for the bell, and what came of it
+        assert len(pauses) == 1 + 3  # one at the wake-up, three around the request
         await anyio.sleep(10)
-        ways.clear()
+        pauses.clear()
         b.lane("r", *points(35))
         await b.flush()
-        assert ways == []
+        assert pauses == []
         b.lane("r", *points(10 * (CALM_BATCHES + 2)))
         await anyio.sleep(1.5)
-        assert ways == []
+        assert pauses == []
         await anyio.sleep(CALM_BATCHES)
-        assert len(ways) >= 3 * (CALM_BATCHES - 1)
-    ways.clear()
+        assert len(pauses) >= 3 * (CALM_BATCHES - 1)
+    pauses.clear()
     async with bench(interval=2.0, limits=TEN, max_pending=15, pause=pause) as b:
         b.lane("r", *points(10))
         await anyio.sleep(1.5)
         assert b.accumulator.counts()["pending"] == 0
-        assert ways == []
+        assert pauses == []
     async with bench(limits=TEN, pause=pause) as b:
         b.lane("r", *points(10))
         await b.flush()
-    assert ways == []
+    assert pauses == []
 
 
 async def test_a_burst_of_many_full_batches_goes_in_full_ones() -> None:
@@ -671,7 +671,7 @@ async def test_a_drop_of_no_entries_is_not_reported() -> None:
     """A full queue with nothing left to drop is reported once, not at every look."""
     notices: list[dict[Any, int]] = []
     async with bench(Server(refused(), runs=(0, 1, 2)), interval=2, max_pending=3) as b:
-        b.stream._notify_user = lambda news, dropped: notices.append(dropped)
+        b.stream._notify_user = lambda failures, dropped: notices.append(dropped)
         for n in range(3):
             b.lane(n, run(), run_exists=False)
         await anyio.sleep(100)
@@ -1010,7 +1010,7 @@ async def random_actions(source: random.Random, interval: float, most: float, dr
             assert len(arrived) == len(stored) - 1, "stored twice"
             expected = [entry for entry in everything if entry in arrived]
             assert sorted(stored[1:]) == sorted(expected), "made up"
-            # What came back of one batch is tried in whatever order finds the bad entries.
+            # A rejected batch is bisected, and its parts are not always stored in order.
             places = {entry: place for place, entry in enumerate(expected)}
             assert all(abs(places[entry] - place) < 10 for place, entry in enumerate(stored[1:])), "out of order"
             assert not arrived & reported[lane.run].keys(), "stored, and reported as not stored"
