@@ -162,7 +162,7 @@ class FailureLog:
             self.full.append(kept)
         self.counted.add(failure, failure.run, failure.kind, common=cause[1] if cause in self._causes else "")
 
-    def rest(self) -> Iterator[tuple[Any, int, Exception, int]]:
+    def beyond_bound(self) -> Iterator[tuple[Any, int, Exception, int]]:
         """The failures that are only counted: run, kind, error, number of entries."""
         for (run, kind, _), error, count in self.counted:
             yield run, kind, error, count

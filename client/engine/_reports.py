@@ -35,7 +35,7 @@ def public_failures(log: FailureLog) -> tuple[OperationFailure, ...]:
     """All final failures of a client: with their entries as far as the log keeps them, then counts only."""
     counted = tuple(
         OperationFailure(_run_id(run), OPERATIONS[kind], (), error, True, count)
-        for run, kind, error, count in log.rest()
+        for run, kind, error, count in log.beyond_bound()
     )
     return grouped(list(log.full)) + counted
 

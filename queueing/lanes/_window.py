@@ -1,10 +1,10 @@
 """
-What one flush or tick found in an inbox, sorted into a queue a kind, and how batches are filled from it.
-
-Rules of this file: no I/O. The stages of a window are emptied in the order of `STAGES`. `left` counts the entries of
-each queue, so that the next batch knows what it must take (see `must_take`); it is kept by what enters and leaves.
-Metrics lie flat, as in the inbox and for the same reason (see `_inbox`), until they come near the head of their queue.
+A window: the records that one flush or tick has drawn from an inbox, in a queue a kind; and how batches are filled from it.
 """
+
+# Rules of this file: no I/O. The stages of a window are emptied in the order of `STAGES`. `counts` holds the entries of each
+# queue, by which `must_take` decides what the next batch has to hold; whatever adds or removes entries updates it. Metrics
+# lie flat, for the reason given in `_inbox`, until they come near the head of their queue.
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ from runqueue.queueing.batches._part import WIDTH, JoinError, Pack, Record, Slic
 from runqueue.queueing.lanes._screening import Screening
 
 CREATED_KEYS: Final = 2
-"""Item of a RUN record: the keys of the tags it brings along."""
+"""Item of a RUN record: the keys of the tags that its fragment holds."""
 IN_CREATION: Final = 2
-"""Item of a TAG record: whether its tags may travel inside the request that creates the run."""
-PACKED: Final = 1_000
-"""Entries in one pack at most. More of them gain nothing, and what does not fit into a batch was encoded in vain."""
+"""Item of a TAG record: whether its tags may be sent in the request that creates the run."""
+MAX_PACK: Final = 1_000
+"""Entries in one pack. A larger pack saves nothing more, and a pack that does not fit into the batch was made in vain."""
 
 
 class _Repeats:
-    """The params of the batch that is being filled: keys that are in it, and entries that repeat one of them."""
+    """The keys of the params in the batch that is being filled, and the entries that repeat one of them."""
 
     __slots__ = ("delayed", "inside")
 
@@ -53,8 +53,10 @@ class _Repeats:
 
 class Window:
     """
+    The records of one window, in a queue a kind.
+
     Args:
-        serial: 1 for a lane's first window, and so on.
+        serial: The window's number in its lane, from 1.
     """
 
     __slots__ = ("_current", "_flat", "_mean_bytes", "_prepared", "barrier", "counts", "queues", "serial", "uploads")
@@ -64,24 +66,24 @@ class Window:
         self.queues: list[deque[Record | Slice]] = [deque() for _ in range(KINDS)]
         self.counts = [0] * KINDS
         self.uploads: list[Record] = []
-        """Records that were put here, and are to be taken to another lane."""
+        """Records of artifacts, for the upload lanes."""
         self.barrier: list[tuple[Any, int]] = []
-        """The final status comes after these: lanes, and a window of each."""
-        self._flat: list[list[Any]] = []  # metrics behind those in their queue, flat; that is never empty before this
-        self._current: Slice | None = None  # off its queue, and not in the batch yet
-        self._prepared: Pack | None = None  # of records that are on their queue still
-        self._mean_bytes = 0.0  # bytes an entry in the last pack
+        """Upload lanes, each with the last window that has to be empty before the final status is sent."""
+        self._flat: list[list[Any]] = []  # metrics that come after those in their queue; empty if the queue is
+        self._current: Slice | None = None  # taken off its queue, and not in the batch yet
+        self._prepared: Pack | None = None  # made ahead, of records that are still in their queue
+        self._mean_bytes = 0.0  # of an entry in the last pack
 
     def __bool__(self) -> bool:
         return any(self.queues)
 
     @property
     def only_status_left(self) -> bool:
-        """Whether nothing is left of it but a final status."""
+        """Whether a final status is all that is left."""
         return bool(self.queues[STATUS]) and not any(self.queues[:STATUS])
 
     def items(self, kind: int) -> Iterator[Record | Slice]:
-        """What is queued of one kind, in order."""
+        """The records and slices of one kind, in order."""
         stock = self._flat if kind == METRIC else ()
         return chain(self.queues[kind], chain.from_iterable(map(as_records, stock)))
 
@@ -95,12 +97,15 @@ class Window:
 
     def put(self, flat: list[Any]) -> int:
         """
-        Add records at the end; how many entries stay here, and are not set aside. Python's loop goes over changes of kind, C's
-        over records.
+        Add records at the end.
 
         Args:
-            flat: The records, item behind item. It is kept, and made upright in one go.
+            flat: The records, item behind item. The list is kept.
+
+        Returns:
+            The number of entries, without those of artifacts, which go to `uploads`.
         """
+        # The loop in Python is over changes of kind only; loops in C go over the records.
         total = at = 0
         for kind, group in groupby(flat[::WIDTH]):
             begin, at = at, at + WIDTH * len([*group])
@@ -108,7 +113,7 @@ class Window:
                 self.uploads += as_records(flat[begin:at])
                 continue
             if kind == STATUS:
-                self.queues[kind].clear()  # a run has one final status: the last one asked for
+                self.queues[kind].clear()  # the last final status that was logged is the run's
                 begin = at - WIDTH
             count = sum(map(len, flat[begin + 1 : at : WIDTH]))
             if kind == METRIC:
@@ -121,7 +126,7 @@ class Window:
         return total
 
     def _unpack(self, most: int = 1) -> None:
-        """Have so many records of metrics upright, if there are as many; as a head of their queue, one will do."""
+        """Make tuples of flat metrics until their queue holds *most* records, if there are as many."""
         queue, stock = self.queues[METRIC], self._flat
         if stock and not queue:
             queue.extend(as_records(stock[0][:WIDTH]))
@@ -130,12 +135,12 @@ class Window:
             queue.extend(as_records(stock.pop(0)))
 
     def put_slice(self, part: Slice) -> None:
-        """Add a slice at the end."""
+        """Add a slice at the end of its queue."""
         self.queues[part.kind].append(part)
         self.counts[part.kind] += part.count
 
     def put_back(self, item: Record | Slice) -> None:
-        """Put something at the head of its queue."""
+        """Put a record or slice at the head of its queue."""
         if isinstance(item, Slice):
             kind, count = item.kind, item.count
         else:
@@ -144,7 +149,7 @@ class Window:
         self.counts[kind] += count
 
     def fill(self, bounds: Bounds, screening: Screening) -> Batch:
-        """The next batch, as full as the bounds allow; empty if nothing of what it looked at passed the gate."""
+        """The next batch, as full as the bounds allow; empty if the screening let nothing of it pass."""
         batch = Batch(self.serial)
         stage = next(stage for stage in STAGES if any(self.queues[kind] for kind in stage))
         try:
@@ -154,7 +159,7 @@ class Window:
                 self._draw(batch, stage[0], bounds.room(stage[0]), bounds.body, screening)
             if batch.creates_run:
                 self._draw_create_tags(batch, bounds, screening)
-        except JoinError as error:  # a defect of ours may cost a record, not the run
+        except JoinError as error:  # a defect of ours costs this record, not the run
             if self._current is None:
                 raise
             screening.fail(self._current, error, self.serial)
@@ -162,7 +167,7 @@ class Window:
         return batch
 
     def prepare(self, bounds: Bounds, screening: Screening) -> None:
-        """Encode the metrics that the next batch is likely to begin with. Nothing moves; `fill` may use it or not."""
+        """Encode the metrics that the next batch is likely to begin with. They stay queued; `fill` uses the result if it fits."""
         if self._prepared is None and screening.can_pack and self._only_metrics:
             records = self._whole_records(self._pack_size(bounds.room(METRIC), bounds.body))
             if records:
@@ -189,7 +194,7 @@ class Window:
     def _draw(
         self, batch: Batch, kind: int, count: int, body: int, screening: Screening, repeats: _Repeats | None = None
     ) -> None:
-        """Move up to `count` entries of one kind into the batch, in order."""
+        """Move up to *count* entries of one kind into the batch, in order."""
         packs = kind == METRIC and screening.can_pack
         singly = 0
         while count > 0:
@@ -217,25 +222,24 @@ class Window:
 
     def _pack(self, count: int, room: int, screening: Screening) -> tuple[Pack | None, int]:
         """
-        Take whole records of metrics off their queue in one go.
+        Take whole records of metrics off their queue as one pack.
 
         Args:
-            count: Entries that there is room for.
-            room: Bytes that there is room for.
+            count: Entries that the batch has room for.
+            room: Bytes that the batch has room for.
 
         Returns:
-            The pack. If there is none, how many of the next records have to go one by one.
+            The pack. None: no pack can be made; and how many of the next records to take one by one.
         """
         queue = self.queues[METRIC]
         most = self._pack_size(count, room)
         while records := self._whole_records(most):
             entries = sum(weights(records))
             ahead, self._prepared = self._prepared, None
-            pack = (
-                ahead
-                if ahead is not None and screening.is_current(ahead, records)
-                else screening.pack(records, entries)
-            )
+            if ahead is not None and screening.is_current(ahead, records):
+                pack: Pack | None = ahead
+            else:
+                pack = screening.pack(records, entries)
             if pack is None:
                 return None, len(records)
             self._mean_bytes = pack.size / entries
@@ -253,12 +257,12 @@ class Window:
         return bool(self.queues[METRIC]) and not (self.queues[PARAM] or self.queues[TAG] or self.queues[RUN])
 
     def _pack_size(self, count: int, room: int) -> int:
-        """How many metrics to try for a pack."""
-        most = min(count, PACKED)
+        """How many metrics to try to pack."""
+        most = min(count, MAX_PACK)
         return _estimate(room, self._mean_bytes) if most * self._mean_bytes > room else most
 
     def _whole_records(self, most: int) -> list[Record]:
-        """The next records of metrics, as far as they are whole and have no more than so many entries together."""
+        """The next records of metrics, as long as they are whole and have no more than *most* entries together."""
         queue = self.queues[METRIC]
         self._unpack(most)
         if not queue or isinstance(queue[0], Slice) or not 0 < (first := weight(queue[0])) <= most:
@@ -266,14 +270,14 @@ class Window:
         records: list[Any] = list(islice(queue, most // first))
         try:
             totals = list(accumulate(weights(records)))
-        except TypeError:  # a slice is among them: records were put back before it
+        except TypeError:  # one of them is a slice, behind records that were put back
             return []
         return records if totals[-1] <= most else records[: bisect_right(totals, most)]
 
     def _draw_params(
         self, batch: Batch, part: Slice, count: int, body: int, screening: Screening, repeats: _Repeats
     ) -> tuple[int, Slice | None]:
-        """The same for params: servers refuse a batch that holds a key twice, so the second waits for the next one."""
+        """Move params. Servers refuse a batch that holds a key twice, so a repeated key is left for the next batch."""
         taken = begun = at = 0
         room = body - batch.size
         rest: Slice | None = None
@@ -298,9 +302,11 @@ class Window:
         return taken, rest
 
     def _draw_create_tags(self, batch: Batch, bounds: Bounds, screening: Screening) -> None:
-        """Let queued tags travel inside the request that creates the run, as far as its bounds allow."""
+        """Move tags into the batch that creates the run, as far as the bounds of that request allow."""
         room = bounds.create_tag_bytes - sum(map(_escaped, batch.pieces(RUN)))
-        keys: set[Any] = set(next(batch.records(RUN))[CREATED_KEYS])  # a later value of the same key must not overtake
+        keys: set[Any] = set(
+            next(batch.records(RUN))[CREATED_KEYS]
+        )  # a second value of a key is sent later, to stay the last
         count = len(keys)
         left_behind: list[Slice] = []
         while count < bounds.create_tags and (part := self._next_slice(TAG, bounds.body, screening)) is not None:
@@ -317,7 +323,7 @@ class Window:
             self.put_back(part)
 
     def _next_slice(self, kind: int, body: int, screening: Screening) -> Slice | None:
-        """Take the next slice off a queue: encoded, and without what cannot or need not be sent."""
+        """Take the next slice off a queue: encoded, and without entries that cannot or need not be sent."""
         queue = self.queues[kind]
         self._current = None
         while queue:
@@ -335,10 +341,10 @@ class Window:
 
 
 def _estimate(room: int, mean: float) -> int:
-    """How many entries to try next: rather too few, as they can be followed by more, than too many once more."""
+    """How many entries are likely to fit: rather too few, as another pack can follow, than too many again."""
     return int(max(0, room) / mean * 0.95)
 
 
 def _escaped(piece: bytes) -> int:
-    """At most so many bytes has the fragment as ASCII-escaped JSON: of UTF-8, a byte becomes three at worst."""
+    """The largest size of the fragment as ASCII-escaped JSON: a byte of UTF-8 becomes at most three bytes."""
     return len(piece) + 1 if piece.isascii() else 3 * len(piece) + 1

@@ -552,7 +552,7 @@ async def test_failures_that_wait_for_a_flush_are_kept_in_full_up_to_a_bound_and
         assert len(report.failures) <= len(kept) + lanes
         assert all(failure.final for failure in report.failures)
         assert len(b.accumulator.ledger.log.full) <= MAX_FULL_FAILURES
-        assert sum(count for *_, count in b.accumulator.ledger.log.rest()) == million - MAX_FULL_FAILURES
+        assert sum(count for *_, count in b.accumulator.ledger.log.beyond_bound()) == million - MAX_FULL_FAILURES
         assert await b.flush() == Report(total=0)
         b.lane(0, *points(3))
         report = await b.flush()

@@ -677,7 +677,7 @@ def test_failures_whose_texts_name_the_entry_do_not_fill_the_memory(monkeypatch:
     for at in range(500):
         record = metrics(at, loss=1)
         log.add(Failure("r", record, 0, 1, RejectedError(f"a text of its own, for the entry {at}"), final=True))
-    assert sum(count for *_, count in log.rest()) == 490
+    assert sum(count for *_, count in log.beyond_bound()) == 490
     assert len(log.counted) <= 41
 
 
