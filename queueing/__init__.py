@@ -1,8 +1,8 @@
 """
 The engine of runqueue: queues records by lane, batches them, delivers them in order, reports what failed.
 
-It knows neither MLflow nor HTTP. Its caller hands it two functions: `encode` turns a record into fragments, and `deliver`
-stores a batch. It runs on asyncio and on trio.
+It knows neither MLflow nor HTTP. Its caller hands it two functions: `encode` turns a record into fragments, and
+`deliver` stores a batch. It runs on asyncio and on trio.
 
     log call -> Lane.inbox -> a window -> Lane.take (a batch) -> deliver -> Lane.store | Lane.reject -> Report
 """

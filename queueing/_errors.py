@@ -1,7 +1,7 @@
 """Errors that the engine raises, and those whose attributes tell it what to do next."""
 
-# Rule of this file: policy rides on the error. The engine looks at no status code, no message and no class of the store's
-# own: it reads the attributes of `StoreError` only.
+# Rule of this file: policy rides on the error. The engine looks at no status code, no message and no class of the
+# store's own: it reads the attributes of `StoreError` only.
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class StoreError(RunqueueError):
             store is well. None: the class's own value.
         retry_after: Seconds after which the store asks to be tried again. None: it has named no time.
         scope: How much fails once retrying is over. None: the class's own scope.
-        rejects_after: After how many such answers for one batch it counts as rejected, if the store works otherwise: some
-            stores give a retriable answer to a bad entry. None: never.
+        rejects_after: After how many such answers for one batch it counts as rejected, if the store works otherwise:
+            some stores give a retriable answer to a bad entry. None: never.
         bars_key: Whether the name of the entry is at fault, so that no other entry of that kind and key is sent to this
             run. The entry has been sent alone.
         too_large: Whether the store takes no batch of as many bytes; later batches are made smaller.

@@ -4,7 +4,7 @@ Failures and reports: which entries were not stored, and why.
 A [Report][] is the outcome of one flush; a [FailureLog][] holds the final failures of a client's whole life.
 """
 
-# Rule of this file: what is kept is bounded. The first failures are kept in full, all others are only counted, by cause.
+# Rule of this file: its memory is bounded. The first failures are kept in full, all others are counted by cause.
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from runqueue.queueing.batches._batch import STATUS, Record, record_of
 
 MAX_FULL_FAILURES: Final = 10_000
 """
-Failed entries of one client that its [FailureLog][] keeps one by one. The lanes keep as many again for the next flush to
-report. A run that fails for days must not fill the memory.
+Failed entries of one client that its [FailureLog][] keeps one by one. The lanes keep as many again for the next flush
+to report. A run that fails for days must not fill the memory.
 """
 MAX_CAUSES: Final = 1_000
 """Causes that are counted apart, and warned of once each. Failures of further causes are counted and reported only."""
@@ -94,8 +94,8 @@ class Causes:
     """
     Counts failed entries by a key and the text of their error.
 
-    Where texts name the entry, there are as many texts as entries: beyond `MAX_CAUSES`, failures are counted by what their
-    texts have in common.
+    Where texts name the entry, there are as many texts as entries: beyond `MAX_CAUSES`, failures are counted by what
+    their texts have in common.
     """
 
     def __init__(self) -> None:

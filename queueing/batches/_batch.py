@@ -1,6 +1,6 @@
 """Records, limits and batches: what is queued, the server's bounds on a request, and the content of one request."""
 
-# A **record** is one queued call: a flat tuple of six items. The engine reads the first two; the others are opaque to it.
+# A **record** is one queued call: a flat tuple of six items. The engine reads the first two, and none of the others.
 #
 #     (kind, entries, ...)        entries: a dict by entry key, or a tuple; `len(entries)` counts the entries
 #
@@ -77,8 +77,8 @@ class Limits:
     """
     A server's bounds on one batch.
 
-    MLflow's bounds, from the documentation of `runs/log-batch` in its REST API: 1,000 metrics, 100 params, 100 tags, 1,000
-    entities together, 1,000,000 bytes of body; and 1,000 datasets in a request of `runs/log-inputs`.
+    MLflow's bounds, from the documentation of `runs/log-batch` in its REST API: 1,000 metrics, 100 params, 100 tags,
+    1,000 entities together, 1,000,000 bytes of body; and 1,000 datasets in a request of `runs/log-inputs`.
 
     Args:
         metrics: Metric points in one batch. None: the store's own bound.
@@ -173,10 +173,10 @@ def must_take(queued: Sequence[int], caps: Sequence[int], entities: int) -> list
     """
     How many entries of each kind the next batch has to hold so that the number of batches stays minimal.
 
-    The smallest possible number of batches is `n`, the largest of the quotients below; spreading each kind evenly over `n`
-    batches reaches it. If more entries of a kind are queued than `n - 1` batches can hold, the next batch must take the
-    excess. Whatever else is added to that batch keeps `n` in reach. Filling batches in a fixed order of kinds, without this
-    rule, costs extra requests where the bound on entities is tighter than the sum of the bounds by kind.
+    The smallest possible number of batches is `n`, the largest of the quotients below; spreading each kind evenly over
+    `n` batches reaches it. If more entries of a kind are queued than `n - 1` batches can hold, the next batch must take
+    the excess. Whatever else is added to that batch keeps `n` in reach. Filling batches in a fixed order of kinds,
+    without this rule, costs extra requests where the bound on entities is tighter than the sum of the bounds by kind.
     """
     n = max(-(-sum(queued) // entities), *(-(-have // cap) for have, cap in zip(queued, caps, strict=True)))
     return [max(0, have - (n - 1) * cap) for have, cap in zip(queued, caps, strict=True)]

@@ -4,18 +4,18 @@
 # stored since the refusal before, or reads (`Check`) of its run succeed before its last refusal and after it. If a read
 # fails too, the store is out of reach: everything stays queued, and the count begins anew.
 #
-# A store may answer every read and still take no data: its disk is full, its database read-only. So halving is free, but no
-# entry fails for good unless a request was stored after the batch that held the entry was first refused. Until then the
-# entry is *in doubt*: it is put aside while the rest of its lane is tried, from the far end, where a good entry is most
-# likely. When the whole lane has been tried:
+# A store may answer every read and still take no data: its disk is full, its database read-only. So halving is free,
+# but no entry fails for good unless a request was stored after the batch that held the entry was first refused. Until
+# then the entry is *in doubt*: it is put aside while the rest of its lane is tried, from the far end, where a good
+# entry is most likely. When the whole lane has been tried:
 #
-#     a request was stored since     each entry in doubt is tried once more, as the store may have recovered between, and
-#                                    fails if it is refused again. It fails at once where another try would break the
+#     a request was stored since     each entry in doubt is tried once more, as the store may have recovered, and fails
+#                                    if it is refused again. It fails at once where another try would break the
 #                                    run's order: a later request was stored, or the entry is a tag
 #     none was stored, few entries   they fail: mostly a value that conflicts, with nothing else to send. `UNPROVEN` bounds
 #                                    what a store that takes nothing costs until it takes a request again
-#     none was stored, many entries  they stay queued, and the lane goes on to later entries. Later flushes and ticks begin
-#                                    with one of them
+#     none was stored, many entries  they stay queued, and the lane goes on to later entries. Later flushes and ticks
+#                                    begin with one of them
 #
 # Rules of this file: no I/O and no clock. It counts, and answers questions.
 

@@ -1,12 +1,12 @@
 """The parts of a batch: stretches of records, with the encoded bytes of their entries."""
 
 # A **fragment** is the encoded bytes of one entry. A `Slice` is a stretch of one record with its fragments. A `Pack` is
-# several whole records that were encoded in one go. In a batch a pack costs as much as one slice, however many records it
-# holds; it is cut into one slice a record only where it has to be divided.
+# several whole records that were encoded in one go. In a batch a pack costs as much as one slice, however many records
+# it holds; it is cut into one slice a record only where it has to be divided.
 #
 # Rules of this file: no I/O. Nothing but the fragment is kept for each entry. Dividing a slice copies no more than the
-# smaller part, so that cutting a call of 100,000 entries into batches takes linear time. Sizes count one byte more than each
-# fragment, for the comma behind it.
+# smaller part, so that cutting a call of 100,000 entries into batches takes linear time. Sizes count one byte more than
+# each fragment, for the comma behind it.
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class JoinError(RunqueueError):
 
 class Joined:
     """
-    Fragments of one record that were encoded in one go, with commas between them. They are cut apart only where a batch ends
-    inside of the record, or is halved; most never are.
+    Fragments of one record that were encoded in one go, with commas between them. They are cut apart only where a batch
+    ends inside of the record, or is halved; most never are.
 
     Args:
         joined: The fragments.

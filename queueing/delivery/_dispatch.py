@@ -1,9 +1,9 @@
 """
-Dispatch: sends one batch to the store, within the bound on requests at once, and notes what the answer says of the store.
+Dispatch: sends a batch to the store, within the bound on requests at once, and notes what the answer says of the store.
 """
 
-# Rules of this file: one dispatch serves all pumps and knows none of them. A worker slot is held for a request, and for no
-# other wait. What an error means for the store is decided here; what becomes of the batch is decided by its lane.
+# Rules of this file: one dispatch serves all pumps and knows none of them. A worker slot is held for a request, and for
+# no other wait. What an error means for the store is decided here; what becomes of the batch is decided by its lane.
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from runqueue.queueing.lanes._lane import Lane
 
 Deliver: TypeAlias = Callable[[Lane, Batch], Awaitable[Sequence[Record]]]
 """
-`await deliver(lane, batch)` stores the batch, or raises a StoreError. It returns the records that a request which creates a
-run could not carry after all, and nothing for other requests.
+`await deliver(lane, batch)` stores the batch, or raises a StoreError. It returns the records that a request which
+creates a run could not carry after all, and nothing for other requests.
 """
 
 Check: TypeAlias = Callable[[Lane, Batch], Awaitable[None]]
@@ -58,8 +58,8 @@ class Dispatch:
 
     Args:
         deliver: See `Deliver`.
-        check: See `Check`. It is called before an answer that an outage could cause counts as a rejection. None: such an answer
-            counts without a check.
+        check: See `Check`. It is called before an answer that an outage could cause counts as a rejection. None: such
+            an answer counts without a check.
         bounds: Bounds of a batch.
         max_workers: Requests under way at once.
         policy: When to try again.
@@ -120,7 +120,8 @@ class Dispatch:
                     self._probe.release()
                     probing = False
                 await self._slots.acquire()
-                # A probe ignores an earlier Retry-After: that was longer than the policy allows, and the answer repeats it.
+                # A probe ignores an earlier Retry-After, which was longer than the policy allows; its answer may renew
+                # it.
                 bound_by_retry_after = not probing and self.outage.not_before > -math.inf
                 wait = self.outage.not_before - anyio.current_time() if bound_by_retry_after else 0.0
                 if wait <= 0 and probing == self.outage.given_up:

@@ -1,19 +1,19 @@
 """
-The pump of a lane: it takes a batch, delivers it, settles it, and takes the next. That is the order of a run's requests.
+The pump of a lane: it takes a batch, delivers it, settles it, takes the next: that is the order of a run's requests.
 """
 
-# The lane and the error decide whether a batch is halved, fails, or is tried again, with the help of `_evidence`. The pump
-# only waits.
+# The lane and the error decide whether a batch is halved, fails, or is tried again, with the help of `_evidence`. The
+# pump only waits.
 #
-# A pump ends when its lane is empty, or when the lane is *blocked* for one of these reasons. Each leaves the entries queued
-# for a later flush:
+# A pump ends when its lane is empty, or when the lane is *blocked* for one of these reasons. Each leaves the entries
+# queued for a later flush:
 #   - the outage: trying has ended, or a probe has failed (see `Outage` in `_retry`)
 #   - the credentials were refused
 #   - the run, or its parent, could not be created
 #   - all remaining entries are in doubt (see `_evidence`)
 #   - only the final status is left, and the run's artifacts were not stored
-#   - no flush waits for the lane any longer: it timed out or was cancelled, or no request has ended for too long. A request
-#     that is under way then is neither cancelled nor repeated: the pump settles it and ends
+#   - no flush waits for the lane any longer: it timed out or was cancelled, or no request has ended for too long. A
+#     request that is under way then is neither cancelled nor repeated: the pump settles it and ends
 #
 # Rules of this file: there is one pump a lane at a time. While it holds a worker slot, it waits for its request only.
 
@@ -41,8 +41,8 @@ class Pump:
         dispatch: The way to the store.
         ledger: Counts the repeated attempts.
         settled: Called whenever entries of the lane may have been settled.
-        give_up: Gives the store up until the next flush. Its second argument is the number of flushes begun when the attempt
-            started; it returns False if another flush has begun since, which has not had its own attempt yet.
+        give_up: Gives the store up until the next flush. Its second argument is the number of flushes begun when the
+            attempt started; it returns False if another flush has begun since, which has not had its own attempt yet.
         must_wait: Whether the final status that comes next has to wait. Raises a StopError if it would wait in vain.
     """
 
@@ -67,8 +67,8 @@ class Pump:
         self.waits_for_uploads = False
         """Whether the pump waits for artifacts before the final status."""
         self._wake_event: anyio.Event | None = None
-        # Whether the pump begins by trying an entry that was left in doubt, as the store may have recovered; and whether
-        # that try is under way. If it fails, the rest of the lane is tried as well.
+        # Whether the pump begins by trying an entry that was left in doubt, as the store may have recovered; and
+        # whether that try is under way. If it fails, the rest of the lane is tried as well.
         self._tries_doubted_entry = self._trying_doubted_entry = False
 
     def __repr__(self) -> str:

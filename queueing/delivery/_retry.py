@@ -1,7 +1,7 @@
 """Retry: when a failed request is tried again, and when trying ends."""
 
-# Rules of this file: no other file retries. `Outage` is given the time and reads no clock, so that virtual time works. The
-# error says whether it may be retried.
+# Rules of this file: no other file retries. `Outage` is given the time and reads no clock, so that virtual time works.
+# The error says whether it may be retried.
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ PROBE_PAUSE: Final = 30.0
 @attrs.frozen(kw_only=True)
 class RetryPolicy:
     """
-    Exponential back-off with full jitter: the n-th wait is drawn evenly from 0 to `base * 2**(n-1)` seconds, `cap` seconds at
-    most. A `retry_after` of the error is always waited out.
+    Exponential back-off with full jitter: the n-th wait is drawn evenly from 0 to `base * 2**(n-1)` seconds, `cap`
+    seconds at most. A `retry_after` of the error is always waited out.
     """
 
     timeout: float = 300.0
@@ -45,8 +45,8 @@ class Outage:
 
     - healthy: `since` is None.
     - failing: `since` is set. Each lane retries at its own pace until `timeout` is over.
-    - given up: `given_up` is set. Until the next success only one request at a time is sent, as a probe. Each failed probe
-      begins a new `epoch`, and a lane that was started before it stops without a request of its own.
+    - given up: `given_up` is set. Until the next success only one request at a time is sent, as a probe. Each failed
+      probe begins a new `epoch`, and a lane that was started before it stops without a request of its own.
     """
 
     timeout: float
@@ -59,8 +59,8 @@ class Outage:
     error: StoreError | None = None
     flushes: int = 0
     """
-    Flushes resumed_once so far. A request that was sent before a flush began does not count for that flush: the store may have been
-    repaired in between.
+    Flushes begun so far. A request that was sent before a flush began does not count for that flush: the store may have
+    been repaired in between.
     """
     reported: bool = False
     probe_at: float = -math.inf
@@ -95,8 +95,8 @@ class Outage:
 
     def may_probe(self, now: float) -> bool:
         """
-        Whether a caller that asks regularly, such as a tick, may try the store now. Always true unless the store was given up;
-        then only after the time that the store asked for, and in pauses that grow to `PROBE_PAUSE`.
+        Whether a caller that asks regularly, such as a tick, may try the store now. Always true unless the store was
+        given up; then only after the time that the store asked for, and in pauses that grow to `PROBE_PAUSE`.
         """
         if not self.given_up:
             return True

@@ -1,13 +1,13 @@
 """The sender: which lanes are emptied when, for flushes and for ticks."""
 
 # A flush closes a window in every lane, starts a pump where none runs, and waits until each of its lanes has emptied
-# that window or is blocked. A pump (`_pump`) keeps the order of its run. All pumps share one way to the store (`_dispatch`),
-# with at most `max_workers` requests at once. The sender waits, and keeps count of the flushes that wait for each lane: the
-# pump of a lane that no flush waits for is halted. The lanes of artifacts have a dispatch of their own, with `uploads`
-# requests at once and an outage of their own, so that neither kind holds up the other.
+# that window or is blocked. A pump (`_pump`) keeps the order of its run. All pumps share one way to the store
+# (`_dispatch`), with at most `max_workers` requests at once. The sender waits, and keeps count of the flushes that wait
+# for each lane: the pump of a lane that no flush waits for is halted. The lanes of artifacts have a dispatch of their
+# own, with `uploads` requests at once and an outage of their own, so that neither kind holds up the other.
 #
-# A client that streams calls `tick` besides: it closes windows and starts pumps, too, and no caller waits. The pumps go on
-# until their lanes are empty.
+# A client that streams calls `tick` besides: it closes windows and starts pumps, too, and no caller waits. The pumps go
+# on until their lanes are empty.
 #
 # Rules of this file: it knows lanes, flushes and pumps, and nothing of batches and answers.
 
@@ -49,12 +49,12 @@ class Sender:
         accumulator: Holds the lanes.
         deliver, check, bounds, max_workers, retry, on_outage: See `Dispatch` in `_dispatch`.
         uploads: Requests for artifacts at once, besides `max_workers`.
-        upload_progress: A counter that grows while an upload makes progress. Such a request may take as long as it needs.
+        upload_progress: A counter that grows while an upload makes progress. An upload may take as long as it needs.
         streams: Whether ticks go on sending entries that no flush waits for.
-        pause: Called between two pieces of work while no flush waits and little is queued. It stops for as long as another
-            thread needs to get hold of the interpreter.
-        patience: Seconds within which some request has to end, if only by failing. Otherwise the store counts as stuck, and no
-            flush waits for it any longer. The bound has to exceed what any healthy store takes, outages included.
+        pause: Called between two pieces of work while no flush waits and little is queued. It stops for as long as
+            another thread needs to get hold of the interpreter.
+        patience: Seconds within which some request has to end, if only by failing. Otherwise no flush waits any longer.
+            The bound has to exceed the longest request of a healthy store, and the longest pause of an outage.
     """
 
     def __init__(
@@ -125,10 +125,10 @@ class Sender:
 
         Args:
             lane: Only this run, and the creation of its parents. None: all runs.
-            timeout: Seconds after which unsent entries stay queued and are reported so. None: only the retry policy ends it.
+            timeout: Seconds after which unsent entries stay queued and are reported so. None: only retrying bounds it.
 
         Returns:
-            The entries that were not stored. A failure is reported once, by the first flush to end whose window holds it.
+            The entries that were not stored. A failure is reported by the first flush to end whose window holds it.
         """
         flush = self.begin(lane)
         await self.completion(flush, timeout)

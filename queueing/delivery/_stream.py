@@ -2,8 +2,8 @@
 
 #     nothing queued   asleep until a log call wakes the engine
 #     entries queued   a tick at the end of each interval; in between, a lane that has filled a batch wakes the engine
-#     a steady flow    the engine looks by itself when the next batches should be full, a few at a time. No log call wakes it,
-#                      which would cost the caller a system call and a wait for the interpreter's lock
+#     a steady flow    the engine looks by itself when the next batches should be full, a few at a time. No log call
+#                      wakes it, which would cost the caller a system call and a wait for the interpreter's lock
 #     no room          a tick at once if no request is under way; entries that can never be sent are dropped
 #
 # Rules of this file: it decides when, and `Sender.tick` does the rest. Notices are emitted only here, in the engine's
@@ -51,7 +51,7 @@ class Stream:
         sender: The sender of the same accumulator.
         interval: Seconds between two ticks.
         notify: Called with the first failure of each cause, and with the numbers of dropped entries by run.
-        releases_failures: Whether reported failures may be released when there are too many of them to keep them for a flush.
+        releases_failures: Whether reported failures may be released when there are too many to keep them for a flush.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class Stream:
 
     def _batches_per_look(self) -> int:
         """
-        The number of full batches that the next look waits for. 0: there is so little room that each batch wakes the engine.
+        Full batches that the next look waits for. 0: there is so little room that each full batch wakes the engine.
         """
         within = 1 + FULL_BATCH_LINGER * self._rate / self._intake.batch_size
         room = self._intake.max_pending / (4 * self._intake.batch_size)
@@ -228,7 +228,7 @@ class Stream:
 
     def _refused(self) -> Iterator[Failure]:
         """
-        For each cause, the first run that the store refused to create. Such a run stays queued, so the log of failures lacks it.
+        For each cause, the first run that the store refused to create. It stays queued, so the failure log lacks it.
         """
         for lane in self._accumulator.busy():
             blocked_by, text = lane.blocked_by, str(lane.blocked_by)

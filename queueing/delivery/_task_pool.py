@@ -1,7 +1,7 @@
 """A pool of tasks that are used again: handing work to a waiting task costs a tenth of starting a new one."""
 
-# Rules of this file: work that was accepted is started, even if the task is cancelled in the meantime. It is cancelled at
-# its first wait then, as in a new task.
+# Rules of this file: work that was accepted is started, even if the task is cancelled in the meantime. It is cancelled
+# at its first wait then, as in a new task.
 
 from __future__ import annotations
 

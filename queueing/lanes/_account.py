@@ -4,9 +4,9 @@ Counts of entries: a [Ledger][] for all lanes of a client, and an [Account][] fo
 An account also keeps the failures of its lane until a flush reports them.
 """
 
-# Rules of this file: every count changes in the account and in the ledger at the same time. Pending entries are not counted
-# but derived: `drawn = pending + in_flight + stored + failed + dropped` holds at any moment. Failures are kept in full as
-# long as all lanes together hold few of them, and counted beyond that.
+# Rules of this file: every count changes in the account and in the ledger at the same time. Pending entries are not
+# counted but derived: `drawn = pending + in_flight + stored + failed + dropped` holds at any moment. Failures are kept
+# in full as long as all lanes together hold few of them, and counted beyond that.
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Ledger:
     """
     The counts of a client, in entries. Only the engine's thread changes them, except for `refused`.
 
-    `seqlock` is odd while records move from an inbox into a window. A reader in another thread counts again if it was odd,
-    or has changed meanwhile.
+    `seqlock` is odd while records move from an inbox into a window. A reader in another thread counts again if it was
+    odd, or has changed meanwhile.
     """
 
     __slots__ = (

@@ -11,13 +11,13 @@ Lanes of ended runs are released, so that a service with a run for each request 
 # - Looking up takes no lock. The engine never waits for the lock: its owner may be a log call that a signal handler has
 #   interrupted, and the handler may wait for the engine.
 #
-# How a lane is released. A log call may have looked the lane up and append to it minutes later, if a signal handler came
-# between. So `append` and `push` of the lane are first replaced by functions that go to the lane which the run has then.
-# From here on nobody gets hold of the inbox's items anew, and their reference count tells whether a call still holds
-# them. If one does, or if the inbox is not empty, the replacement is undone, and the engine tries again later.
+# How a lane is released. A log call may have looked the lane up and append to it minutes later, if a signal handler
+# came between. So `append` and `push` of the lane are first replaced by functions that go to the lane which the run has
+# then. From here on nobody gets hold of the inbox's items anew, and their reference count tells whether a call still
+# holds them. If one does, or if the inbox is not empty, the replacement is undone, and the engine tries again later.
 #
-# Rejected: the inbox passes on what it holds when its last user lets go of it (`__del__`). Until then a flush in another
-# thread would not find these records, and they would come behind later records of the same thread.
+# Rejected: the inbox passes on what it holds when its last user lets go of it (`__del__`). Until then a flush in
+# another thread would not find these records, and they would come behind later records of the same thread.
 
 from __future__ import annotations
 
@@ -189,8 +189,8 @@ class Accumulator:
         if not lane.is_releasable or not self._lock.acquire(blocking=False):
             return False
         try:
-            # `open` may be entered from here on, in this thread (a garbage collection may log). It then removes the lane
-            # from `_releasing`, and the lane stays.
+            # `open` may be entered from here on, in this thread (a garbage collection may log). It then removes the
+            # lane from `_releasing`, and the lane stays.
             self._releasing[:] = [lane]
             lane.append, lane.push = partial(self._forward, lane.name), partial(self._forward_push, lane.name)
             # The order matters: once no call holds the items, nothing more comes into the inbox.
@@ -284,7 +284,7 @@ class Accumulator:
 
 
 def _holders(lane: Any) -> int:
-    """References to the inbox's items: the inbox's own, those of this call, and one for each log call that may append."""
+    """References to the inbox's items: the inbox's, those of this call, and one for each log call that may append."""
     return getrefcount(lane.inbox.items)
 
 

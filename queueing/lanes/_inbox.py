@@ -5,14 +5,14 @@ The inbox of a lane: the records that log calls have queued and that the engine 
     engine's thread:  draw(count)           the oldest records
 """
 
-# Rules of this file: records lie flat, item behind item, so every record has the same number of items. CPython's garbage
-# collector would track each record as a tuple that holds a dict: it would walk the tuple while it is young, and count it
-# as growth, which brings the next full collection nearer. That takes a fifth of a call of ten metrics, and 56 bytes a
-# record. A full collection walks the list as it would walk the tuples.
+# Rules of this file: records lie flat, item behind item, so every record has the same number of items. CPython's
+# garbage collector would track each record as a tuple that holds a dict: it would walk the tuple while it is young, and
+# count it as growth, which brings the next full collection nearer. That takes a fifth of a call of ten metrics, and 56
+# bytes a record. A full collection walks the list as it would walk the tuples.
 #
-# Rejected: `deque.extend`, which can fail midway for want of memory and leave half a record; `list.extend` makes room for
-# the whole tuple first. Rejected: records of two tuples, keys and values, which the collector stops tracking once it has
-# walked them: new ones cost twice the walking.
+# Rejected: `deque.extend`, which can fail midway for want of memory and leave half a record; `list.extend` makes room
+# for the whole tuple first. Rejected: records of two tuples, keys and values, which the collector stops tracking once
+# it has walked them: new ones cost twice the walking.
 
 from __future__ import annotations
 

@@ -55,11 +55,11 @@ class Intake:
     """Bound on the entries that are admitted and not settled, in flight included."""
     on_full: OnFull = "block"
     block_timeout: float = 60.0
-    """Seconds that all calls together wait each time the queue becomes full: then they stop waiting until there is room."""
+    """Seconds that calls wait, all together, each time the queue becomes full; then none waits until there was room."""
     batch_size: float = math.inf
-    """Entries that fill a batch. Infinite: the client does not stream, and no call wakes the engine for a full batch."""
+    """Entries that fill a batch. Infinite: the client does not stream, and no full batch wakes the engine."""
     wake_size: float = attrs.field(default=attrs.Factory(lambda self: self.batch_size, takes_self=True))
-    """Entries in one inbox at which a call wakes the engine: `batch_size`, or more while the engine plans looks of its own."""
+    """Entries in an inbox at which a call wakes the engine: `batch_size`, or more while the engine plans looks."""
     wake: Callable[[], None] = lambda: None
     """Wakes the engine. Called in any thread; must not block."""
     drains: Callable[[], bool] = lambda: False
@@ -71,7 +71,7 @@ class Intake:
     admitted: int = 0
     """Entries that were let into an inbox, ever."""
     mark: float = -1
-    """Up to this value of `admitted`, a call may append at once. Below 0 while the engine sleeps: the next call wakes it."""
+    """Up to this value of `admitted` a call appends at once. Negative while the engine sleeps: then a call wakes it."""
     full_lanes: list[Lane] = attrs.field(factory=list)
     """Lanes that hold a full batch, since the engine looked last."""
     live: list[Lane] = attrs.field(factory=list)
@@ -79,8 +79,10 @@ class Intake:
     found_full: bool = False
     """Whether a call found no room since the engine looked last."""
     signalled_full_at: float = -1
-    """`ledger.settled` when a call last woke the engine because it found no room; -1: none did. The next call does so only
-    after entries were settled or the engine has looked: beside a dead server, each training step would wake it."""
+    """
+    `ledger.settled` when a call last woke the engine because it found no room; -1: none did. The next call does so only
+    after entries were settled or the engine has looked: beside a dead server, each training step would wake it.
+    """
     largest_refused: int = 1
     """Entries of the largest record that found no room since `drain` last ended."""
     dropped: dict[object, int] = attrs.field(factory=dict)
@@ -186,7 +188,7 @@ class Intake:
 
     @property
     def has_room(self) -> bool:
-        """Whether the largest record that was refused would pass now. The rule of `_reserve`, which may not call this."""
+        """Whether the largest refused record would pass now: the rule of `_reserve`, which may not call this."""
         settled = self.ledger.settled
         return self.admitted + self.largest_refused <= settled + self.max_pending or self.admitted <= settled
 
@@ -256,7 +258,7 @@ class Intake:
     # -- the engine's thread -------------------------------------------------------------------------------------------
 
     def take_full_lanes(self) -> list[Lane]:
-        """The lanes for which calls have woken the engine. Other lanes may wake it from now on, these ones after `rearm`."""
+        """The lanes for which calls have woken the engine. Others may wake it from now on, these after `rearm`."""
         self._woken = self._asleep = False
         lanes, self.full_lanes = self.full_lanes, []
         return lanes
@@ -275,8 +277,8 @@ class Intake:
         """Move the mark to what is settled by now, and wake the calls that wait for room if there is any."""
         if not self._asleep:
             self.mark = self.ledger.settled + self.max_pending
-        # The budget of waiting begins anew only after something was settled. Less than `max_pending` pending entries are
-        # not enough: a large record may still not fit.
+        # The budget of waiting begins anew only after something was settled. Less than `max_pending` pending entries
+        # are not enough: a large record may still not fit.
         renewed = (
             self._full_since is not None
             and self.pending < self.max_pending
@@ -305,8 +307,8 @@ class Intake:
     def take_dropped(self) -> dict[object, int]:
         """The entries that were dropped since the last call of this, by run."""
         dropped, self._dropped_by_engine = self._dropped_by_engine, {}
-        # Try-lock only: the owner may be a thread whose signal handler waits for the engine. What is missed now is taken
-        # the next time.
+        # Try-lock only: the owner may be a thread whose signal handler waits for the engine. What is missed now is
+        # taken the next time.
         if self._room.acquire(blocking=False):
             taken, self.dropped, self.unreported_drops = self.dropped, {}, 0
             self._room.release()

@@ -12,9 +12,9 @@ A lane: everything that is queued for one run, from the log call to the stored e
 # - Other threads touch the inbox alone, and only by `append` and `push`, which are atomic. Nothing else may keep a
 #   reference to the inbox's items: the accumulator counts the references to learn whether a lane can be released.
 # - One batch of a lane is in flight at a time: that keeps a run's requests in order.
-# - Windows are emptied one after the other, each in the order creation, data, datasets, final status. So this order holds
-#   for every flush, and no flush overtakes another. What is left of a batch that was refused or given back (`_bisection`)
-#   comes before the windows.
+# - Windows are emptied one after the other, each in the order creation, data, datasets, final status. So this order
+#   holds for every flush, and no flush overtakes another. What is left of a batch that was refused or given back
+#   (`_bisection`) comes before the windows.
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Lane:
 
     @property
     def is_releasable(self) -> bool:
-        """Whether the lane is of no more use: its run has ended or nothing was ever logged, and no state is kept of it."""
+        """Whether the lane may go: its run has ended or nothing was ever logged, and the lane keeps no state of it."""
         over = self.ended or not self.last_closed
         return over and self.run_exists and self.is_done and not self._screening.has_memory
 
@@ -300,7 +300,7 @@ class Lane:
     # -- in doubt, see `_evidence` -----------------------------------------------------------------------------------
 
     def doubt(self, error: StoreError) -> None:
-        """The store refused the batch in flight by an answer that it also gives in an outage; its entries are in doubt."""
+        """The store refused the batch in flight as it might in an outage: the entries of the batch are in doubt."""
         batch = self._end_request()
         batch.doubted = error
         self.bisection.doubt(batch)

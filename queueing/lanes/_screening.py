@@ -28,8 +28,8 @@ Fragments: TypeAlias = "tuple[list[bytes] | Joined, dict[int, Exception] | None]
 Encode: TypeAlias = Callable[[Record, dict[Any, Any]], Fragments]
 """
 `encode(record, memory) -> (pieces, faults)`: one piece an entry, in order, and by index the errors of the entries that
-cannot be sent; their pieces are ignored. If there is no fault, the pieces may be joined already. `memory` is a dict of the
-lane, for state that the encoder keeps from one record of the run to the next. Pure otherwise.
+cannot be sent; their pieces are ignored. If there is no fault, the pieces may be joined already. `memory` is a dict of
+the lane, for state that the encoder keeps from one record of the run to the next. Pure otherwise.
 """
 EncodeMany: TypeAlias = Callable[[Sequence[Record], dict[Any, Any]], "tuple[bytes, Sequence[bytes]] | None"]
 """

@@ -1,12 +1,12 @@
 """
-The upload lanes of one run: its artifacts travel in lanes of their own, so that a long upload does not hold up the rest.
+The upload lanes of one run. Artifacts travel in lanes of their own, so that a long upload does not hold up the rest.
 
 An upload lane is a lane whose parent and owner is the run's lane. There are several, so that the files of one run are
 uploaded side by side.
 """
 
-# Rules of this file: no I/O. All artifacts of one path go to the same upload lane, so that the last one logged is stored
-# last. A final status comes after every artifact that was queued before it: the barrier of its window.
+# Rules of this file: no I/O. All artifacts of one path go to the same upload lane, so that the last one logged is
+# stored last. A final status comes after every artifact that was queued before it: the barrier of its window.
 
 from __future__ import annotations
 

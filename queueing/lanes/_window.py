@@ -1,10 +1,10 @@
 """
-A window: the records that one flush or tick has drawn from an inbox, in a queue a kind; and how batches are filled from it.
+A window: the records that a flush or tick has drawn from an inbox, in a queue a kind. Batches are filled from it.
 """
 
-# Rules of this file: no I/O. The stages of a window are emptied in the order of `STAGES`. `counts` holds the entries of each
-# queue, by which `must_take` decides what the next batch has to hold; whatever adds or removes entries updates it. Metrics
-# lie flat, for the reason given in `_inbox`, until they come near the head of their queue.
+# Rules of this file: no I/O. The stages of a window are emptied in the order of `STAGES`. `counts` holds the entries of
+# each queue, by which `must_take` decides what the next batch has to hold; whatever adds or removes entries updates it.
+# Metrics lie flat, for the reason given in `_inbox`, until they come near the head of their queue.
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CREATED_KEYS: Final = 2
 IN_CREATION: Final = 2
 """Item of a TAG record: whether its tags may be sent in the request that creates the run."""
 MAX_PACK: Final = 1_000
-"""Entries in one pack. A larger pack saves nothing more, and a pack that does not fit into the batch was made in vain."""
+"""Entries in one pack, at most. Larger packs save nothing more, and a pack that does not fit was encoded in vain."""
 
 
 class _Repeats:
@@ -167,7 +167,7 @@ class Window:
         return batch
 
     def prepare(self, bounds: Bounds, screening: Screening) -> None:
-        """Encode the metrics that the next batch is likely to begin with. They stay queued; `fill` uses the result if it fits."""
+        """Encode the metrics that the next batch is likely to begin with, for `fill` to use. They stay queued."""
         if self._prepared is None and screening.can_pack and self._only_metrics:
             records = self._whole_records(self._pack_size(bounds.room(METRIC), bounds.body))
             if records:

@@ -1,8 +1,8 @@
 """
 Parts for tests of the engine: records, a plain encoder, a store that answers by script, and checks of the counts.
 
-An **entry** is `(kind, key, value, step)`; only metrics have a step. Values of the classes `Fault`, `Sized` and `Explosive`
-make the encoder fail, or make fragments of a given size.
+An **entry** is `(kind, key, value, step)`; only metrics have a step. Values of the classes `Fault`, `Sized` and
+`Explosive` make the encoder fail, or make fragments of a given size.
 """
 
 from __future__ import annotations
@@ -430,7 +430,7 @@ async def bench(
         seconds: Virtual seconds that a request takes.
         limits: Bounds of a batch.
         timeout: Seconds after the first failure at which retrying ends.
-        base: Base of the back-off in seconds. 0: it waits only where `retry_after` asks for it, so that times are exact.
+        base: Base of the back-off in seconds. 0: only `retry_after` leads to a wait, so that times are exact.
         interval: Seconds between two ticks of a stream. None: there is no stream.
         max_pending: Entries that may be pending.
         on_full: See `Intake`; "block" is for tests with threads.

@@ -1,6 +1,6 @@
 """
-A store that keeps its runs in a list and fails by script, and the parts that an engine puts in front of a store, without
-the engine's thread. Both run on any event loop.
+A store that keeps its runs in a list and fails by script, and the parts that an engine puts in front of a store,
+without the engine's thread. Both run on any event loop.
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ class Call:
 
 @attrs.define(eq=False)
 class ListStore:
-    """MLflow's API over a list. Each kind of request meets the faults in its script, one after another, and then none."""
+    """
+    MLflow's API over a list. Each kind of request meets the faults in its script, one after another, and then none.
+    """
 
     creates: list[Outcome] = attrs.field(factory=list[Outcome])
     searches: list[StoreError | None] = attrs.field(factory=list[StoreError | None])

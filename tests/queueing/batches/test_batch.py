@@ -147,7 +147,8 @@ def test_datasets_are_batched_by_their_own_bound(calls: list[list[int]], cap: in
 
 def test_a_run_of_250_params_120_tags_and_5000_metrics_takes_five_batches() -> None:
     """
-    With MLflow's limits the bound on entities decides: 5,370 entries need six batches, and five without the params and tags of one batch.
+    With MLflow's limits the bound on entities decides: 5,370 entries need six batches, and five without the params and
+    tags of one batch.
     """
     lane = lane_of(
         record_of(PARAM, {f"p{n}": n for n in range(250)}),

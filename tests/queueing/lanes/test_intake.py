@@ -1,7 +1,7 @@
 """The intake: when a log call wakes the engine, and what it does where pending entries leave no room."""
 
-# Rules of this file: no event loop. Where a call waits, another thread plays the engine. Tests wait for conditions, and for
-# seconds only where seconds are what they test.
+# Rules of this file: no event loop. Where a call waits, another thread plays the engine. Tests wait for conditions, and
+# for seconds only where seconds are what they test.
 
 from __future__ import annotations
 
@@ -376,7 +376,9 @@ def test_a_signal_of_a_full_queue_that_the_engine_has_answered_does_not_silence_
 
 @pytest.mark.parametrize("on_full", ["drop", "block"])
 def test_the_creation_of_a_run_is_never_dropped(on_full: str) -> None:
-    """Without it no entry of the run could ever be stored. It is kept with `on_full="drop"`, and after `block_timeout`."""
+    """
+    Without it no entry of the run could ever be stored. It is kept with `on_full="drop"`, and after `block_timeout`.
+    """
     queue = BoundedQueue(max_pending=1, on_full=on_full, block_timeout=0.0, drops_after_timeout=True)
     queue.lane().append(metrics(0, a=1))
     queue.lane("new", run_exists=False).append(run())

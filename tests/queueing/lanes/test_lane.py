@@ -152,7 +152,9 @@ def test_a_repeat_is_sent_when_the_first_was_refused() -> None:
     st.lists(st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 2), min_size=1), max_size=12), st.integers(1, 4)
 )
 def test_params_end_as_a_server_would_have_them(calls: list[dict[str, int]], cap: int) -> None:
-    """The first value of a key is stored, equal values count as stored, other values are refused, in batches of any size."""
+    """
+    The first value of a key is stored, equal values count as stored, other values are refused, in batches of any size.
+    """
     lane = lane_of(*(params(**call) for call in calls))
     lane.close_window()
     batches = drain(lane, bounds(params=cap))
@@ -197,7 +199,9 @@ def test_tags_that_create_run_holds_anyway_count_for_its_bound() -> None:
 
 
 def test_tags_of_create_run_are_bounded_in_bytes_as_the_answer_will_escape_them() -> None:
-    """The answer escapes tags as ASCII, which makes three bytes of one; the bytes of the run's own entry count as well."""
+    """
+    The answer escapes tags as ASCII, which makes three bytes of one; the bytes of the run's own entry count as well.
+    """
     lane = lane_of(run(), tags({"a": "x", "é": "x", "b": "x"}), run_exists=False)
     own, plain, escaped = len("0:run=run") + 1, len("2:a=x") + 1, 3 * len("2:é=x".encode()) + 1
     lane.close_window()

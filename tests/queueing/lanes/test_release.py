@@ -1,7 +1,7 @@
 """Lanes of runs that have ended are released, and no record is lost that a log call appends to such a lane."""
 
-# Rules of this file: no test sleeps. An interrupted producer is played by a test that holds the lane, or its `append`, that
-# the producer has looked up so far.
+# Rules of this file: no test sleeps. An interrupted producer is played by a test that holds the lane, or its `append`,
+# that the producer has looked up so far.
 
 from __future__ import annotations
 
@@ -245,7 +245,9 @@ def test_an_alias_of_a_released_lane_leads_nowhere(queue: Queue) -> None:
 @pytest.mark.parametrize("alias", [False, True], ids=["looked up", "given a name"])
 @pytest.mark.parametrize("held", [False, True], ids=["released", "held"])
 def test_a_record_that_is_logged_during_a_release_is_kept(intake: bool, alias: bool, held: bool) -> None:
-    """The record is logged by a garbage collection in the engine's thread, before each instruction of the release in turn."""
+    """
+    The record is logged by a garbage collection in the engine's thread, before each instruction of the release in turn.
+    """
     at = FIRST
     while True:
         queue = Queue(intake=intake)
@@ -457,7 +459,9 @@ def lanes_alive() -> int:
 @pytest.mark.parametrize(("interval", "count"), [(None, 2_000), (2.0, 20_000)])
 @pytest.mark.parametrize("anyio_backend", [("asyncio", {"loop_factory": VirtualTimeLoop})], ids=["asyncio"])
 async def test_20_000_finished_runs_leave_no_lanes_behind(interval: float | None, count: int, whole: bool) -> None:
-    """Each run is created, logged to and ended; the test counts the `Lane` objects. Without `--whole`: 4,000 runs at most."""
+    """
+    Each run is created, logged to and ended; the test counts the `Lane` objects. Without `--whole`: 4,000 runs at most.
+    """
     if not whole:
         count = min(count, 4_000)
     gc.collect()
