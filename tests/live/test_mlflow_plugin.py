@@ -73,8 +73,9 @@ for owner in (MlflowClient, TrackingServiceClient, TracingClient, ModelRegistryC
     assert not any("Plain" in type(each).__name__ for each in vars(owner).values())
 for scheme, builder in utils._tracking_store_registry._registry.items():
     assert (builder.__module__ == "runqueue.integrations.mlflow._plugin") == scheme.startswith("runqueue+"), scheme
-ours = {name for name in sys.modules if name.startswith("runqueue")}
-assert ours == {"runqueue", "runqueue.integrations.mlflow._plugin", "runqueue.settings._plain_uri"}, ours
+loaded = {name for name in sys.modules if name.startswith("runqueue")}
+rooms = {"runqueue", "runqueue.integrations", "runqueue.integrations.mlflow", "runqueue.settings"}
+assert loaded == rooms | {"runqueue.integrations.mlflow._plugin", "runqueue.settings._plain_uri"}, loaded
 """,
         mlflow_server.uri,
         experiment_id,
