@@ -66,7 +66,7 @@ ROOMS: Final[dict[str, Room]] = {
     "settings": Room("errors queueing", "attrs", {"_config": "httpx", "_tracking_uri": "mlflow"}),
     "wire": Room("_entities _run_id errors queueing queueing.batches", "attrs orjson"),
     "http": Room(
-        "errors queueing runtime settings",
+        "errors queueing runtime settings wire",
         "anyio attrs httpx",
         {
             "_plugins": "mlflow requests requests_auth_aws_sigv4",

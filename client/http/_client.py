@@ -30,7 +30,7 @@ from runqueue.http._body import Body, Streamed
 from runqueue.http._failures import describe, is_broken_connection, is_transport_failure
 from runqueue.http._response import Answer, origin, read_answer, redirect_target, stream_of
 from runqueue.http._signing import Outgoing, Signer
-from runqueue.http._transports import make_route
+from runqueue.http._transports import Route, make_route
 from runqueue.queueing import StoreError
 from runqueue.settings._config import Config
 from runqueue.settings._redaction import SECRET_HEADER_NAME, proxy_user_info, redact, redact_uri, secrets_in_header
@@ -77,6 +77,7 @@ class HttpClient:
         self._given_headers = {} if foreign else config.headers or {}
         self._headers = _merged(self._given_headers)
         self._has_answered = False
+        self._replaced: list[Route] = []  # with requests under way; closed when the last of them ends
         self._closes = not borrows or isinstance(config.transport, str)
         try:
             self._route = make_route(config, httpx.URL(root), connections, foreign=foreign)
@@ -101,8 +102,10 @@ class HttpClient:
 
     async def aclose(self) -> None:
         """Close the connections; a request under way is cut off."""
+        routes, self._replaced = [self._route, *self._replaced], []
         if self._closes:
-            await self._route.transport.aclose()
+            for route in routes:
+                await route.transport.aclose()
 
     async def exchange(
         self,
@@ -140,7 +143,11 @@ class HttpClient:
             return answer
         except StoreError as error:
             failure = self.bare(error)
-        except Exception as error:  # a defect, here or in a library: its frames hold the request's headers
+        except (anyio.get_cancelled_exc_class(), KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:
+            # A defect, here, in a library or in the user's own transport, such as `pytest.fail()`, which is no Exception.
+            # The frames of the error hold the request's headers.
             failure = self.bare(StoreError(f"the request failed unexpectedly: {_place(error)}: {error}"))
         raise failure
 
@@ -213,46 +220,64 @@ class HttpClient:
 
     async def _follow(self, outgoing: Outgoing, body: Body, cap: int, repeats: bool) -> Answer:
         url = self._parsed(outgoing.url)
+        redirects = 0
+        while redirects < MAX_REDIRECTS:
+            route = self._route
+            route.under_way += 1
+            try:
+                try:
+                    response = await self._send(route, outgoing, url, body)
+                except Exception as error:
+                    if not (repeats and self._has_answered and is_broken_connection(error)):
+                        raise
+                    repeats = False
+                    self._replace(route)
+                    continue
+                self._has_answered = True
+                try:
+                    target = redirect_target(response, url, outgoing.method)
+                    if target is None:
+                        return await read_answer(response, cap)
+                finally:
+                    await stream_of(response).aclose()
+                url = target
+                redirects += 1
+            finally:
+                route.under_way -= 1
+                if route in self._replaced and not route.under_way:
+                    self._replaced.remove(route)
+                    with anyio.CancelScope(shield=True):
+                        await route.transport.aclose()
+        raise UnexpectedAnswerError(f"more than {MAX_REDIRECTS} redirects, the last to {origin(url)}")
+
+    async def _send(self, route: Route, outgoing: Outgoing, url: httpx.URL, body: Body) -> httpx.Response:
         headers = [(name.encode("ascii"), value.encode("ascii")) for name, value in outgoing.headers.items()]
-        headers += self._route.headers
+        headers += route.headers
         # `httpx.Request` would add these two, at the cost of three looks into its headers.
         names = {name.lower() for name, _ in headers}
         if b"host" not in names:
             headers.insert(0, (b"Host", url.netloc))
         if b"content-length" not in names and (body or outgoing.method != "GET"):
             headers.append((b"Content-Length", b"%d" % len(body)))
-        for _ in range(MAX_REDIRECTS):
-            response = await self._send(outgoing.method, url, headers, body, repeats)
-            self._has_answered = True
-            try:
-                target = redirect_target(response, url, outgoing.method)
-                if target is None:
-                    return await read_answer(response, cap)
-            finally:
-                await stream_of(response).aclose()
-            url = target
-        raise UnexpectedAnswerError(f"more than {MAX_REDIRECTS} redirects, the last to {origin(url)}")
-
-    async def _send(
-        self, method: str, url: httpx.URL, headers: list[tuple[bytes, bytes]], body: Body, repeats: bool
-    ) -> httpx.Response:
-        try:
-            return await self._sent(method, url, headers, body)
-        except Exception as error:
-            if not (repeats and self._has_answered and is_broken_connection(error)):
-                raise
-        return await self._sent(method, url, headers, body)
-
-    async def _sent(
-        self, method: str, url: httpx.URL, headers: list[tuple[bytes, bytes]], body: Body
-    ) -> httpx.Response:
         self._count(body)
         if isinstance(body, bytes):
-            request = httpx.Request(method, url, headers=headers, stream=httpx.ByteStream(body))
+            request = httpx.Request(outgoing.method, url, headers=headers, stream=httpx.ByteStream(body))
             request.read()  # so that a transport finds the content in memory
         else:
-            request = httpx.Request(method, url, headers=headers, content=body)
-        return await self._route.transport.handle_async_request(request)
+            request = httpx.Request(outgoing.method, url, headers=headers, content=body)
+        try:
+            return await route.transport.handle_async_request(request)
+        except UnicodeError as error:  # of a library that cannot read the answer's head
+            raise UnavailableError(f"the answer cannot be read: {error}", ambiguous=True) from None
+
+    def _replace(self, route: Route) -> None:
+        """
+        Let further requests go by new connections: a server or proxy that has closed one idle connection has mostly closed
+        the others, too. Requests that are under way by the old ones end there. A transport of the user's own stays.
+        """
+        if self._route is route and route.make is not None:
+            self._route = route.renewed()
+            self._replaced.append(route)
 
     def _parsed(self, text: str) -> httpx.URL:
         url = self._urls.get(text)
@@ -263,7 +288,7 @@ class HttpClient:
         return url
 
 
-def _place(error: Exception) -> str:
+def _place(error: BaseException) -> str:
     """The class of an error, and where it was raised: what is left of a traceback that is not passed on."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""

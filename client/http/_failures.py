@@ -25,7 +25,12 @@ def is_transport_failure(error: Exception) -> bool:
     """Whether it tells of a connection, as opposed to a defect."""
     # httpx lets errors of TLS pass that come while it reads, httpx-aiohttp those of aiohttp's parser, and a transport
     # of the user's own may let pass what a socket raises.
-    return isinstance(error, (httpx.TransportError, OSError)) or _is_aiohttps(error)
+    members = getattr(error, "exceptions", ())  # an ExceptionGroup, which Python 3.10 does not have
+    return (
+        isinstance(error, (httpx.TransportError, OSError))
+        or _is_aiohttps(error)
+        or any(map(is_transport_failure, members))
+    )
 
 
 def describe(error: Exception) -> StoreError:

@@ -56,11 +56,17 @@ def _matches(url: httpx.URL, name: str) -> bool:
     address = _address(place)
     if address is not None:
         return scheme in ("", "all", url.scheme) and url.host == address
-    entry = httpx.URL(f"{scheme or 'all'}://{place}")
+    try:
+        entry = httpx.URL(f"{scheme or 'all'}://{place}")
+        host = entry.host
+    except (httpx.InvalidURL, UnicodeError):  # idna's, of what is no name
+        return False
+    if entry.userinfo or not (host or separator or entry.port):
+        return False  # no entry in any form
     if entry.scheme not in ("all", url.scheme) or entry.port not in (None, url.port):
         return False
     # "example.com" means the domain and what is below it, ".example.com" only what is below it.
-    pattern = entry.host if separator or place.lower() == "localhost" else f"*{entry.host}"
+    pattern = host if separator or place.lower() == "localhost" else f"*{host}"
     if pattern in ("", "*"):
         return True
     if pattern.startswith("*."):

@@ -13,6 +13,8 @@ import httpx
 
 from runqueue.errors import UnavailableError, UnexpectedAnswerError
 from runqueue.http._transports import PORTS
+from runqueue.queueing import StoreError
+from runqueue.wire._answer import RETRIABLE
 
 _KEEPS_METHOD: Final = frozenset((307, 308))
 
@@ -45,12 +47,12 @@ async def read_answer(response: httpx.Response, cap: int) -> Answer:
 
     Raises:
         UnexpectedAnswerError: The body is larger, or encoded in a way that was not asked for.
-        UnavailableError: The body was cut.
+        UnavailableError: The body was cut; or it cannot be read, and the status says that the server is out of order.
     """
     status, headers = response.status_code, _plain(response.headers)
     coding = headers.get("content-encoding", "identity").strip().lower() or "identity"
     if coding not in ("identity", "gzip", "deflate"):
-        raise UnexpectedAnswerError(f"{status}: an answer in the coding {coding!r}", ambiguous=True)
+        raise _unreadable(status, f"an answer in the coding {coding!r}")
     inflate = None if coding == "identity" else zlib.decompressobj(47 if coding == "gzip" else 15)
     body = bytearray()
     # The stream itself: `aiter_raw` counts and chunks what it yields, and refuses a body that is in memory already.
@@ -58,12 +60,17 @@ async def read_answer(response: httpx.Response, cap: int) -> Answer:
         try:
             body += chunk if inflate is None else inflate.decompress(chunk, cap + 1 - len(body))
         except zlib.error as error:
-            raise UnexpectedAnswerError(f"an answer that is no {coding}: {error}", ambiguous=True) from None
+            raise _unreadable(status, f"an answer that is no {coding}: {error}") from None
         if len(body) > cap:
-            raise UnexpectedAnswerError(f"{status}: an answer too large, more than {cap:,} bytes", ambiguous=True)
+            raise _unreadable(status, f"an answer too large, more than {cap:,} bytes")
     if inflate is not None and not inflate.eof:
         raise UnavailableError(f"the answer was cut after {len(body):,} bytes", ambiguous=True)
     return Answer(status, headers, bytes(body))
+
+
+def _unreadable(status: int, text: str) -> StoreError:
+    kind = UnavailableError if status in RETRIABLE else UnexpectedAnswerError
+    return kind(f"{status}: {text}", ambiguous=True)
 
 
 def redirect_target(response: httpx.Response, url: httpx.URL, method: str) -> httpx.URL | None:
@@ -85,7 +92,7 @@ def redirect_target(response: httpx.Response, url: httpx.URL, method: str) -> ht
     if not 300 <= status < 400:
         return None
     try:
-        target = url.join(response.headers["location"])
+        target = url.join(response.headers["location"]).copy_with(userinfo=b"")  # credentials are the signers' to add
     except (KeyError, httpx.InvalidURL):
         raise UnexpectedAnswerError(f"{status}: a redirect that does not say where to") from None
     if origin(target) != origin(url):

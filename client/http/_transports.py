@@ -11,12 +11,13 @@ Transports: what sends one HTTP request and gives its answer, under the interfac
 
 from __future__ import annotations
 
+import asyncio
 import os
 import ssl
+import weakref
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakKeyDictionary
 
 import httpx
 
@@ -34,8 +35,14 @@ PORTS: Final = {"http": 80, "https": 443}
 _KEEP_ALIVE: Final = 5.0
 """Seconds for which an idle connection is used again; httpx's own default, below what servers keep them for."""
 
-_users: WeakKeyDictionary[httpx.AsyncBaseTransport, int] = WeakKeyDictionary()
-"""The process that has first used a transport of the user's own."""
+_LONGEST_LINE: Final = 65_536
+"""Bytes of a header, or of an answer's first line. aiohttp's own 8,190 are too few for some proxies' headers."""
+
+_WITHOUT_CONNECTIONS: Final = (httpx.MockTransport, httpx.ASGITransport)
+"""Transports that any number of clients, loops and processes may share."""
+
+_users: dict[int, tuple[weakref.ref[httpx.AsyncBaseTransport], int, Any]] = {}
+"""Of each transport of a user's own, by its id: the process and the event loop that use it."""
 
 
 class Route:
@@ -46,19 +53,32 @@ class Route:
         transport: Sends them.
         library: The library behind it, or the name of the user's own class.
         headers: What each request carries for the proxy, and not for the server.
+        make: Makes another transport like it. None: the transport is the user's own.
     """
 
-    __slots__ = ("headers", "library", "transport")
+    __slots__ = ("headers", "library", "make", "transport", "under_way")
 
     def __init__(
-        self, transport: httpx.AsyncBaseTransport, library: str, headers: list[tuple[bytes, bytes]] | None = None
+        self,
+        transport: httpx.AsyncBaseTransport,
+        library: str,
+        headers: list[tuple[bytes, bytes]] | None = None,
+        make: Callable[[], httpx.AsyncBaseTransport] | None = None,
     ) -> None:
         self.transport = transport
         self.library = library
         self.headers = headers or []
+        self.make = make
+        self.under_way = 0
+        """Requests that use the transport now."""
 
     def __repr__(self) -> str:
-        return f"<Route {self.library}>"
+        return f"<Route {self.library} under_way={self.under_way}>"
+
+    def renewed(self) -> Route:
+        """The same route by a transport without connections."""
+        assert self.make is not None, "a transport of the user's own cannot be made again"
+        return Route(self.make(), self.library, self.headers, self.make)
 
 
 def make_route(config: Config, url: httpx.URL, connections: int, *, foreign: bool = False) -> Route:
@@ -84,27 +104,41 @@ def make_route(config: Config, url: httpx.URL, connections: int, *, foreign: boo
     socks = proxy is not None and proxy.url.scheme.startswith("socks")  # which aiohttp does not speak
     if config.transport == "httpx" or foreign or socks:
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
-        return Route(httpx.AsyncHTTPTransport(verify=context, limits=limits, proxy=proxy), "httpx")
+        over_httpcore = partial(httpx.AsyncHTTPTransport, verify=context, limits=limits, proxy=proxy)
+        return Route(over_httpcore(), "httpx", make=over_httpcore)
     from httpx_aiohttp import AiohttpTransport
 
-    transport = AiohttpTransport(verify=context, proxy=proxy, client=partial(_session, context, connections))
+    over_aiohttp = partial(
+        AiohttpTransport, verify=context, proxy=proxy, client=partial(_session, context, connections)
+    )
     # aiohttp shows a proxy's headers to the proxy of an https server alone.
     headers = proxy.headers.raw if proxy is not None and url.scheme == "http" else None
-    return Route(transport, "aiohttp", headers)
+    return Route(over_aiohttp(), "aiohttp", headers, over_aiohttp)
 
 
-def _users_own(transport: Any) -> Route:
+def _users_own(transport: httpx.AsyncBaseTransport) -> Route:
     """
     Raises:
-        ConfigError: A parent of this process has used it. Its connections are shared with the parent, and an answer to
-            one process would reach the other.
+        ConfigError: A parent of this process has used the transport: an answer to one process would reach the other. Or
+            another client uses it: its connections belong to that client's event loop.
     """
     name = type(transport).__qualname__
-    if _users.setdefault(transport, os.getpid()) != os.getpid():
-        raise ConfigError(
-            f"the transport of transport= ({name}) was used by the process that this one was forked from; make a client"
-            " with a transport of its own here"
-        )
+    if isinstance(transport, _WITHOUT_CONNECTIONS):
+        return Route(transport, name)
+    loop = asyncio.get_running_loop()
+    reference, process, user = _users.get(id(transport), (None, 0, loop))
+    if reference is not None and reference() is transport:
+        if process != os.getpid():
+            raise ConfigError(
+                f"the transport of transport= ({name}) was used by the process that this one was forked from; make a"
+                " client with a transport of its own here"
+            )
+        if user is not loop and not user.is_closed():
+            raise ConfigError(
+                f"the transport of transport= ({name}) is in use by another client; give each client one of its own"
+            )
+    forget = partial(_users.pop, id(transport), None)
+    _users[id(transport)] = (weakref.ref(transport, lambda _: forget()), os.getpid(), loop)
     return Route(transport, name)
 
 
@@ -126,6 +160,8 @@ def _session(context: ssl.SSLContext, connections: int) -> aiohttp.ClientSession
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=_KEEP_ALIVE, ssl=context),
         cookie_jar=aiohttp.DummyCookieJar(),
+        max_line_size=_LONGEST_LINE,
+        max_field_size=_LONGEST_LINE,
         skip_auto_headers=("Content-Type",),
         middlewares=(_send_once,),
     )
@@ -141,8 +177,12 @@ async def _send_once(
     import aiohttp
 
     try:
-        return await send(request)
+        response = await send(request)
     except aiohttp.ClientConnectorError:  # never repeated, and a kind of ClientOSError
         raise
     except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
         raise aiohttp.ClientConnectionError(str(error)) from error
+    if response.reason is not None and not response.reason.isascii():
+        # A server may write it in latin-1. httpx-aiohttp encodes it as UTF-8, and would fail. Nothing here reads it.
+        response.reason = None
+    return response

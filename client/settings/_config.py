@@ -138,9 +138,11 @@ def _transport(_: object, field: attrs.Attribute[Any], value: object) -> None:
     # A transport of httpx's can exist only where httpx has been imported; it is not imported for this check.
     kind = getattr(sys.modules.get("httpx"), "AsyncBaseTransport", None)
     names = get_args(TransportName)
-    if value in names or (kind is not None and isinstance(value, kind)):
+    if kind is not None and isinstance(value, kind):  # first: a transport may compare itself in a way of its own
         return
     if isinstance(value, str):
+        if value in names:
+            return
         raise ConfigError(f"{field.name}={value!r}: one of {', '.join(map(repr, names))}, or an httpx transport")
     found = f"the class {value.__qualname__}" if isinstance(value, type) else type(value).__name__
     raise CallTypeError(

@@ -362,3 +362,81 @@ def test_a_unix_socket_leads_to_a_real_server(unix_server: Path, tmp_path: Path,
     assert [(point["step"], point["value"]) for point in history] == [(step, 1.0 / (step + 1)) for step in range(10)]
     assert stored["data"]["params"] == [{"key": "lr", "value": "0.1"}]
     assert [(file["path"], file["file_size"]) for file in listed] == [("greeting.txt", 5)]
+
+
+@pytest.mark.parametrize("kind", [httpx.AsyncHTTPTransport, AiohttpTransport])
+def test_a_transport_with_connections_serves_one_client_at_a_time(
+    server: ScriptedServer, kind: Callable[[], httpx.AsyncBaseTransport]
+) -> None:
+    """Its connections belong to the first client's event loop: a second client says so and loses nothing."""
+    shared = kind()
+    second = runqueue.Client(server.uri, transport=shared)
+    with runqueue.Client(server.uri, transport=shared) as first:
+        first.log_metric(RUN, "loss", 0.5)
+        first.flush()
+        second.log_metric(RUN, "loss", 0.5)
+        with pytest.raises(runqueue.ConfigError, match="in use by another client"):
+            second.flush()
+        assert second.statistics().pending == 1
+    with pytest.raises(runqueue.RunqueueError):
+        second.close()
+
+
+def test_a_mock_transport_may_be_shared_by_any_number_of_clients() -> None:
+    """It holds no connection."""
+    shared = httpx.MockTransport(lambda _: httpx.Response(200, json={}))
+    with runqueue.Client(URI, transport=shared) as first, runqueue.Client(URI, transport=shared) as second:
+        for client in (first, second, first):
+            client.log_metric(RUN, "loss", 0.5)
+            client.flush()
+        assert (first.statistics().stored, second.statistics().stored) == (2, 1)
+
+
+def test_what_a_transport_raises_fails_the_entry_by_name_and_nothing_else() -> None:
+    """`pytest.fail` raises what is no Exception. The next flush, and the end, are as ever."""
+    answers = [True]
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        if answers.pop() if answers else False:
+            pytest.fail("unexpected request")
+        return httpx.Response(200, json={})
+
+    with runqueue.Client(URI, transport=httpx.MockTransport(respond)) as client:
+        client.log_metric(RUN, "loss", 0.5)
+        with pytest.raises(runqueue.FlushError, match="unexpected request"):
+            client.flush()
+        client.log_metric(RUN, "loss", 0.5)
+        client.flush()
+        assert (client.statistics().stored, client.statistics().failed) == (1, 1)
+
+
+def test_a_transport_may_compare_itself_in_a_way_of_its_own() -> None:
+    """A dataclass cannot be hashed; another class may refuse to be compared with text."""
+
+    class Odd(MlflowInMemory):
+        __hash__ = None  # type: ignore[assignment]
+
+        def __eq__(self, other: object) -> bool:
+            assert isinstance(other, Odd)
+            return True
+
+    with runqueue.Client(URI, transport=Odd()) as client:
+        client.log_metric(RUN, "loss", 0.5)
+        client.flush()
+        assert client.statistics().stored == 1
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("reset"), OSError("odd"), httpx.ReadError("cut")])
+def test_a_lost_connection_of_any_kind_is_retried(error: Exception) -> None:
+    """A transport may let pass what a socket raises."""
+    faults = [error]
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        if faults:
+            raise faults.pop()
+        return httpx.Response(200, json={})
+
+    with runqueue.Client(URI, transport=httpx.MockTransport(respond)) as client:
+        client.log_metric(RUN, "loss", 0.5)
+        client.flush()
+        assert (client.statistics().stored, client.statistics().retried) == (1, 1)

@@ -56,6 +56,10 @@ def test_the_servers_scheme_chooses_the_proxy(url: str, settings: dict[str, str]
     [
         ("", [], ["http://host"]),
         (" , ,", [], ["http://host"]),
+        ("//example.com", [], ["http://host", "http://example.com"]),
+        ("?", [], ["http://host"]),
+        ("u:p@example.com", [], ["http://example.com", "http://a.example.com"]),
+        ("xn--a", [], ["http://host"]),
         ("*", ["http://host", "https://10.1.2.3:5000", "http://[::1]"], []),
         ("other, *", ["http://host"], []),
         ("host", ["http://host", "https://host:5000", "http://a.host"], ["http://ahost", "http://host.a"]),
