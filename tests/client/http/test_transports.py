@@ -73,7 +73,9 @@ def against(serve: Serve, use: Use, transport: Any) -> Any:
 
         server = await asyncio.start_server(accept, "127.0.0.1", 0)
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-        client = HttpClient(Config(transport=transport, request_timeout=PATIENCE), url, (), lambda body: None, connections=4)
+        client = HttpClient(
+            Config(transport=transport, request_timeout=PATIENCE), url, (), lambda body: None, connections=4
+        )
         try:
             with anyio.fail_after(PATIENCE):
                 return await use(client, url)
