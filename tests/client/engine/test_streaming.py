@@ -85,7 +85,7 @@ def test_what_is_logged_is_sent_without_a_flush(server: ScriptedServer) -> None:
         for step in range(3):
             log(client, 1, start=step)
             server.wait_for(lambda wanted=step + 1: steps(server) == list(range(wanted)))  # type: ignore[misc]
-            until(lambda: client._engine.accumulator.intake._resting)  # type: ignore[union-attr]
+            until(lambda: client._engine.accumulator.intake._asleep)  # type: ignore[union-attr]
         assert_books(client)
 
 
@@ -312,7 +312,7 @@ def test_a_producer_that_waits_for_room_is_told_when_the_client_is_closed(
         server.stop_listening()
     client = runqueue.Client(server.uri, flush_interval=SOON, max_pending=10, block_timeout=1_000.0)
     working = [pool.submit(log, client, 50) for _ in range(2)]
-    until(lambda: pending(client) == 10 and client._engine.accumulator.intake.crowded is False)  # type: ignore[union-attr]
+    until(lambda: pending(client) == 10 and client._engine.accumulator.intake.found_full is False)  # type: ignore[union-attr]
     began = time.monotonic()
     client.close(timeout=0.3)
     assert time.monotonic() - began < 10
