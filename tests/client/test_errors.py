@@ -44,7 +44,7 @@ def failure(**fields: Any) -> OperationFailure:
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
-def test_every_error_is_public_and_says_who_raises_it(kind: type[RunqueueError]) -> None:
+def test_every_error_is_public_and_documents_its_origin(kind: type[RunqueueError]) -> None:
     """Users and tracebacks read `runqueue.X`."""
     assert kind.__module__ == "runqueue" and kind.__qualname__ == kind.__name__
     assert getattr(runqueue, kind.__name__) is kind
@@ -52,8 +52,8 @@ def test_every_error_is_public_and_says_who_raises_it(kind: type[RunqueueError])
 
 
 @pytest.mark.parametrize("name", [name for name in vars(runqueue) if not name.startswith("_")])
-def test_every_public_class_is_shown_as_runqueues(name: str) -> None:
-    """Whatever module it happens to stand in."""
+def test_every_public_class_names_runqueue_as_its_module(name: str) -> None:
+    """Whatever module defines it."""
     value = getattr(runqueue, name)
     if inspect.isclass(value):
         assert value.__module__ == "runqueue"
@@ -133,7 +133,7 @@ def test_a_flush_error_names_every_entry(flush_error: FlushError) -> None:
 
 
 def test_the_text_of_a_flush_error_names_each_run_and_each_cause_once(flush_error: FlushError) -> None:
-    """It begins with how many of how many."""
+    """It begins with the counts."""
     lines = str(flush_error).splitlines()
     assert lines[0].startswith("9 of 12 entries were not stored")
     assert "3 of them are still queued" in lines[0]
@@ -154,8 +154,8 @@ def test_a_flush_error_survives_copying(flush_error: FlushError, how: Callable[[
     assert copied.total == flush_error.total
 
 
-def test_a_flush_error_can_be_sent_out_of_the_process_whatever_was_logged(client: runqueue.Client) -> None:
-    """A value that cannot be pickled must not make the error so: schedulers pickle what a job raises."""
+def test_a_flush_error_can_be_pickled_whatever_was_logged(client: runqueue.Client) -> None:
+    """Even with values that cannot be pickled: schedulers pickle the exception of a job."""
     client.log_metric(RUN, "lock", __import__("threading").Lock())
     client.log_metric(RUN, "m", 1.0, step=(lambda: 1))  # type: ignore[arg-type]
     with pytest.raises(FlushError) as caught:
@@ -173,7 +173,7 @@ def test_a_failure_of_which_only_a_count_was_kept_says_how_many() -> None:
 # -- Entries ---------------------------------------------------------------------------------------------------------
 
 
-def test_entries_are_a_sequence_that_makes_what_is_asked_for() -> None:
+def test_entries_are_a_lazy_sequence() -> None:
     """Length, indices from both ends, slices, iteration, equality, repr."""
     made: list[int] = []
 

@@ -1,4 +1,4 @@
-"""The placeholder of a run: one token, one object a process; real once the run exists, and of use after every flush."""
+"""The placeholder of a run: one object for each token in a process, resolved once the run exists."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_its_repr_tells_its_state() -> None:
 
 
 def test_its_hash_stays_when_it_is_resolved() -> None:
-    """It may be a key of dicts from its first moment on."""
+    """It may be a key of a dict before the run exists."""
     run = PendingRunId()
     known = {run: 1}
     run._resolve("abc")
@@ -62,7 +62,7 @@ def test_a_pickle_of_it_is_the_same_object_in_this_process(protocol: int) -> Non
 
 
 def test_an_old_pickle_does_not_make_a_resolved_run_pending_again() -> None:
-    """What is known stays known."""
+    """A resolved placeholder keeps its id."""
     run = PendingRunId()
     old = pickle.dumps(run)
     run._resolve("abc")
@@ -141,7 +141,7 @@ def test_it_is_of_use_after_every_flush(client: runqueue.Client, server: Scripte
 
 
 def test_another_client_takes_it_by_either_name(client: runqueue.Client, server: ScriptedServer) -> None:
-    """Once the run exists; before, that client looks for it, see test_pickle.py."""
+    """Once the run exists; before, that client searches for it, see test_pickle.py."""
     server.fail("runs/create", created("r1"))
     run = client.create_run("0")
     with runqueue.Client(server.uri) as second:
@@ -183,7 +183,7 @@ def test_a_child_waits_for_its_parent(client: runqueue.Client, server: ScriptedS
 
 
 def test_a_parent_may_be_a_real_id(client: runqueue.Client, server: ScriptedServer) -> None:
-    """Nothing is waited for then."""
+    """The child waits for nothing."""
     server.fail("runs/create", created("child"))
     client.create_run("0", parent_run_id="p" * 32)
     client.flush()
@@ -193,7 +193,7 @@ def test_a_parent_may_be_a_real_id(client: runqueue.Client, server: ScriptedServ
 def test_flushing_a_child_creates_its_parents_and_sends_nothing_else(
     client: runqueue.Client, server: ScriptedServer
 ) -> None:
-    """What else is queued for the parent waits for a flush of its own."""
+    """Other entries of the parent wait for their own flush."""
     server.fail("runs/create", created("parent"))
     server.fail("runs/create", created("child"))
     parent = client.create_run("0")
@@ -209,7 +209,7 @@ def test_flushing_a_child_creates_its_parents_and_sends_nothing_else(
 
 
 def test_a_child_of_a_run_that_cannot_be_created_stays_queued(client: runqueue.Client, server: ScriptedServer) -> None:
-    """Parent and child are reported, each with its entries; both come with the next flush."""
+    """Parent and child are reported, each with its entries; the next flush sends both."""
     server.fail("runs/create", Fault.answer(404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no"}))
     server.fail("runs/create", created("parent"))
     server.fail("runs/create", created("child"))

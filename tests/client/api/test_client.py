@@ -1,4 +1,4 @@
-"""The face for scripts: what a flush, a close and the end of a block do, and what they say of what was not stored."""
+"""`Client`: what `flush`, `close` and the end of a block do, and how they report entries that were not stored."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ ENDS: dict[str, Callable[[], BaseException]] = {
 def test_a_block_that_raises_sends_nothing_and_hides_nothing(
     server: ScriptedServer, caplog: pytest.LogCaptureFixture, make: Callable[[], BaseException], started: bool
 ) -> None:
-    """The very exception comes out; what was queued is dropped, counted, and warned of."""
+    """The exception leaves the block unchanged; queued entries are dropped, counted, and warned of."""
     mine = make()
     with pytest.raises(type(mine)) as caught, runqueue.Client(server.uri) as client:
         if started:
@@ -109,7 +109,7 @@ def test_a_system_exit_without_a_status_is_a_clean_end(server: ScriptedServer, c
 def test_a_clean_system_exit_is_not_hidden_by_a_failed_flush(
     server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What was not stored is logged, and the script ends as it wanted to."""
+    """Entries that were not stored are logged, and the exit status of the script stays."""
     server.fail("", NOT_THERE, times=None)
     with pytest.raises(SystemExit) as caught, runqueue.Client(server.uri) as client:
         client.log_metric(RUN, "m", 1.0)
@@ -119,7 +119,7 @@ def test_a_clean_system_exit_is_not_hidden_by_a_failed_flush(
 
 
 def test_the_end_of_a_block_raises_what_was_not_stored(server: ScriptedServer) -> None:
-    """It is final: nobody will send it any more."""
+    """The failures are final: the client has ended."""
     server.fail("", Fault.answer(503), times=None)
     with pytest.raises(FlushError) as caught, runqueue.Client(server.uri, retry_timeout=0) as client:
         client.log_metrics(RUN, {"a": 1.0, "b": 2.0})
@@ -131,7 +131,7 @@ def test_the_end_of_a_block_raises_what_was_not_stored(server: ScriptedServer) -
     assert engine_threads() == []
 
 
-def test_a_block_around_a_closed_client_ends_quietly(server: ScriptedServer) -> None:
+def test_a_block_around_a_closed_client_ends_without_an_error(server: ScriptedServer) -> None:
     """Closing twice is closing once."""
     with runqueue.Client(server.uri) as client:
         client.log_metric(RUN, "m", 1.0)
@@ -144,7 +144,7 @@ def test_a_block_around_a_closed_client_ends_quietly(server: ScriptedServer) -> 
 
 
 def test_a_failure_is_raised_once(client: runqueue.Client, server: ScriptedServer) -> None:
-    """By the flush that met it; `failures` keeps it."""
+    """By the flush whose entries failed; `failures` keeps it."""
     server.fail("runs/log-batch", Fault.answer(400, error("INVALID_PARAMETER_VALUE", "no")))
     client.log_metric(RUN, "bad", 1.0)
     with pytest.raises(FlushError) as caught:
@@ -157,7 +157,7 @@ def test_a_failure_is_raised_once(client: runqueue.Client, server: ScriptedServe
 
 
 def test_an_outage_keeps_everything_for_the_next_flush(offline: runqueue.Client) -> None:
-    """Nothing is lost, and the report says it is still queued."""
+    """No entry is lost, and the report says that all are still queued."""
     offline.log_metrics(RUN, {"a": 1.0, "b": 2.0})
     offline.set_terminated(RUN)
     for _ in range(2):
@@ -170,8 +170,8 @@ def test_an_outage_keeps_everything_for_the_next_flush(offline: runqueue.Client)
         assert "still queued" in str(caught.value)
 
 
-def test_a_server_that_comes_back_gets_everything_once_and_in_order(server: ScriptedServer) -> None:
-    """The flush after an outage sends what the one before could not."""
+def test_a_server_that_recovers_gets_everything_once_and_in_order(server: ScriptedServer) -> None:
+    """The flush after an outage sends the entries that the flush before could not send."""
     server.stop_listening()
     with runqueue.Client(server.uri, retry_timeout=0) as client:
         for step in range(3):
@@ -201,7 +201,7 @@ def test_a_retry_after_beyond_the_retrying_ends_the_flush_and_not_the_client(
 
 
 def test_a_flush_that_times_out_leaves_the_rest_queued(server: ScriptedServer, gate: threading.Event) -> None:
-    """What is under way is neither cut off nor sent twice."""
+    """Requests in flight are neither cut off nor sent twice."""
     with runqueue.Client(server.uri) as client:
         client.log_metric(RUN, "m", 1.0)
         with pytest.raises(FlushError) as caught:
@@ -225,7 +225,7 @@ def test_a_flush_of_one_run_leaves_the_others_alone(client: runqueue.Client, ser
 
 
 def test_close_has_a_timeout(server: ScriptedServer, gate: threading.Event) -> None:
-    """What is not stored by then is final, reported, and counted once."""
+    """Entries that are not stored by then have failed for good, and are reported and counted once."""
     client = runqueue.Client(server.uri)
     client.log_metric(RUN, "m", 1.0)
     with pytest.raises(FlushError) as caught:
@@ -286,7 +286,7 @@ def test_nothing_is_ever_printed(server: ScriptedServer, capfd: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("started", [False, True])
-def test_a_client_that_is_forgotten_says_what_it_leaves_behind(
+def test_a_client_that_is_garbage_collected_warns_of_unsent_entries(
     server: ScriptedServer, caplog: pytest.LogCaptureFixture, started: bool
 ) -> None:
     """A warning with counts, and the end of its thread."""
@@ -307,7 +307,7 @@ def test_a_client_that_is_forgotten_says_what_it_leaves_behind(
 
 
 @pytest.mark.parametrize("flushes", [False, True])
-def test_a_script_that_ends_without_closing_is_told_and_ends(server: ScriptedServer, flushes: bool) -> None:
+def test_a_script_that_ends_without_closing_its_client_is_warned(server: ScriptedServer, flushes: bool) -> None:
     """On stderr, by the logger's last resort; nothing on stdout, and the process ends by itself."""
     script = (
         "import runqueue, sys\n"
@@ -327,10 +327,10 @@ def test_a_script_that_ends_without_closing_is_told_and_ends(server: ScriptedSer
     assert "1 entries were not sent" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_what_is_logged_while_the_client_is_closed_is_counted_and_said(
+def test_entries_logged_while_the_client_is_closed_are_counted_and_warned_of(
     server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A call in another thread may hold its lane already when the client closes; no lock keeps it from appending."""
+    """A call in another thread may have found its lane before the client closes, and append after it."""
     closed = threading.Event()
 
     class Slow:

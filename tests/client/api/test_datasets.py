@@ -1,4 +1,4 @@
-"""What a log call says of a dataset besides the dataset: its context, its tags; and what is wrong with them."""
+"""Contexts and tags of datasets: how log calls take and check them."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_they_are_added_to_the_tags_that_a_dataset_brings(client: runqueue.Clien
     assert own.tags == {"mine": "x", CONTEXT: "training"}
 
 
-def test_what_is_changed_after_the_call_changes_nothing(client: runqueue.Client, server: ScriptedServer) -> None:
+def test_changing_the_arguments_after_the_call_changes_nothing(client: runqueue.Client, server: ScriptedServer) -> None:
     """Neither the list of contexts nor the tags."""
     contexts, tags = ["training"], {"a": "1"}
     client.log_inputs(RUN, [Dataset("n", "1")], contexts=contexts, tags_list=[tags])
@@ -107,7 +107,7 @@ ONE, TWO = Dataset("n", "1"), Dataset("m", "1", tags={CONTEXT: "training"})
 def test_a_bad_call_raises_at_once(
     client: runqueue.Client, server: ScriptedServer, call: Call, kind: type[Exception], words: str
 ) -> None:
-    """It names what is wrong, queues nothing and sends nothing."""
+    """The error names the bad argument; nothing is queued and nothing is sent."""
     with pytest.raises(kind) as caught:
         call(client)
     assert words in str(caught.value)
@@ -176,7 +176,7 @@ print(client.statistics().stored)
 
 
 def test_without_mlflow_nothing_is_missing(server: ScriptedServer) -> None:
-    """Neither it nor anything of its own has to be installed."""
+    """mlflow need not be installed."""
     command = [sys.executable, "-c", WITHOUT_MLFLOW, server.uri]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=clean_environment())
     assert (done.stdout, done.stderr) == ("1\n", "")

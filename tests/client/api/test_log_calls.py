@@ -1,4 +1,4 @@
-"""The log calls: what is wrong with a call is said at once, what does nothing does nothing, and nobody waits."""
+"""The log calls: a bad call raises at once, an empty one does nothing, and none waits."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class MlflowDataset:
 def test_a_bad_call_raises_at_once(
     client: runqueue.Client, server: ScriptedServer, call: Call, kind: type[Exception], words: str
 ) -> None:
-    """It names what is wrong, queues nothing and sends nothing."""
+    """The error names the bad argument; nothing is queued and nothing is sent."""
     with pytest.raises(kind) as caught:
         call(client)
     assert words in str(caught.value)
@@ -115,7 +115,7 @@ def test_a_bad_call_raises_at_once(
 
 @pytest.mark.parametrize("name", CALLS)
 def test_every_call_on_a_closed_client_raises(client: runqueue.Client, server: ScriptedServer, name: str) -> None:
-    """Also for runs that it knew, and of the slow way as of the fast."""
+    """Also for runs that the client has logged to, and for every kind of call."""
     server.fail("runs/create", CREATED)
     run = client.create_run("0")
     client.log_metric(RUN, "m", 1.0)
@@ -151,7 +151,7 @@ def test_every_call_on_a_closed_client_raises(client: runqueue.Client, server: S
         lambda c: c.flush(run_id=RUN),
     ],
 )
-def test_what_holds_nothing_does_nothing(client: runqueue.Client, server: ScriptedServer, call: Call) -> None:
+def test_an_empty_argument_does_nothing(client: runqueue.Client, server: ScriptedServer, call: Call) -> None:
     """No entry, no request, and not even a thread."""
     threads = threading.active_count()
     call(client)
@@ -320,7 +320,7 @@ class Growing:
 
 
 def test_a_number_that_may_change_is_found_behind_floats_too(server: ScriptedServer) -> None:
-    """However a call looks for those that have to be converted at once."""
+    """Both ways in which a call recognises plain numbers find it."""
     growing, array = Growing(), np.array(2.0)
     with runqueue.Client(server.uri) as client:
         client.log_metrics(RUN, {"a": 1.0, "b": growing, "c": 3})

@@ -1,4 +1,4 @@
-"""What travels to other processes: a client is its configuration, a placeholder names the same run there."""
+"""Pickling: a client is pickled as its settings, and a placeholder names the same run in another process."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ client.close()
 
 
 def test_a_pickled_handle_does_not_end_its_run(client: runqueue.Client, server: ScriptedServer) -> None:
-    """Who has made the run does; a handle elsewhere logs to it, by a client with the same settings."""
+    """The process that has created the run ends it; the copy logs to the run by a client with the same settings."""
     server.fail("runs/create", CREATED)
     with client.start_run(experiment_id="0") as handle:
         client.flush()
@@ -86,7 +86,7 @@ def test_a_pickled_handle_does_not_end_its_run(client: runqueue.Client, server: 
 
 
 def test_a_resolved_placeholder_is_resolved_elsewhere(client: runqueue.Client, server: ScriptedServer) -> None:
-    """There is nothing to look for."""
+    """No search is sent."""
     server.fail("runs/create", CREATED)
     pending = client.create_run("0")
     client.flush()
@@ -102,10 +102,10 @@ with runqueue.Client(URI) as client:
 
 
 @pytest.mark.parametrize("by_name", [False, True])
-def test_a_placeholder_is_looked_for_where_it_is_not_resolved(
+def test_an_unresolved_placeholder_is_searched_for_in_another_process(
     client: runqueue.Client, server: ScriptedServer, by_name: bool
 ) -> None:
-    """By the unique tag of its create request, in its experiment, until the run is there; it is not created."""
+    """By the unique tag of its create-run request, in its experiment, until the run exists; it is not created again."""
     pending = client.create_run(None if by_name else "7", experiment_name="e" if by_name else None)
     experiment = Fault.answer(200, {"experiment": {"experiment_id": "7"}})
     server.fail("experiments/get-by-name", experiment, times=None)
@@ -139,10 +139,10 @@ with runqueue.Client(URI) as client:
     client._engine.accumulator.abandon(failed=False)
 
 
-def test_a_placeholder_that_nobody_resolves_is_a_clear_error_after_a_while(
+def test_a_placeholder_whose_run_is_never_created_is_an_error_after_retry_timeout(
     client: runqueue.Client, server: ScriptedServer, new_client: type[runqueue.Client]
 ) -> None:
-    """After retry_timeout; its data stays queued, and other runs are none the worse."""
+    """Its entries stay queued, and other runs are stored."""
     server.fail("runs/search", NONE_YET, times=None)
     pending = client.create_run("0")
     second = new_client(server.uri, retry_timeout=0.5)
@@ -160,7 +160,7 @@ def test_a_placeholder_that_nobody_resolves_is_a_clear_error_after_a_while(
 
 
 def test_another_client_of_the_same_process_waits_for_it_too(client: runqueue.Client, server: ScriptedServer) -> None:
-    """The placeholder is the same object there: once it is resolved, there is nothing to look for."""
+    """The placeholder is the same object there: once it is resolved, no search is sent."""
     server.fail("runs/create", CREATED)
     server.fail("runs/search", NONE_YET, times=None)
     pending = client.create_run("0")

@@ -1,4 +1,4 @@
-"""The handle on a run: its calls, its block, the status that the block's end gives the run."""
+"""`Run`: its calls, its block, and the status that the end of the block gives the run."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ ENDS = {
 def test_the_end_of_the_block_is_the_end_of_the_run(
     client: runqueue.Client, server: ScriptedServer, mine: BaseException, status: str
 ) -> None:
-    """Its exception tells the status, and comes out unchanged."""
+    """The exception decides the status, and leaves the block unchanged."""
     server.fail("runs/create", created("r1"))
     with pytest.raises(type(mine)) as caught, client.start_run(experiment_id="0"):
         raise mine
@@ -112,7 +112,7 @@ def test_a_run_needs_an_experiment(client: runqueue.Client) -> None:
 
 
 def test_a_run_that_was_ended_inside_is_not_ended_again(client: runqueue.Client, server: ScriptedServer) -> None:
-    """The status given by hand stays, whatever ends the block."""
+    """The status that `set_terminated` has set stays, however the block ends."""
     server.fail("runs/create", created("r1"))
     with pytest.raises(ValueError), client.start_run(experiment_id="0") as run:
         run.set_terminated("KILLED")
@@ -140,8 +140,8 @@ def test_attaching_does_not_end_the_run(
     assert statuses(server) == {"by-handle": "FINISHED"}
 
 
-def test_what_is_no_run_is_refused(client: runqueue.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the call, with what is missing."""
+def test_an_invalid_run_is_refused(client: runqueue.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the call; the error names what is missing."""
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     with pytest.raises(ConfigError, match="MLFLOW_RUN_ID"):
         client.run_from_env()
@@ -153,7 +153,7 @@ def test_what_is_no_run_is_refused(client: runqueue.Client, monkeypatch: pytest.
 def test_after_an_exception_only_the_status_of_runs_that_exist_is_sent(
     server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without streaming nothing else is; what is lost is said with counts, runs that were not created among it."""
+    """Without streaming nothing else is sent; a warning counts the other entries and runs."""
     server.fail("runs/create", created("r1"))
     mine = ValueError("mine")
     client = runqueue.Client(server.uri)
@@ -171,10 +171,10 @@ def test_after_an_exception_only_the_status_of_runs_that_exist_is_sent(
     assert (now.stored, now.dropped, now.pending) == (1, 4, 0)
 
 
-def test_a_status_that_cannot_be_sent_after_an_exception_is_said(
+def test_a_status_that_cannot_be_sent_after_an_exception_is_warned_of(
     server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It counts as no entry, but it is not lost in silence, and it is waited for no longer than exit_timeout."""
+    """It counts as no entry, but a warning names it, and the block waits for it no longer than `exit_timeout`."""
     server.fail("runs/create", created("r1"))
     server.fail("runs/update", Fault.answer(503), times=None)
     client = runqueue.Client(server.uri, exit_timeout=0.5)
@@ -209,7 +209,7 @@ def test_a_streaming_block_that_raises_sends_everything(server: ScriptedServer) 
 def test_a_client_that_is_closed_inside_of_the_block_is_no_error(
     server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The block's own exception comes out; that the status was not queued is said."""
+    """The block's own exception is raised; a warning says that the status was not queued."""
     mine = ValueError("mine")
     client = runqueue.Client(server.uri)
     with pytest.raises(ValueError) as caught, client.start_run(experiment_id="0") as run:
@@ -234,7 +234,7 @@ def test_its_repr_names_the_run(client: runqueue.Client, server: ScriptedServer)
 
 
 def test_the_logger_is_quiet_by_default(server: ScriptedServer) -> None:
-    """A run that goes well says nothing on either stream."""
+    """A run without failures prints nothing to stdout or stderr."""
     script = """
 with runqueue.Client(URI, flush_interval=60) as client, client.start_run(experiment_id="0") as run:
     run.log_metric("m", 1.0)

@@ -32,7 +32,7 @@ def test_an_asynchronous_flush_returns_at_once(client: runqueue.Client, gate: th
     assert repr(operations) == "<RunOperations done, 2 of 2 stored>"
 
 
-def test_a_synchronous_flush_returns_what_is_over(client: runqueue.Client) -> None:
+def test_a_synchronous_flush_returns_a_handle_that_is_done(client: runqueue.Client) -> None:
     """Also where there was nothing to send."""
     assert client.flush().done
     assert repr(client.flush()) == "<RunOperations done, 0 of 0 stored>"
@@ -41,7 +41,7 @@ def test_a_synchronous_flush_returns_what_is_over(client: runqueue.Client) -> No
 def test_an_asynchronous_flush_raises_when_it_is_waited_for(
     client: runqueue.Client, server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each time, and it is logged, as nobody may ever wait."""
+    """At each wait; it is logged too, as its caller may never wait."""
     server.fail("", Fault.answer(404, error("RESOURCE_DOES_NOT_EXIST")))
     client.log_metrics(RUN, {"a": 1.0, "b": 2.0})
     operations = client.flush(synchronous=False)
@@ -57,7 +57,7 @@ def test_an_asynchronous_flush_raises_when_it_is_waited_for(
 def test_two_flushes_report_what_each_began_with(
     client: runqueue.Client, server: ScriptedServer, gate: threading.Event
 ) -> None:
-    """The second one's entries are not the first one's business."""
+    """The first flush does not report the entries of the second."""
     client.log_metric(RUN, "a", 1.0)
     first = client.flush(synchronous=False)
     server.wait_for(lambda: len(server._requests) == 1)
@@ -70,7 +70,7 @@ def test_two_flushes_report_what_each_began_with(
 
 
 def test_a_flush_ends_although_others_go_on_logging(client: runqueue.Client, gate: threading.Event) -> None:
-    """What comes after its beginning does not keep it."""
+    """Entries that are logged after its beginning do not prolong it."""
     client.log_metric(RUN, "m", 1.0)
     operations = client.flush(synchronous=False)
     stop = threading.Event()
@@ -89,7 +89,9 @@ def test_a_flush_ends_although_others_go_on_logging(client: runqueue.Client, gat
         thread.join()
 
 
-def test_waiting_for_a_flush_of_a_client_that_is_gone_says_so(client: runqueue.Client, gate: threading.Event) -> None:
+def test_waiting_for_a_flush_of_a_discarded_client_raises_closed_error(
+    client: runqueue.Client, gate: threading.Event
+) -> None:
     """The block ended by an exception while a flush was under way."""
     client.log_metric(RUN, "m", 1.0)
     operations = client.flush(synchronous=False)
@@ -101,7 +103,7 @@ def test_waiting_for_a_flush_of_a_client_that_is_gone_says_so(client: runqueue.C
 
 
 def test_a_flush_begins_when_it_is_called(client: runqueue.Client, gate: threading.Event) -> None:
-    """What is logged after the call belongs to the next flush, however late the engine's thread takes it up."""
+    """Entries logged after the call belong to the next flush, however late the engine's thread begins."""
     client.log_metric(RUN, "start the thread", 1.0)
     gate.set()
     client.flush()
@@ -114,8 +116,8 @@ def test_a_flush_begins_when_it_is_called(client: runqueue.Client, gate: threadi
         client.flush()
 
 
-def test_a_flush_that_somebody_waits_for_keeps_its_client(server: ScriptedServer, gate: threading.Event) -> None:
-    """A function may return the flush and drop the client; what is dropped ends its flushes otherwise."""
+def test_the_handle_of_a_flush_keeps_its_client_alive(server: ScriptedServer, gate: threading.Event) -> None:
+    """A function may return the handle and drop the client; the end of a client would end its flushes."""
 
     def begun() -> runqueue.RunOperations:
         client = runqueue.Client(server.uri)

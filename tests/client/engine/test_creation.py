@@ -108,8 +108,8 @@ ROWS = {
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("outcome", ROWS, ids=lambda outcome: outcome.name)
-async def test_a_doubt_costs_a_look_before_and_one_after(outcome: Outcome) -> None:
-    """And where there is no doubt nobody looks."""
+async def test_an_unknown_outcome_costs_one_search_before_and_one_after(outcome: Outcome) -> None:
+    """And where the outcome is known, nothing is searched for."""
     async with bench(ListStore([outcome])) as b:
         run = b.create_run()
         assert not (await b.flush()).failures
@@ -118,8 +118,8 @@ async def test_a_doubt_costs_a_look_before_and_one_after(outcome: Outcome) -> No
 
 
 @pytest.mark.anyio
-async def test_a_look_that_fails_never_leads_to_a_second_create() -> None:
-    """Whatever it is that fails: no answer, a login page, no credentials, an answer without a list."""
+async def test_a_search_that_fails_never_leads_to_a_second_create() -> None:
+    """No answer, a login page, refused credentials, an answer without a list."""
     faults = [LOST, UnexpectedAnswerError("a login page"), error_of(401, None, "who?"), error_of(403, None, "no")]
     async with bench(ListStore([Outcome.ANSWER_LOST], [*faults])) as b:
         run = b.create_run()
@@ -137,7 +137,7 @@ async def test_a_look_that_fails_never_leads_to_a_second_create() -> None:
 async def test_a_search_that_is_not_answered_with_a_list_proves_nothing(
     answer: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run may be there all the same, so it is not created again."""
+    """The run may exist, so it is not created again."""
     async with bench(ListStore([Outcome.ANSWER_LOST])) as b:
         b.create_run()
         with monkeypatch.context() as patch:
@@ -154,7 +154,7 @@ async def test_a_search_that_is_not_answered_with_a_list_proves_nothing(
     "answer", [{}, {"run": None}, {"run": {"info": {}}}, {"run": {"info": {"run_id": ""}}}], ids=str
 )
 async def test_an_answer_without_a_run_id_is_in_doubt(answer: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """It does not count as created, and the next flush looks before it creates."""
+    """It does not count as created, and the next flush searches before it creates."""
     async with bench(ListStore()) as b:
         run = b.create_run()
         with monkeypatch.context() as patch:
@@ -177,7 +177,7 @@ def _instead(endpoint: Endpoint, answer: dict[str, Any]) -> Callable[..., dict[s
 
 @pytest.mark.anyio
 async def test_a_create_that_was_cancelled_is_in_doubt() -> None:
-    """The request may be on its way, so the next attempt looks first."""
+    """The store may have received the request, so the next attempt searches first."""
     store = ListStore()
     made = Bench(store, ETERNITY, ETERNITY)
     run = made.create_run()
@@ -197,8 +197,8 @@ async def test_a_create_that_was_cancelled_is_in_doubt() -> None:
 
 
 @pytest.mark.anyio
-async def test_the_last_look_deletes_the_surplus_and_keeps_the_known_run(caplog: pytest.LogCaptureFixture) -> None:
-    """Two late commits of one run: both go, both are logged, and the run that was used stays."""
+async def test_duplicates_are_deleted_and_the_known_run_stays(caplog: pytest.LogCaptureFixture) -> None:
+    """Two late commits of one run: both are deleted and logged, and the run that was used stays."""
     async with bench(ListStore([Outcome.LATE, Outcome.LATE], lateness=100)) as b:
         run = b.create_run()
         await b.flush()
@@ -211,8 +211,8 @@ async def test_the_last_look_deletes_the_surplus_and_keeps_the_known_run(caplog:
 
 
 @pytest.mark.anyio
-async def test_looking_goes_on_until_the_doubt_is_older_than_a_request_may_last() -> None:
-    """Each flush looks once; then nobody looks any more."""
+async def test_flushes_search_until_the_attempt_is_older_than_a_request_may_last() -> None:
+    """Each flush searches once, until then."""
     async with bench(ListStore([Outcome.ANSWER_LOST]), patience=60) as b:
         b.create_run()
         await b.flush()
@@ -225,8 +225,10 @@ async def test_looking_goes_on_until_the_doubt_is_older_than_a_request_may_last(
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("at", ["searches", "deletes"])
-async def test_a_last_look_that_fails_is_said_and_repeated(at: str, caplog: pytest.LogCaptureFixture) -> None:
-    """The flush succeeds all the same: everything is stored; the next one deletes the surplus."""
+async def test_a_search_for_duplicates_that_fails_is_warned_of_and_repeated(
+    at: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The flush succeeds, as everything is stored; the next one deletes the duplicate."""
     async with bench(ListStore([Outcome.LATE], lateness=100)) as b:
         run = b.create_run()
         await b.flush()
@@ -241,8 +243,8 @@ async def test_a_last_look_that_fails_is_said_and_repeated(at: str, caplog: pyte
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("patience", [0.0, ETERNITY], ids=["an old doubt", "a young doubt"])
-async def test_two_flushes_may_look_at_the_same_time(patience: float, caplog: pytest.LogCaptureFixture) -> None:
-    """Neither fails, and the surplus run is deleted once."""
+async def test_two_flushes_may_search_at_the_same_time(patience: float, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither fails, and the duplicate is deleted once."""
     async with bench(ListStore([Outcome.LATE], lateness=100), patience=ETERNITY) as b:
         run = b.create_run()
         await b.flush()
@@ -269,8 +271,8 @@ async def watched(store: ListStore, patience: float = 60, healthy: Callable[[], 
 
 
 @pytest.mark.anyio
-async def test_a_surplus_run_is_deleted_without_a_flush(caplog: pytest.LogCaptureFixture) -> None:
-    """By one look, when the doubtful request may not be carried out any more; before it nothing is asked."""
+async def test_a_duplicate_is_deleted_without_a_flush(caplog: pytest.LogCaptureFixture) -> None:
+    """By one search, when the doubtful request may not be carried out any more; nothing is sent before."""
     async with watched(ListStore([Outcome.LATE], lateness=100)) as b:
         run = b.create_run()
         await b.sender.flush()
@@ -286,8 +288,8 @@ async def test_a_surplus_run_is_deleted_without_a_flush(caplog: pytest.LogCaptur
 
 
 @pytest.mark.anyio
-async def test_doubts_are_looked_into_one_after_the_other() -> None:
-    """Each in its own time, and those that come later too."""
+async def test_doubtful_runs_are_searched_for_one_after_the_other() -> None:
+    """Each at its own time, and later ones too."""
     async with watched(ListStore([Outcome.LATE, Outcome.STORED] * 3, lateness=1_000)) as b:
         for pause in (30, 500, 0):
             b.create_run()
@@ -300,7 +302,7 @@ async def test_doubts_are_looked_into_one_after_the_other() -> None:
 
 
 @pytest.mark.anyio
-async def test_where_nothing_is_in_doubt_nobody_looks() -> None:
+async def test_without_a_doubtful_run_nothing_is_searched_for() -> None:
     """However long."""
     async with watched(ListStore()) as b:
         b.create_run()
@@ -310,8 +312,8 @@ async def test_where_nothing_is_in_doubt_nobody_looks() -> None:
 
 
 @pytest.mark.anyio
-async def test_nobody_looks_in_an_outage() -> None:
-    """But after it."""
+async def test_nothing_is_searched_for_in_an_outage() -> None:
+    """The search follows after the outage."""
     up = False
     async with watched(ListStore([Outcome.LATE], lateness=100), healthy=lambda: up) as b:
         run = b.create_run()
@@ -326,8 +328,8 @@ async def test_nobody_looks_in_an_outage() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_look_that_fails_is_repeated_in_growing_pauses(caplog: pytest.LogCaptureFixture) -> None:
-    """As each is said."""
+async def test_a_search_that_fails_is_repeated_after_growing_pauses(caplog: pytest.LogCaptureFixture) -> None:
+    """Each of them logs a warning."""
     async with watched(ListStore([Outcome.LATE], lateness=1_000)) as b:
         run = b.create_run()
         await b.sender.flush()
@@ -342,8 +344,8 @@ async def test_a_look_that_fails_is_repeated_in_growing_pauses(caplog: pytest.Lo
 
 
 @pytest.mark.anyio
-async def test_a_flush_looks_on_its_own_account(caplog: pytest.LogCaptureFixture) -> None:
-    """Before, after and while the other one does; the surplus run is deleted once."""
+async def test_a_flush_searches_independently_of_the_background_search(caplog: pytest.LogCaptureFixture) -> None:
+    """Before, after and during it; the duplicate is deleted once."""
     async with watched(ListStore([Outcome.LATE], lateness=1_000)) as b:
         run = b.create_run()
         await b.flush()
@@ -366,8 +368,8 @@ async def test_a_flush_looks_on_its_own_account(caplog: pytest.LogCaptureFixture
 
 
 @pytest.mark.anyio
-async def test_what_is_known_of_a_run_travels_inside_its_creation() -> None:
-    """Name, start, user, parent, its own tags and those that ride along: one request."""
+async def test_all_that_is_known_of_a_run_is_sent_with_its_creation() -> None:
+    """Name, start, user, parent, first tags and tags that are set later: one request."""
     async with bench(ListStore()) as b:
         run = b.create_run({"own": "1", "mlflow.user": "ada"}, parent="f" * 32, run_name="name")
         b.set_tags(run, {"riding": "2"})
@@ -411,7 +413,7 @@ async def test_a_tag_that_the_creation_is_refused_for_costs_only_itself(own: boo
 @pytest.mark.parametrize("outcome", DOUBTFUL, ids=lambda outcome: outcome.name)
 @pytest.mark.parametrize("own", [True, False], ids=["its own", "set later"])
 async def test_tags_that_were_left_out_are_stored_although_the_answer_was_lost(own: bool, outcome: Outcome) -> None:
-    """The run is found by its token, and its tags are not in it: they have to follow all the same."""
+    """The run is found by its token, without its tags: they are sent by a log-batch."""
     async with bench(ListStore([outcome], refused_tag="bad")) as b:
         run = b.create_run(OWN if own else None)
         if not own:
@@ -438,7 +440,7 @@ async def test_tags_that_were_left_out_are_stored_although_the_answer_was_lost(o
 async def test_a_creation_that_is_refused_keeps_everything_queued(
     error: StoreError, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With its tags and its end; the next flush stores all of it, once."""
+    """Its tags and its final status too; the next flush stores all of it, once."""
     handle = ListStore._handle
 
     def refusing(store: ListStore, asked: Endpoint, data: dict[str, Any]) -> dict[str, Any]:

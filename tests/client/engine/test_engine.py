@@ -1,4 +1,4 @@
-"""The thread behind a client: how it starts, what happens when it cannot, and who may interrupt whom."""
+"""The engine's thread: how it starts, what happens when it cannot start, and interrupts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def engine_threads() -> list[threading.Thread]:
 
 
 def test_one_daemon_thread_serves_many_callers(client: runqueue.Client, server: ScriptedServer) -> None:
-    """Whoever flushes first starts it; nobody starts a second one."""
+    """The first flush starts it; no other call starts a second one."""
 
     def work(thread: int) -> None:
         client.log_metric(f"run{thread}", "m", 1.0)
@@ -48,7 +48,7 @@ def test_one_daemon_thread_serves_many_callers(client: runqueue.Client, server: 
     ],
 )
 @pytest.mark.parametrize("transport", ["httpx", "auto"])
-def test_a_bad_variable_of_the_network_is_an_error_of_ours_that_names_it(
+def test_a_bad_network_variable_raises_a_config_error_that_names_it(
     monkeypatch: pytest.MonkeyPatch, transport: Any, variable: str, value: str
 ) -> None:
     """At the constructor or at the first flush, and without a traceback of a thread on the screen."""
@@ -68,7 +68,7 @@ def test_a_bad_variable_of_the_network_is_an_error_of_ours_that_names_it(
 def test_an_engine_that_cannot_start_keeps_what_is_queued(
     server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The reason comes out of every flush, and the next one tries again."""
+    """Every flush raises the reason, and the next one tries again."""
     failures = 2
 
     def fail(*args: Any) -> Any:
@@ -115,7 +115,7 @@ def test_a_keyboard_interrupt_ends_the_waiting_and_loses_nothing(server: Scripte
 
 
 def test_the_engines_own_threads_cannot_wait_for_themselves(server: ScriptedServer) -> None:
-    """A token callable that flushes the client would wait for ever; it is told so."""
+    """A token's callable that flushes the client would wait for ever; it gets an error."""
     told: list[BaseException] = []
 
     def token() -> str:
@@ -133,7 +133,7 @@ def test_the_engines_own_threads_cannot_wait_for_themselves(server: ScriptedServ
 
 
 def test_keys_that_are_new_in_every_call_do_not_fill_the_memory() -> None:
-    """What is remembered of keys is bounded in bytes: 500,000 different ones take no more than 32 MB."""
+    """Caches of keys are bounded in bytes: 500,000 different keys take no more than 32 MB."""
     encoder = Encoder()
     tracemalloc.start()
     try:

@@ -55,7 +55,7 @@ def assert_stored(server: ScriptedServer, client: runqueue.Client, count: int) -
 
 @pytest.mark.parametrize("flush_interval", [None, 0.05])
 def test_everything_is_stored_once_the_database_is_back(server: ScriptedServer, flush_interval: float | None) -> None:
-    """Creation, data, datasets and final status wait; nothing is halved, nothing fails."""
+    """Creation, data, datasets and final status wait; no batch is bisected, and no entry fails."""
     server.fail("", DOWN, times=LONG)
     server.fail("runs/create", CREATED, times=None)
     with runqueue.Client(server.uri, flush_interval=flush_interval, retry_timeout=120) as client:
@@ -66,7 +66,7 @@ def test_everything_is_stored_once_the_database_is_back(server: ScriptedServer, 
 
 
 @pytest.mark.parametrize("flush_interval", [None, 0.05])
-def test_what_outlasts_retrying_stays_queued_and_is_reported_so(
+def test_entries_of_an_outage_beyond_retry_timeout_stay_queued_and_are_reported(
     server: ScriptedServer, flush_interval: float | None
 ) -> None:
     """Flush after flush, each entry once and not for good; then all of it is stored."""
@@ -83,8 +83,10 @@ def test_what_outlasts_retrying_stays_queued_and_is_reported_so(
         assert_stored(server, client, count)
 
 
-def test_a_stream_says_once_that_the_database_is_down(server: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:
-    """Ticks probe, nobody flushes; entries that stand alone are as safe as any."""
+def test_a_stream_warns_once_that_the_database_is_down(
+    server: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Background flushes probe the server; entries that stand alone in a batch do not fail either."""
     server.fail("", DOWN, times=None)
     with runqueue.Client(server.uri, flush_interval=0.01, retry_timeout=0.1) as client:
         client.log_param(RUN, "lone", 1)
@@ -98,7 +100,7 @@ def test_a_stream_says_once_that_the_database_is_down(server: ScriptedServer, ca
 
 
 def test_a_database_that_can_only_be_read_costs_no_entry(server: ScriptedServer) -> None:
-    """A full disk: every look succeeds, no write does."""
+    """A full disk: every read succeeds, no write does."""
     server.fail("runs/log-batch", DOWN, times=None)
     with runqueue.Client(server.uri, retry_timeout=1) as client:
         for step in range(500):

@@ -1,4 +1,4 @@
-"""A flush that lasts: a bar on a terminal, a line in the log elsewhere; none that ends soon, and none that is not wanted."""
+"""The progress of a long flush: a bar on a terminal, lines in the log elsewhere; nothing for a short flush."""
 
 from __future__ import annotations
 
@@ -80,16 +80,16 @@ def test_progress_false_shows_nothing(server: ScriptedServer) -> None:
 
 
 def test_a_flush_that_ends_soon_shows_nothing(server: ScriptedServer) -> None:
-    """There is nothing to wait for."""
+    """Nothing is left to wait for."""
     assert on_terminal(SLOW.replace("0.05", "20") + "client.close()", server.uri, "{}") == ""
     assert _progress.SHOWN_AFTER == 2.0 and _progress.LINE_EVERY == 30.0
 
 
 @pytest.mark.parametrize("progress", [False, True])
-def test_a_line_in_the_log_says_it_elsewhere(
+def test_without_a_terminal_lines_in_the_log_show_the_progress(
     server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, progress: bool
 ) -> None:
-    """Now and then, with counts."""
+    """At intervals, with counts."""
     monkeypatch.setattr(_progress, "SHOWN_AFTER", 0.02)
     monkeypatch.setattr(_progress, "LINE_EVERY", 0.1)
     server.fail("runs/log-batch", Fault.delayed(0.3), times=2)

@@ -80,7 +80,7 @@ def assert_books(client: Any) -> None:
 
 
 def test_what_is_logged_is_sent_without_a_flush(server: ScriptedServer) -> None:
-    """After a lull as well."""
+    """After a pause as well."""
     with runqueue.Client(server.uri, flush_interval=SOON) as client:
         for step in range(3):
             log(client, 1, start=step)
@@ -90,7 +90,7 @@ def test_what_is_logged_is_sent_without_a_flush(server: ScriptedServer) -> None:
 
 
 def test_a_full_batch_is_sent_long_before_the_interval(server: ScriptedServer) -> None:
-    """What is left over waits for the end."""
+    """The rest waits for the end."""
     with runqueue.Client(server.uri, flush_interval=LATE) as client:
         log(client, 2_500)
         until(lambda: client.statistics().stored == 2_000)
@@ -119,8 +119,10 @@ def test_many_producers_and_flushes_between_lose_double_and_reorder_nothing(serv
     assert_within_limits(server.requests)
 
 
-def test_a_log_call_does_nothing_that_could_wait_but_ring(client: runqueue.Client, server: ScriptedServer) -> None:
-    """No lock is taken, nothing is read; something is written once for a full batch at most: the bell."""
+def test_a_log_call_does_nothing_that_could_wait_but_wake_the_engine(
+    client: runqueue.Client, server: ScriptedServer
+) -> None:
+    """No lock is taken and nothing is read; one wake-up is written for a full batch, at most."""
     seen: Counter[str] = Counter()
 
     def profile(_: Any, event: str, what: Any) -> None:
@@ -169,7 +171,7 @@ def test_a_full_queue_blocks_its_producers_until_there_is_room(
 
 
 def test_a_full_queue_raises_and_keeps_what_it_has(server: ScriptedServer, gate: threading.Event) -> None:
-    """What was refused was not taken; what was taken is stored."""
+    """Entries that were refused are not accepted; entries that were accepted are stored."""
     with runqueue.Client(server.uri, flush_interval=SOON, max_pending=100, on_full="raise") as client:
         with pytest.raises(QueueFullError, match="100 of at most 100 entries are pending"):
             log(client, 500)
@@ -183,7 +185,7 @@ def test_a_full_queue_raises_and_keeps_what_it_has(server: ScriptedServer, gate:
 def test_a_full_queue_drops_with_counts_by_run(
     server: ScriptedServer, gate: threading.Event, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Said in a warning for each run, and in the statistics."""
+    """In a warning for each run, and in the statistics."""
     with runqueue.Client(server.uri, flush_interval=SOON, max_pending=100, on_full="drop") as client:
         log(client, 150)
         log(client, 30, run="other")
@@ -267,10 +269,10 @@ def test_a_call_that_makes_two_records_is_dropped_as_a_whole(server: ScriptedSer
         gate.set()
 
 
-def test_without_a_stream_a_flush_says_what_was_dropped(
+def test_without_a_stream_a_flush_warns_of_dropped_entries(
     server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing vanishes in silence."""
+    """Every dropped entry is counted in a warning."""
     with runqueue.Client(server.uri, max_pending=10, on_full="drop") as client:
         log(client, 15)
         client.flush()
@@ -304,7 +306,7 @@ def test_a_producer_far_faster_than_the_server_keeps_the_memory_within_the_bound
 
 
 @pytest.mark.parametrize("server_is", ["silent", "down"])
-def test_a_producer_that_waits_for_room_is_told_when_the_client_is_closed(
+def test_a_producer_that_waits_for_room_gets_a_closed_error(
     server: ScriptedServer, gate: threading.Event, pool: ThreadPoolExecutor, server_is: str
 ) -> None:
     """`close(timeout)` ends in time, with a producer blocked and no server; every entry is in the books."""
@@ -324,10 +326,10 @@ def test_a_producer_that_waits_for_room_is_told_when_the_client_is_closed(
     assert (client.statistics().failed, pending(client)) == (10, 0)
 
 
-def test_a_producer_that_gets_room_while_the_client_closes_is_sent_or_said(
+def test_entries_that_get_room_while_the_client_closes_are_sent_or_warned_of(
     server: ScriptedServer, gate: threading.Event, pool: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The last flush makes room; what comes in by that is stored, or counted in a warning."""
+    """The last flush makes room; entries that get in are stored, or counted in a warning."""
     client = runqueue.Client(server.uri, flush_interval=SOON, max_pending=10)
     working = pool.submit(log, client, 50)
     until(lambda: pending(client) == 10)
@@ -349,7 +351,7 @@ class MyError(BaseException):
 
 @pytest.mark.parametrize("mine", [ValueError("mine"), KeyboardInterrupt(), SystemExit(3), MyError()])
 def test_after_an_exception_in_the_block_what_is_queued_is_sent(server: ScriptedServer, mine: BaseException) -> None:
-    """And the very exception comes out."""
+    """And the exception leaves the block unchanged."""
     with (
         pytest.raises(type(mine)) as caught,
         runqueue.Client(server.uri, flush_interval=LATE) as client,
@@ -365,7 +367,7 @@ def test_after_an_exception_in_the_block_what_is_queued_is_sent(server: Scripted
 def test_after_an_exception_in_the_block_a_dead_server_costs_no_more_than_the_exit_timeout(
     server: ScriptedServer, caplog: pytest.LogCaptureFixture, on_failure: Any
 ) -> None:
-    """What could not be sent is said, with counts; the exception is never hidden."""
+    """A warning counts the entries that were not sent; the exception is never hidden."""
     server.stop_listening()
     began = time.monotonic()
     with (
@@ -419,7 +421,7 @@ def test_failures_met_on_the_way_are_raised_by_the_end_of_the_block(server: Scri
 def test_a_streaming_client_warns_by_default_with_counts_and_causes(
     server: ScriptedServer, caplog: pytest.LogCaptureFixture, end: str
 ) -> None:
-    """One warning for what it met on the way and at the end together; `failures` holds all."""
+    """One warning for the failures in the block and at its end; `failures` holds all."""
     server.fail("runs/log-batch", BAD, times=None, when=is_bad)
     client = runqueue.Client(server.uri, flush_interval=SOON)
     client.log_metric(RUN, "bad", 1.0)
@@ -460,10 +462,10 @@ def test_each_cause_is_warned_of_once(server: ScriptedServer, caplog: pytest.Log
 # -- outages ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_server_that_comes_back_gets_everything_once_without_a_flush(
+def test_a_server_that_recovers_gets_everything_once_without_a_flush(
     server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """No log call raises meanwhile; the outage is said once."""
+    """No log call raises meanwhile; the outage is warned of once."""
     server.stop_listening()
     with runqueue.Client(server.uri, flush_interval=SOON, retry_timeout=0.2) as client:
         log(client, 3_000)
@@ -479,7 +481,7 @@ def test_a_server_that_comes_back_gets_everything_once_without_a_flush(
 
 
 def test_a_401_that_stays_is_an_outage(server: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:
-    """Said once; everything stays queued, and is delivered when the credentials count again."""
+    """It is warned of once; everything stays queued, and is sent when the credentials are accepted again."""
     server.fail("", Fault.answer(401), times=None)
     with runqueue.Client(server.uri, flush_interval=SOON, token="wrong") as client:
         log(client, 10)
@@ -506,10 +508,10 @@ def test_a_flush_under_a_401_reports_it_at_once(server: ScriptedServer) -> None:
 # -- refused runs ----------------------------------------------------------------------------------------------------
 
 
-def test_a_refused_run_is_said_at_once_and_asked_for_again_by_a_flush_alone(
+def test_a_refused_run_is_warned_of_at_once_and_created_again_by_a_flush_only(
     server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its data and its children's wait for that, however many ticks go by."""
+    """Its data and its children's wait for a flush, however many background flushes pass."""
     server.fail("runs/create", NO_EXPERIMENT, times=None)
     with runqueue.Client(server.uri, flush_interval=SOON, on_failure="raise") as client:
         run = client.create_run("7")
@@ -538,7 +540,7 @@ def test_a_refused_run_is_said_at_once_and_asked_for_again_by_a_flush_alone(
 def test_at_the_bound_the_data_of_refused_runs_are_given_up_first(
     server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With counts; the others' producers go on."""
+    """With counts; the producers of other runs go on."""
     server.fail("runs/create", NO_EXPERIMENT, times=None)
     with runqueue.Client(server.uri, flush_interval=SOON, max_pending=50) as client:
         run = client.create_run("7")
@@ -621,7 +623,7 @@ def test_threads_may_end_a_run_and_go_on_logging_to_it(server: ScriptedServer, f
 
 
 def test_a_create_run_that_finds_no_room_leaves_nothing_behind(server: ScriptedServer) -> None:
-    """The lane that was opened for it, which nobody has heard of."""
+    """Its lane is removed again."""
     with runqueue.Client(server.uri, max_pending=10) as client:
         log(client, 10)
         before = client.statistics()
@@ -633,8 +635,8 @@ def test_a_create_run_that_finds_no_room_leaves_nothing_behind(server: ScriptedS
         assert list(client._engine.accumulator.lanes) == [RUN]
 
 
-def test_a_surplus_run_is_deleted_without_a_flush(server: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:
-    """A slow server has committed a request that was not answered in time; the client streams on and on."""
+def test_a_duplicate_is_deleted_without_a_flush(server: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:
+    """A slow server has carried out a request that it had not answered in time, while the client streams."""
     server.fail("runs/create", Fault.hold())
     server.fail("runs/create", CREATED)
     server.fail("runs/search", Fault.answer(200, {}))
@@ -650,7 +652,7 @@ def test_a_surplus_run_is_deleted_without_a_flush(server: ScriptedServer, caplog
 # -- an engine that cannot start ---------------------------------------------------------------------------------------
 
 
-def test_a_store_that_cannot_be_made_is_said_and_made_later(
+def test_a_store_that_cannot_be_made_is_warned_of_and_made_later(
     server: ScriptedServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A database that is away when a training begins is an outage like any other."""

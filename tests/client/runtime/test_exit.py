@@ -1,4 +1,4 @@
-"""The end of the interpreter: what is queued in a streaming client is delivered, in bounded time, whatever ended it."""
+"""The end of the interpreter: a streaming client sends what is queued, in bounded time, whatever ends the script."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_script_that_ends_delivers_what_is_queued(
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_threads_that_outlive_the_main_thread_count(server: ScriptedServer, transport: str) -> None:
-    """The interpreter waits for them, and so do we."""
+    """The interpreter waits for them before the exit flush."""
     done = run(
         STREAMING
         + f"""
@@ -91,7 +91,7 @@ sys.exit(3)
 
 
 def test_a_server_that_does_not_answer_is_waited_for_no_longer_than_the_bound(server: ScriptedServer) -> None:
-    """It has taken the request; whether it will act on it, nobody knows."""
+    """It has received the request, with an unknown outcome."""
     server.fail("", Fault.hold(), times=None)
     begun = time.monotonic()
     done = run(
@@ -107,7 +107,7 @@ client.log_metrics("r", {"a": 1.0, "b": 2.0})
     assert done.err.startswith("2 of 2 entries were not stored") and done.err.count("not stored") == 1
 
 
-def test_an_engine_that_has_not_even_started_within_the_bound_is_told_of_once(server: ScriptedServer) -> None:
+def test_an_engine_that_has_not_started_within_the_bound_is_warned_of_once(server: ScriptedServer) -> None:
     """As on a machine that is very busy."""
     done = run(
         """
@@ -121,8 +121,8 @@ client.log_metrics("r", {"a": 1.0, "b": 2.0})
     assert (done.code, done.err) == (0, "2 entries were not sent: the time was over\n")
 
 
-def test_a_failure_at_exit_is_told_with_its_cause(server: ScriptedServer) -> None:
-    """And costs the other entries nothing."""
+def test_a_failure_at_exit_is_logged_with_its_cause(server: ScriptedServer) -> None:
+    """The other entries are stored."""
     bad = Fault.answer(400, error("INVALID_PARAMETER_VALUE", "no such thing"))
     server.fail("", bad, times=None, when=lambda request: b'"bad"' in request.body)
     done = run(
@@ -152,15 +152,15 @@ for client in clients:
     assert done.err.count("1 of 1 entries were not stored") == 4
 
 
-def test_a_client_that_was_forgotten_delivers_all_the_same(server: ScriptedServer) -> None:
-    """Nobody holds it at the end; what was queued is not its life's matter."""
+def test_a_client_that_was_garbage_collected_delivers_all_the_same(server: ScriptedServer) -> None:
+    """Its engine sends what is queued after the client object is gone."""
     done = run(STREAMING + "del client", server.uri, "auto")
     assert (done.code, done.err) == (0, "")
     assert steps(server) == [0, 1, 2, 3, 4]
 
 
-def test_a_client_that_does_not_stream_says_what_it_leaves_behind(server: ScriptedServer) -> None:
-    """Nothing is sent that nobody has asked for."""
+def test_a_client_that_does_not_stream_warns_of_unsent_entries(server: ScriptedServer) -> None:
+    """It sends nothing without a flush."""
     done = run('client = runqueue.Client(URI)\nclient.log_metrics("r", {"a": 1.0, "b": 2.0})\n', server.uri)
     assert done.code == 0 and server.count() == 0
     (line,) = done.err.splitlines()
@@ -189,8 +189,8 @@ atexit.register(last)
     assert steps(server) == [0, 1, 2, 3, 4]
 
 
-def test_what_is_logged_at_exit_counts(server: ScriptedServer) -> None:
-    """By a hook that was registered after the client was made, and so runs before ours."""
+def test_entries_logged_by_an_exit_hook_are_sent(server: ScriptedServer) -> None:
+    """The hook was registered after the client was made, and runs before the exit flush."""
     done = run(
         f"""
 client = runqueue.Client(URI, flush_interval=60)
@@ -220,10 +220,10 @@ HOOKS = {
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("used", [True, False])
 @pytest.mark.parametrize("first", HOOKS)
-def test_what_is_logged_after_our_exit_flush_is_sent_too(
+def test_entries_logged_after_the_exit_flush_are_sent_too(
     server: ScriptedServer, first: str, used: bool, transport: str
 ) -> None:
-    """By a hook that was there before the client, and so runs after ours; `used`: the exit flush has had work."""
+    """The hook was registered before the client, so it runs after the exit flush; `used`: that flush had entries."""
     before, hook = HOOKS[first]
     done = run(
         LATE
@@ -243,8 +243,8 @@ sys.exit(3)
     assert sum(len(entries(request, "tags")) for request in server.to("runs/log-batch")) == 1
 
 
-def test_what_is_logged_too_late_for_a_server_that_is_down_is_said_with_counts() -> None:
-    """No time is left; the process ends no later for it, and with its own status."""
+def test_entries_logged_too_late_for_a_server_that_is_down_are_counted_in_a_warning() -> None:
+    """No time is left; the process ends no later, and with its own status."""
     begun = time.monotonic()
     done = run(
         LATE
@@ -263,8 +263,8 @@ sys.exit(3)
 
 
 @pytest.mark.parametrize("first", HOOKS)
-def test_what_is_dropped_while_the_interpreter_ends_is_said_all_the_same(first: str) -> None:
-    """The queue is full, the last flush was in vain; the engine, which says it once a minute, has none left."""
+def test_entries_dropped_while_the_interpreter_ends_are_warned_of(first: str) -> None:
+    """The queue is full and the last flush has failed; the engine's own warning, once a minute, would come too late."""
     before, hook = HOOKS[first]
     done = run(
         LATE
@@ -284,10 +284,10 @@ sys.exit(3)
     assert "too late" not in done.err
 
 
-def test_what_another_thread_is_just_sending_while_the_interpreter_ends_is_not_called_too_late(
+def test_entries_that_another_thread_is_sending_at_exit_are_not_reported_as_too_late(
     server: ScriptedServer,
 ) -> None:
-    """It has its own flush; a word on it would be a false alarm."""
+    """The thread waits for its own flush; a warning would be wrong."""
     server.fail("", Fault.delayed(0.02), times=None)
     done = run(
         f"""
@@ -311,10 +311,10 @@ threading.Thread(target=monitor, daemon=True).start()
 
 
 @pytest.mark.parametrize("first", HOOKS)
-def test_what_is_logged_after_the_end_of_a_client_that_does_not_stream_is_said_with_counts(
+def test_entries_logged_after_the_end_of_a_client_that_does_not_stream_are_counted_in_a_warning(
     server: ScriptedServer, first: str
 ) -> None:
-    """Nobody has asked to send it, and nobody can any more."""
+    """No flush was called, and none can be called any more."""
     before, hook = HOOKS[first]
     done = run(
         LATE

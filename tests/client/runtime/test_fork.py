@@ -37,10 +37,10 @@ def keys(server: ScriptedServer) -> dict[str, int]:
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("flush_interval", ["None", "60", "0.01"])
 @pytest.mark.parametrize("flushed_before", [False, True])
-def test_a_child_has_nothing_of_its_parents(
+def test_a_child_starts_with_an_empty_queue_and_no_thread(
     server: ScriptedServer, flush_interval: str, transport: str, flushed_before: bool
 ) -> None:
-    """Neither data nor a thread nor a connection; it logs and flushes by its own."""
+    """It logs and flushes with a thread and connections of its own."""
     script = f"""
 if {flushed_before}:
     log("before")
@@ -68,7 +68,7 @@ assert client.statistics().failed == 0
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_fork_in_mid_flush_leaves_the_flush_to_the_parent(server: ScriptedServer, transport: str) -> None:
-    """The parent's request is out and not answered; the child does not wait for it, nor send it again."""
+    """The parent's request is in flight; the child does not wait for it, nor send it again."""
     server.fail("runs/log-batch", Fault.hold(), times=1)
     script = """
 log("parent")
@@ -101,7 +101,7 @@ client.close()
 
 
 def test_a_flush_that_is_over_keeps_its_report_in_a_child(server: ScriptedServer) -> None:
-    """There is nothing to wait for."""
+    """Nothing is left to wait for."""
     script = """
 log("parent")
 flush = client.flush()
@@ -115,7 +115,7 @@ assert ended(child(work)) == 0
 
 @pytest.mark.parametrize("module", ["httpx", "encodings.idna", "runqueue.queueing.delivery._sender"])
 def test_a_fork_waits_for_an_import_in_our_thread(server: ScriptedServer, module: str) -> None:
-    """Else the child would find the module locked for ever."""
+    """Otherwise the child would find the module locked for ever."""
     script = f"""
 importing = threading.Event()
 class Slow:
@@ -140,7 +140,7 @@ client.close()
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_nothing_is_imported_in_our_threads_but_under_the_guard(server: ScriptedServer, transport: str) -> None:
-    """By any way of a request: an import that a fork does not wait for may leave its lock behind."""
+    """On any way of a request: an import during a fork may leave its lock locked in the child."""
     script = """
 from runqueue.runtime import _fork
 late = []
@@ -198,8 +198,8 @@ say("logged", logged[0])
     assert keys(server) == {"parent": logged, "child": 60}
 
 
-def test_nobody_forks_while_the_loop_is_made(server: ScriptedServer) -> None:
-    """asyncio takes a lock for its first loop, which a child would never get; here it is kept for a while."""
+def test_no_fork_happens_while_the_loop_is_made(server: ScriptedServer) -> None:
+    """asyncio takes a lock for its first loop, which would stay locked in a child; here it is held for a while."""
     script = """
 import asyncio.events
 making = threading.Event()
@@ -225,7 +225,7 @@ client.close()
     assert keys(server) == {"parent": 5, "child": 5}
 
 
-def test_nor_where_no_thread_can_be_started_and_the_caller_makes_the_loop(server: ScriptedServer) -> None:
+def test_no_fork_happens_while_a_caller_makes_the_loop_at_exit(server: ScriptedServer) -> None:
     """The same guard, at the end of the interpreter."""
     script = """
 import asyncio.events
@@ -270,7 +270,7 @@ with client.start_run(experiment_id="0") as run:
 
 
 def test_children_have_ids_of_their_own(server: ScriptedServer) -> None:
-    """What a run is recognised by is never the same twice."""
+    """Tokens of runs are unique."""
     script = """
 client.create_run("0")
 def work():
@@ -298,8 +298,8 @@ assert ended(child(work)) == 0
     assert run(CLIENT + script, server.uri, "60", "auto").code == 0
 
 
-def test_the_hooks_of_a_fork_do_not_mind_what_was_collected(client: runqueue.Client) -> None:
-    """They hold nothing alive, and one that fails does not keep the others from beginning anew."""
+def test_the_hooks_of_a_fork_keep_no_object_alive(client: runqueue.Client) -> None:
+    """A hook that fails does not keep the others from being called."""
     from runqueue.runtime import _fork
 
     called: list[str] = []

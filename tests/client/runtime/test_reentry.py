@@ -1,4 +1,4 @@
-"""Calls from where nobody expects them: log handlers, signal handlers, garbage collections, cancelled waits, two loops."""
+"""Re-entrant calls: from log handlers, signal handlers and garbage collections."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_handler_that_raises_costs_nothing(
     name: str,
     flush_interval: float | None,
 ) -> None:
-    """Its error is shown as logging shows errors of handlers; every record is stored, the one it was about too."""
+    """Its error is printed as logging does it; every entry is stored."""
 
     def fail(_: logging.LogRecord) -> None:
         raise ZeroDivisionError("of the handler")
@@ -105,7 +105,7 @@ def test_a_handler_that_raises_costs_nothing(
 def test_a_handler_may_log_metrics_and_flush(
     server: ScriptedServer, attach: Attach, name: str, flush_interval: float | None
 ) -> None:
-    """A flush in it, on our own behalf, is refused; nothing waits for itself, and nothing goes on for ever."""
+    """A flush in a thread of the engine's is refused; nothing waits for itself, and nothing loops for ever."""
     refused: list[str] = []
     calls = 0
 
@@ -135,10 +135,10 @@ def test_a_handler_may_log_metrics_and_flush(
 
 @pytest.mark.usefixtures("among_proxies")
 @pytest.mark.parametrize("ours", ["runqueue", "httpcore.http11"])
-def test_a_handler_that_flushes_holds_its_lock_against_nobody(
+def test_a_handler_that_flushes_under_its_lock_causes_no_deadlock(
     server: ScriptedServer, attach: Attach, ours: str
 ) -> None:
-    """A thread that waits in it for the flush, and our thread that has something to say to the same handler."""
+    """One thread waits in the handler for a flush, while the engine logs to the same handler."""
     handler = Calling(lambda record: client.flush() if record.name == "mine" else None)
     mine, others = logging.getLogger("mine"), logging.getLogger(ours)
     for logger in (mine, others):
@@ -161,8 +161,8 @@ def test_a_handler_that_flushes_holds_its_lock_against_nobody(
     assert steps(server) == [0, 1, 2, 3, 4]
 
 
-def test_a_handler_that_is_refused_room_is_told_once(server: ScriptedServer, attach: Attach) -> None:
-    """A warning of dropped entries makes it log, and that is no reason for another warning without end."""
+def test_a_handler_whose_entries_are_dropped_causes_no_endless_warnings(server: ScriptedServer, attach: Attach) -> None:
+    """A warning of dropped entries makes the handler log, which drops entries, and so on; the warnings stay few."""
     server.fail("", Fault.hold(), times=None)
     records: list[str] = []
 
@@ -183,8 +183,10 @@ def test_a_handler_that_is_refused_room_is_told_once(server: ScriptedServer, att
     assert now.accepted == now.stored + now.failed + now.dropped
 
 
-def test_what_was_said_is_out_before_the_call_returns(server: ScriptedServer, caplog: pytest.LogCaptureFixture) -> None:
-    """Though it is another thread that hands it on; and the filters that do it are put in once."""
+def test_log_records_are_handled_before_the_call_returns(
+    server: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Although another thread calls the handlers; and each logger has one filter of the relay."""
     for _ in range(20):
         caplog.clear()
         with runqueue.Client(server.uri) as client:
@@ -200,7 +202,7 @@ def test_what_was_said_is_out_before_the_call_returns(server: ScriptedServer, ca
 
 
 def test_a_signal_handler_may_log_and_flush(server: ScriptedServer) -> None:
-    """Whatever the main thread is doing: logging, flushing, opening lanes."""
+    """While the main thread logs, flushes or opens lanes."""
     numbers = count()  # taken before it is logged: on a slow machine the handler interrupts itself
 
     def handle(number: int, frame: object) -> None:
@@ -245,8 +247,8 @@ class Garbage:
         self.done.append(1)
 
 
-def test_what_is_collected_may_log(server: ScriptedServer) -> None:
-    """In whatever thread the collection happens, ours included."""
+def test_a_finalizer_may_log(server: ScriptedServer) -> None:
+    """In any thread in which the collection happens, the engine's included."""
     done: list[int] = []
     threshold = gc.get_threshold()
     client = runqueue.Client(server.uri, flush_interval=0.01)
@@ -267,7 +269,7 @@ def test_what_is_collected_may_log(server: ScriptedServer) -> None:
 
 
 def test_any_number_of_threads_may_flush_at_once(server: ScriptedServer) -> None:
-    """And each finds its own stored."""
+    """Each finds its own entries stored."""
     client = runqueue.Client(server.uri)
     failures: list[runqueue.RunqueueError] = []
 
@@ -324,10 +326,10 @@ def test_a_signal_handler_may_flush_while_the_thread_is_being_started(
     assert len(server.to("runs/log-batch")) == 1
 
 
-def test_an_error_of_a_signal_handler_does_not_pass_for_a_thread_that_cannot_be_started(
+def test_an_error_of_a_signal_handler_is_not_taken_for_a_thread_that_cannot_be_started(
     server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It comes out of the call that was interrupted; there is one loop, and a later call uses it."""
+    """The interrupted call raises it; there is one loop, and a later call uses it."""
     start = threading.Thread.start
 
     def handle() -> None:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: a bounded flush, the right final status, the default action; nobody's handler is replaced."""
+"""SIGTERM and SIGINT: a bounded flush, the right final status, the default action; no handler is replaced."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_sigterm_delivers_sets_runs_killed_and_ends_by_the_signal(server: Script
 
 
 def test_a_run_that_has_ended_keeps_its_status(server: ScriptedServer) -> None:
-    """Also where that is still queued."""
+    """Also if the status is still queued."""
     server.fail("runs/create", CREATED)
     with Process(STREAMING + "run.set_terminated('FAILED')\n" + WAIT, server.uri, "20") as process:
         process.expect("ready")
@@ -87,7 +87,7 @@ run = client.run_from_env()
 
 
 def test_the_run_that_the_environment_names_is_killed_too(server: ScriptedServer) -> None:
-    """Who has started an entry point with it says nothing of what is cancelled; what was queued is sent first."""
+    """MLflow Projects does not end the run of a cancelled entry point; queued entries are sent first."""
     with Process(OF_ENV + 'run.log_metric("m", 1.0)\n' + WAIT, server.uri) as process:
         process.expect("ready")
         process.signal(signal.SIGTERM)
@@ -129,7 +129,7 @@ def test_a_run_that_was_set_running_again_is_killed(server: ScriptedServer) -> N
 
 
 def test_a_child_does_not_kill_the_run_of_its_parents_environment(server: ScriptedServer) -> None:
-    """It was its parent's entry point that was started for the run; nor does a run that was only attached to."""
+    """The parent is the entry point of the run. A run that was only attached to is not ended either."""
     script = """
 def work():
     client.attach("attached").log_metric("m", 1.0)
@@ -174,7 +174,7 @@ def test_sigterm_while_the_server_is_down_ends_at_the_bound() -> None:
 
 
 def test_sigterm_reaches_a_main_thread_that_waits_in_a_flush(server: ScriptedServer) -> None:
-    """It interrupts the wait; the lock that a log handler holds there keeps nobody from writing."""
+    """It interrupts the wait; the lock that a log handler holds there causes no deadlock."""
     server.fail("", Fault.hold(), times=1)
     script = """
 import logging
@@ -198,7 +198,7 @@ logging.getLogger("mine").warning("flush")
 
 
 def test_handle_signals_false_leaves_the_default_action(server: ScriptedServer) -> None:
-    """It ends at once, and nothing is sent."""
+    """The process ends at once, and nothing is sent."""
     script = (
         'client = runqueue.Client(URI, flush_interval=60, handle_signals=False)\nclient.log_metric("r", "m", 1.0)\n'
     )
@@ -223,7 +223,7 @@ def test_a_handler_of_the_users_is_never_replaced(server: ScriptedServer, when: 
 
 
 def test_a_handler_of_the_users_survives_the_last_client(server: ScriptedServer) -> None:
-    """Set while a client lives, it is not ours to remove."""
+    """A handler that was set while a client lived is not removed."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     mine = lambda number, frame: None
     with runqueue.Client(server.uri, flush_interval=60):
@@ -232,7 +232,7 @@ def test_a_handler_of_the_users_survives_the_last_client(server: ScriptedServer)
 
 
 def test_the_handler_lives_as_long_as_a_streaming_client(server: ScriptedServer) -> None:
-    """Installed with the first, removed with the last, closed or forgotten; a classic client has none."""
+    """Installed with the first and removed with the last one, closed or collected; others install none."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     installed: Callable[[], bool] = lambda: signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
     with runqueue.Client(server.uri):
@@ -263,7 +263,7 @@ def test_a_client_made_in_another_thread_installs_nothing(server: ScriptedServer
 
 
 def test_a_forked_child_has_the_default_action(server: ScriptedServer, tmp_path: Path) -> None:
-    """Whoever tells a worker to end wants it to end, its own data or not."""
+    """A worker that is terminated ends at once."""
     script = """
 def work():
     client.log_metric("r", "m", 1.0)
@@ -334,7 +334,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
 def test_the_flush_after_an_interrupt_is_bounded(server: ScriptedServer, block: str) -> None:
-    """By exit_timeout, though the server never answers; it says what was not sent."""
+    """By `exit_timeout`, though the server never answers; a warning counts the entries that were not sent."""
     server.fail("", Fault.hold(), times=None)
     with Process(CLIENT + block, server.uri, "1") as process:
         process.expect("ready")
@@ -349,7 +349,7 @@ def test_the_flush_after_an_interrupt_is_bounded(server: ScriptedServer, block: 
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_a_second_interrupt_ends_the_flush(server: ScriptedServer, block: str) -> None:
-    """Nobody has to wait for exit_timeout."""
+    """Without waiting for `exit_timeout`."""
     if block == "asyncio" and sys.version_info < (3, 11):
         pytest.skip("asyncio.run of Python 3.10 leaves the task behind: the second ends the block, a third the exit")
     server.fail("", Fault.hold(), times=None)
@@ -391,8 +391,8 @@ client.statistics()
 """
 
 
-def test_a_flush_in_a_signal_handler_waits_for_nothing_that_the_main_thread_holds(server: ScriptedServer) -> None:
-    """Not even where the signal came in the middle of a count of what is queued."""
+def test_a_flush_in_a_signal_handler_waits_for_no_lock_of_the_main_thread(server: ScriptedServer) -> None:
+    """Not even if the signal comes while queued entries are counted."""
     done = subprocess.run(
         [sys.executable, "-c", INTERRUPTED, server.uri],
         env=clean_environment(),
