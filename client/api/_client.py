@@ -47,8 +47,8 @@ class Client(RunCalls):
         transport: What sends HTTP requests: "aiohttp", which "auto" means; "httpx", in pure Python, which takes three
             times the CPU time; or an `httpx.AsyncBaseTransport`. A transport that is passed gets all requests to the
             tracking server, and no setting of proxies, certificates or connections applies to it. The client closes it
-            at its end. It is not pickled with the client, and a forked process does not use it once its
-            parent has. Default: "auto".
+            at its end. Unless it holds no connections, as `httpx.MockTransport`, no other client and no forked process
+            can use it at the same time. It is not pickled with the client. Default: "auto".
         flush_interval: Seconds between two times at which a client that streams sends what is queued. Full batches are
             sent sooner. None: the client does not stream, and sends nothing before `flush()`, `close()` or the end of
             the block.

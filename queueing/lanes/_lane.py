@@ -89,10 +89,10 @@ class Lane:
         self._screening = Screening(encode, self._account)
         self._windows: deque[Window] = deque()
         self._extendable = False  # whether the last window may take more records
-        self.bisection = Bisection()
+        self.bisection: Bisection = Bisection()
         """The parts of refused batches; they are sent before anything else of the lane."""
         self._uploads: UploadLanes[Lane] = UploadLanes()
-        self.upload_lanes = self._uploads.lanes
+        self.upload_lanes: list[Lane] = self._uploads.lanes
 
     @property
     def is_settled(self) -> bool:
