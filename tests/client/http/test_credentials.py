@@ -492,7 +492,7 @@ def test_a_call_that_never_returns_is_given_up_in_the_end(monkeypatch: pytest.Mo
         with anyio.move_on_after(0.05):
             await credentials.sign(Outgoing("POST", "http://host", b"", {}), fresh=False)
         assert begun.is_set() and credentials.header() is None
-        monkeypatch.setattr("runqueue.http._credentials._GIVEN_UP", 0.0)
+        monkeypatch.setattr("runqueue.http._credentials._CALL_TIMEOUT", 0.0)
         await credentials.sign(Outgoing("POST", "http://host", b"", {}), fresh=False)
         call = credentials._call
         go_on.set()
