@@ -82,6 +82,7 @@ def test_a_file_that_is_no_database_is_reported_in_one_line(tmp_path: Path) -> N
     assert "file is not a database" in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.sample("mlruns")
 @pytest.mark.parametrize("path", ["mlruns", "file:mlruns"])
 def test_a_folder_that_mlflow_refuses_is_reported(tmp_path: Path, path: str) -> None:
     """MLflow takes it with MLFLOW_ALLOW_FILE_STORE. Either way the check creates nothing."""
@@ -94,6 +95,7 @@ def test_a_folder_that_mlflow_refuses_is_reported(tmp_path: Path, path: str) -> 
     assert not (tmp_path / "mlruns").exists()
 
 
+@pytest.mark.whole
 def test_a_folder_that_mlflow_has_not_used_is_not_changed(tmp_path: Path) -> None:
     """Opening it by MLflow's store would create files. A folder that MLflow has used is opened."""
     (tmp_path / "runs").mkdir()
@@ -130,6 +132,7 @@ def change(path: Path, statement: str) -> None:
         connection.commit()
 
 
+@pytest.mark.whole
 def test_a_database_without_tables_is_not_changed(tmp_path: Path) -> None:
     """Whatever else is in it. Opening it by MLflow's store would create 65 tables."""
     change(tmp_path / "runs.db", "CREATE TABLE notes (text)")
@@ -153,6 +156,7 @@ def test_a_database_of_an_older_mlflow_is_not_migrated(used: Path, tmp_path: Pat
     assert schema(used) == before
 
 
+@pytest.mark.whole
 def test_a_database_without_an_experiment_is_not_changed(used: Path, tmp_path: Path) -> None:
     """Opening it by MLflow's store would create the default experiment."""
     change(used, "DELETE FROM experiments")
@@ -261,6 +265,7 @@ def test_a_companys_server_is_healthy_with_the_right_settings(
     assert found["round trip"].endswith(" ms (median of 5)")
 
 
+@pytest.mark.sample("password")
 @pytest.mark.parametrize("kind", ["password", "user"])
 def test_credentials_that_the_server_refuses_are_reported(
     company: MlflowServer, trusted: str, tmp_path: Path, kind: str
@@ -310,6 +315,7 @@ def test_a_token_that_the_server_does_not_take_is_reported(company: MlflowServer
     assert done.stderr.endswith("; credentials: token, of MLFLOW_TRACKING_TOKEN\n")
 
 
+@pytest.mark.sample("usual")
 @pytest.mark.parametrize("kind", ["usual", "other"])
 def test_an_unknown_authority_is_reported(company: MlflowServer, trusted: str, tmp_path: Path, kind: str) -> None:
     """Whether the variable names no authority or another one. No request is sent to such a server."""
@@ -329,6 +335,7 @@ def test_an_unknown_authority_is_reported(company: MlflowServer, trusted: str, t
     assert "authentication" not in found
 
 
+@pytest.mark.whole
 def test_an_unverified_certificate_is_reported(company: MlflowServer, trusted: str, tmp_path: Path) -> None:
     """The server is healthy, and the table warns of the missing verification."""
     variables = credentials(trusted) | {"MLFLOW_TRACKING_INSECURE_TLS": "true"}
@@ -339,6 +346,7 @@ def test_an_unverified_certificate_is_reported(company: MlflowServer, trusted: s
     assert rows(done)["tls"] == "the server's certificate is NOT verified (MLFLOW_TRACKING_INSECURE_TLS)"
 
 
+@pytest.mark.sample("/other")
 @pytest.mark.parametrize("path", ["", "/other"])
 def test_a_wrong_prefix_is_reported(company: MlflowServer, trusted: str, tmp_path: Path, path: str) -> None:
     """The server is there, but has no API at that path."""
@@ -467,6 +475,7 @@ def test_a_missing_privilege_is_reported(database: Postgres, tmp_path: Path, dri
     assert done.stderr.endswith("; credentials: user, of the URI's user info\n")
 
 
+@pytest.mark.whole
 def test_a_database_that_postgresql_does_not_have_is_reported(database: Postgres, tmp_path: Path) -> None:
     """The finding names the database, and does not claim that the server is down."""
     done = doctor(tmp_path, "--tracking-uri", database.uri("nosuch", DRIVERS[0]))

@@ -92,6 +92,7 @@ def _path(uri: str) -> str:
     return unquote(uri.removeprefix("sqlite:///"))
 
 
+@pytest.mark.whole
 def test_the_training_example_logs_to_a_server_as_well(
     mlflow_server: MlflowServer, readback: Readback, tmp_path: Path
 ) -> None:

@@ -43,7 +43,7 @@ def run_unqueued(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathF
     return found
 
 
-@pytest.mark.sample("handwritten-one line", "sklearn_autolog-environment")
+@pytest.mark.sample("sklearn_autolog-environment")
 @pytest.mark.parametrize("launch", QUEUED_LAUNCHES.values(), ids=QUEUED_LAUNCHES)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_script_leaves_the_same_with_queued_writes(

@@ -215,6 +215,7 @@ def check_killed(ended: Ended, train: StoredRun) -> None:
     assert values(train) == expected_metrics(last)
 
 
+@pytest.mark.whole
 def test_a_pipeline_finishes(mlflow_server: MlflowServer, readback: Readback, tmp_path: Path) -> None:
     """Run by the command line."""
     first = readback.new_experiment("finished")

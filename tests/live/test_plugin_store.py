@@ -119,6 +119,7 @@ def test_without_the_plugin_its_scheme_is_refused_at_once(tmp_path: Path) -> Non
     assert last.startswith("runqueue.ConfigError") and "'toy://here/x'" in last and "plugin" in last
 
 
+@pytest.mark.whole
 def test_the_doctor_knows_the_plugins_store(installed: dict[str, str], home: Path) -> None:
     """It names the plugin. Without the plugin, one line says that the scheme is unknown."""
     uri = f"toy://here{home}"

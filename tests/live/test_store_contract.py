@@ -156,7 +156,7 @@ def test_everything_reads_back(store: StoreUnderTest, caplog: pytest.LogCaptureF
     assert sorted(run_ids(store.uri, store.experiment_id)) == sorted([str(parent.run_id), str(child.run_id)])
 
 
-@pytest.mark.sample("sqlite", "postgresql+psycopg")
+@pytest.mark.sample("sqlite")
 def test_eight_runs_of_5_000_points_do_not_disturb_each_other(
     store: StoreUnderTest, caplog: pytest.LogCaptureFixture
 ) -> None:
