@@ -153,7 +153,7 @@ class AsyncClient(RunCalls):
             await operations
         finally:
             lost = await self._stop(failed=True)
-            self._engine.report_lost_entries(lost, None if operations is None else operations.report)
+            self._engine.late.warn_of_lost(lost, flush_ended=operations is not None and operations.report is not None)
 
     async def _stop(self, *, failed: bool) -> int:
         """End the engine without blocking the loop, even while this task is being cancelled."""

@@ -85,7 +85,7 @@ class BaseClient:
         self._engine = engine
         self._lanes = engine.accumulator.lanes
         self._closed = False
-        self._finalizer = weakref.finalize(self, engine.finalize)
+        self._finalizer = weakref.finalize(self, engine.finalize, weakref.ref(self))
         self._finalizer.atexit = not engine.config.streams  # `_exit` flushes a client that streams
 
     @property

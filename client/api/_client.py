@@ -136,7 +136,7 @@ class Client(RunCalls):
             operations.await_completion()
         finally:
             lost = self._engine.stop(failed=True)
-            self._engine.report_lost_entries(lost, None if operations is None else operations.report)
+            self._engine.late.warn_of_lost(lost, flush_ended=operations is not None and operations.report is not None)
 
     def _discard(self) -> None:
         """Close without a flush: send only the final status of runs whose block has raised, and warn of the rest."""

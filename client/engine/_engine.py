@@ -15,12 +15,14 @@ import threading
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from time import time_ns
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from runqueue._entities import FlushReport, OperationFailure, Statistics
 from runqueue.engine._delivery import bounds_of
-from runqueue.engine._reports import public_failures, public_report, warn_of_dropped
+from runqueue.engine._late_entries import LateEntries
+from runqueue.engine._reports import public_failures, public_report
 from runqueue.errors import FlushError
 from runqueue.http._upload import Meter
 from runqueue.queueing import Accumulator, Lane, Ledger, Report, StoreError
@@ -85,13 +87,12 @@ class Engine:
         self.entry_point_runs: set[str] = set()
         """Ids of the runs that this process was started for, and not ended; see `Client.run_from_env`."""
         self._final_flush_begun = False
+        self._last_statuses: Future[None] | None = None  # is done when the final statuses of `finalize` are sent
         self._gave_up_waiting = False
-        self._reported_unsent = 0  # entries that the final flush, or the end of the process, has reported as not sent
-        self._reported_late = 0  # entries in the last warning about entries that were logged after the final flush
-        self._reported_late_drops = 0  # of those, entries that were dropped, in all warnings
         self._restart_delay = 0.0
         self._thread = LoopThread(self._run_assembly)
         self.accumulator.reset()  # not replaced: the log calls hold on to its lanes
+        self.late = LateEntries(self.uri, self.accumulator, self.config.pending_bound)
 
     # -- calls from any thread ---------------------------------------------------------------------------------------
 
@@ -131,8 +132,11 @@ class Engine:
         Returns:
             Entries that were given up. None: there is no such run.
         """
-        lanes = [lane for lane in self.accumulator.all() if lane.block_raised and lane.run_exists]
+        lanes = self._lanes_of_raised_blocks()
         return self._thread.submit(self._send_final_statuses, lanes) if lanes else None
+
+    def _lanes_of_raised_blocks(self) -> list[Lane]:
+        return [lane for lane in self.accumulator.all() if lane.block_raised and lane.run_exists and not lane.is_done]
 
     def drain(self) -> Future[None]:
         """Wait for room for another entry."""
@@ -158,8 +162,7 @@ class Engine:
 
     def unsent(self) -> int:
         """Entries that are queued or in flight."""
-        counts = self.accumulator.counts()
-        return counts["pending"] + counts["in_flight"]
+        return self.late.unsent()
 
     # -- the end of the client ---------------------------------------------------------------------------------------
 
@@ -182,29 +185,18 @@ class Engine:
         self._thread.stop()
         self._thread.join(JOIN_SECONDS)
         lost = self.accumulator.abandon(failed=failed)
-        self._report_dropped()
+        self.late.warn_of_drops()
         return lost
 
-    def report_lost_entries(self, lost: int, report: FlushReport | None) -> None:
-        """
-        Warn of entries that were lost, but for those that the final flush has reported.
-
-        Args:
-            lost: What `stop` has returned.
-            report: Of the final flush. None: it has not ended.
-        """
-        if report is None:
-            if lost:
-                logger.warning("the client was closed before its last flush ended: %d entries were not sent", lost)
-        elif lost > self._reported_unsent:
-            late = lost - self._reported_unsent
-            logger.warning("%d entries came while the client was closed, and were not sent", late)
-
-    def finalize(self) -> None:
+    def finalize(self, client: Callable[[], object]) -> None:
         """
         End the engine of a client that was garbage-collected, or that does not stream and is still open at exit.
 
-        A client that streams sends what is queued; any other warns of it.
+        A client that streams sends what is queued. Any other warns of it, and sends final statuses as
+        `send_final_statuses` does.
+
+        Args:
+            client: A weak reference to the client. It is alive at exit, where this waits for the end of the requests.
         """
         if self.config.streams and not self._stopped and self._thread.started:
             self._thread.call_soon(self._start_final_flush)
@@ -215,11 +207,19 @@ class Engine:
             # A log call that was running while the client was closed may have found its lane before that.
             how = "got data while it was closed" if self._stopped else "was never closed"
             _notices.warning("a client of %s %s: %d entries were not sent", redact_uri(self.uri), how, lost)
-        self._report_dropped()
+        self.late.warn_of_drops()
         if not self._stopped:
-            self._reported_unsent = lost
+            self.late.reported = lost
             _exit.report_late_entries_of(self)
-        self._thread.stop()  # not joined: this may be a garbage collection
+        lanes = [] if self._stopped else self._lanes_of_raised_blocks()
+        if not lanes:
+            self._thread.stop()  # not joined: this may be a garbage collection
+            return
+        self._last_statuses = Future()
+        self._thread.call_soon(partial(self._start_final_statuses, lanes), lambda _: self._thread.stop())
+        _exit.flush_at_exit(self, signals=False)  # the process may end before the requests do
+        if client() is not None:
+            _exit.flush_now(self)
 
     # -- the end of the process; see `_exit.ExitTarget` --------------------------------------------------------------
 
@@ -230,19 +230,21 @@ class Engine:
     def is_own_thread(self) -> bool:
         return self._thread.is_own_thread()
 
-    def begin_final_flush(self, timeout: float) -> Future[FlushReport] | None:
+    def begin_final_flush(self, timeout: float) -> Future[Any] | None:
+        if self._last_statuses is not None:
+            return self._last_statuses
         idle = self.accumulator.inboxes_empty()
         if self._stopped or (idle and not self._thread.started):
             return None
-        if self._final_flush_begun and (idle or self._gave_up_waiting) and self.unsent() <= self._reported_unsent:
+        if self._final_flush_begun and (idle or self._gave_up_waiting) and self.unsent() <= self.late.reported:
             return None
         self._final_flush_begun = True
         return self._thread.submit(self._flush, None, None, timeout, True, True)
 
     def give_up_waiting(self) -> int:
         self._gave_up_waiting = True
-        self._reported_unsent = self.unsent()
-        return self._reported_unsent
+        self.late.reported = self.unsent()
+        return self.late.reported
 
     def queue_killed_status(self) -> None:
         lanes = [lane for lane in self.accumulator.all() if lane.owned]
@@ -256,18 +258,10 @@ class Engine:
         self.accumulator.watch(callback)
 
     def report_late_entries(self) -> None:
-        self.report_late_drops()
-        late = self.unsent() - self._reported_unsent
-        if late > 0 and late >= 2 * self._reported_late:  # each time twice as many: a loop may go on logging
-            self._reported_late = late
-            text = "the interpreter ends: %d entries were logged too late for a client of %s, and were not sent"
-            _notices.warning(text, late, redact_uri(self.uri))
+        self.late.warn()
 
     def report_late_drops(self) -> None:
-        intake = self.accumulator.intake
-        if intake is not None and intake.unreported_drops >= max(1, self._reported_late_drops):
-            self._reported_late_drops += intake.unreported_drops
-            self._report_dropped()
+        self.late.warn_of_late_drops()
 
     def flush_logs(self) -> None:
         self._thread.flush_logs()
@@ -314,10 +308,6 @@ class Engine:
         timer.daemon = True
         timer.start()
 
-    def _report_dropped(self) -> None:
-        if self.accumulator.intake is not None:
-            warn_of_dropped(self.accumulator.intake.take_dropped(), self.config.pending_bound)
-
     # -- in the engine's thread --------------------------------------------------------------------------------------
 
     @asynccontextmanager
@@ -347,7 +337,7 @@ class Engine:
         if warn and public.failures:
             text, cause = str(FlushError(public.failures, report.total)), self._assembly.outage_error
             logger.warning("%s%s", text, "" if cause is None or str(cause) in text else f"\n  The server: {cause}")
-        self._report_dropped()
+        self.late.warn_of_drops()
         return public
 
     def _make_final(self, report: Report) -> None:
@@ -356,7 +346,7 @@ class Engine:
         for failure in left:
             failure.final = True
             self.accumulator.ledger.log.add(failure)
-        self._reported_unsent = sum(failure.weight for failure in left)
+        self.late.reported = sum(failure.weight for failure in left)
 
     def _start_final_flush(self) -> None:
         async def flush_and_stop() -> None:
@@ -368,6 +358,21 @@ class Engine:
                 self._thread.stop()
 
         self._assembly.start(flush_and_stop)
+
+    def _start_final_statuses(self, lanes: list[Lane]) -> None:
+        ended = self._last_statuses
+
+        async def send_and_stop() -> None:
+            try:
+                await self._send_final_statuses(lanes)
+            finally:
+                self._stopped = True
+                _exit.unregister(self)
+                if ended is not None:
+                    ended.set_result(None)
+                self._thread.stop()
+
+        self._assembly.start(send_and_stop)
 
     async def _send_final_statuses(self, lanes: list[Lane]) -> int:
         return await self._assembly.send_final_statuses(lanes)

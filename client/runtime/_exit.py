@@ -156,6 +156,11 @@ def flush_at_worker_exit() -> None:
     Finalize(None, _at_exit, exitpriority=0)
 
 
+def flush_now(target: ExitTarget) -> None:
+    """Flush a target as at exit, and wait for it. To be called when the process ends."""
+    _flush_all((target,), time.monotonic())
+
+
 def unregister(target: ExitTarget) -> None:
     """Forget a target that has ended."""
     _hooks.streaming.discard(target)

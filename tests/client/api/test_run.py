@@ -192,6 +192,66 @@ def test_a_status_that_cannot_be_sent_after_an_exception_is_warned_of(
     assert "the final status of 1 runs was not stored" in caplog.text and "made up by the test" in caplog.text
 
 
+LAST_STATUS = """
+def work(open_clients):
+    client = runqueue.CLIENT(URI, exit_timeout=20)
+    open_clients.append(client)
+    with client.start_run(experiment_id="0") as run, client.start_run(experiment_id="0") as child:
+        child.log_metric("m", 1.0)
+        FLUSH
+        run.log_metric("m", 2.0)
+        client.start_run(experiment_id="0").log_metric("never", 1.0)
+        raise ValueError("mine")
+"""
+OPEN_CLIENTS = {
+    "at the end of the script": ("work([threading])", 1),
+    "kept by a caught exception": ("kept = []\ntry: work(kept)\nexcept ValueError: pass", 0),
+    "collected at once": ("try: work([])\nexcept ValueError: pass", 0),
+}
+
+
+@pytest.mark.parametrize("client", ["Client", "AsyncClient"])
+@pytest.mark.parametrize(("last", "code"), OPEN_CLIENTS.values(), ids=OPEN_CLIENTS)
+def test_a_client_that_is_never_closed_sends_the_status_of_a_run_that_exists(
+    server: ScriptedServer, last: str, code: int, client: str
+) -> None:
+    """The client has no block of its own; it ends with the script, or is collected. Nothing else is sent."""
+    server.fail("runs/create", created("r1"), times=1)
+    server.fail("runs/create", created("r2"), times=1)
+    server.fail("runs/update", Fault.delayed(0.3), times=None)
+    flush = "client.flush()" if client == "Client" else "import asyncio; asyncio.run(client.flush())"
+    done = run_script(LAST_STATUS.replace("CLIENT", client).replace("FLUSH", flush) + last, server.uri)
+    assert names(server.requests) == ["create", "create", "log-batch", "update", "update"]
+    assert statuses(server) == {"r1": "FAILED", "r2": "FAILED"}
+    assert done.code == code
+    assert done.err.count("was never closed: 3 entries were not sent") == 1, done.err
+
+
+def test_a_status_that_was_sent_after_the_exception_is_not_sent_again(server: ScriptedServer) -> None:
+    """The program has caught the exception and flushed."""
+    script = "client = runqueue.Client(URI)\ntry:\n    with client.start_run(experiment_id='0'): raise ValueError\n"
+    server.fail("runs/create", created("r1"))
+    done = run_script(script + "except ValueError: client.flush()\n", server.uri)
+    assert names(server.requests) == ["create", "update"]
+    assert (done.code, done.err) == (0, "")
+
+
+def test_a_store_that_does_not_answer_keeps_the_end_waiting_no_longer_than_the_bound(server: ScriptedServer) -> None:
+    """One warning names the run."""
+    script = """
+client = runqueue.Client(URI, exit_timeout=0.5)
+with client.start_run(experiment_id="0"):
+    client.flush()
+    raise ValueError
+"""
+    server.fail("runs/create", created("r1"))
+    server.fail("runs/update", Fault.hold(), times=None)
+    done = run_script(script, server.uri)
+    server.let_go()
+    assert done.code == 1
+    assert done.err.count("the final status of 1 runs was not stored") == 1, done.err
+
+
 def test_a_streaming_block_that_raises_sends_everything(server: ScriptedServer) -> None:
     """As best it can, the status last."""
     server.fail("runs/create", created("r1"))
