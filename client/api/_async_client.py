@@ -71,8 +71,9 @@ class AsyncClient(RunCalls):
             raises FlushError, "warn" logs one warning. None: "warn" for a client that streams, else "raise".
         exit_timeout: Seconds for which a client that streams goes on sending after an exception has ended its block,
             and at the end of the interpreter. Default: 20.
-        handle_signals: Whether a client that streams handles SIGTERM: it sends what is queued, sets its unfinished runs
-            to KILLED, and lets the signal end the process. Default: True.
+        handle_signals: Whether a client that streams handles SIGTERM and SIGHUP, where they have their default actions:
+            it sends what is queued, sets its unfinished runs to KILLED, and lets the signal end the process. Default:
+            True.
         progress: Whether a flush of more than 2 seconds shows its progress: as a bar on a terminal and in a notebook,
             else as lines in the log. Default: True.
         proxies: Whether requests go through the proxies in HTTP_PROXY, HTTPS_PROXY and ALL_PROXY. Default: True.

@@ -26,9 +26,10 @@ class Client(RunCalls):
                 run.log_metrics({"loss": 0.7}, step=1)
 
     Log calls return at once: a thread of the client sends what is queued. A client with `flush_interval` streams: it
-    sends all the time, and also after an exception, at SIGTERM and at the end of the script. A client without it sends
-    nothing before `flush()`, `close()` or the end of its block; a block that ends by an exception drops what is still
-    queued, with a warning. The exception is never hidden. `sys.exit()` and `sys.exit(0)` count as a normal end.
+    sends all the time, and also after an exception, at SIGTERM and SIGHUP, and at the end of the script. A client
+    without it sends nothing before `flush()`, `close()` or the end of its block; a block that ends by an exception
+    drops what is still queued, with a warning. The exception is never hidden. `sys.exit()` and `sys.exit(0)` count as a
+    normal end.
 
     All methods may be called from any thread.
 
@@ -63,8 +64,9 @@ class Client(RunCalls):
             raises FlushError, "warn" logs one warning. None: "warn" for a client that streams, else "raise".
         exit_timeout: Seconds for which a client that streams goes on sending after an exception has ended its block,
             and at the end of the interpreter. Default: 20.
-        handle_signals: Whether a client that streams handles SIGTERM: it sends what is queued, sets its unfinished runs
-            to KILLED, and lets the signal end the process. Default: True.
+        handle_signals: Whether a client that streams handles SIGTERM and SIGHUP, where they have their default actions:
+            it sends what is queued, sets its unfinished runs to KILLED, and lets the signal end the process. Default:
+            True.
         progress: Whether a flush of more than 2 seconds shows its progress: as a bar on a terminal and in a notebook,
             else as lines in the log. Default: True.
         proxies: Whether requests go through the proxies in HTTP_PROXY, HTTPS_PROXY and ALL_PROXY. Default: True.

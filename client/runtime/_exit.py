@@ -1,10 +1,11 @@
 """
-Sends what streaming clients have queued when the process ends: at the end of the interpreter, and at SIGTERM.
+Sends what streaming clients have queued when the process ends: at the end of the interpreter, and at SIGTERM and SIGHUP.
 
     end of the script, sys.exit, an exception   every registered target is flushed, within its `exit_timeout`
     end of a worker of multiprocessing          likewise
     SIGTERM, first                              likewise, after unfinished runs were set KILLED; then the default action
-    SIGTERM, second                             the default action at once
+    SIGTERM, after one of these signals         the default action at once
+    SIGHUP, as from a terminal that is closed   as the first SIGTERM; after one of these signals it is ignored
     SIGINT                                      Python's own KeyboardInterrupt; no handler is installed
 """
 
@@ -17,8 +18,12 @@ Sends what streaming clients have queued when the process ends: at the end of th
 # second hook, which `import runqueue` registers, and after that by each log call itself, which waits for its own flush.
 # When no time is left, or the client does not stream, a warning counts what was not sent.
 #
+# A terminal that is closed may send SIGHUP twice: once by the shell, once by the kernel when the shell ends. So a second
+# SIGHUP does not end the flush of the first.
+#
 # Rules of this file: the state is what the hooks need. The signal handler is installed from the main thread only, in
-# place of the default action and of no other handler, and is removed with the last client that wants it.
+# place of the default action and of no other handler, and is removed with the last client that wants it. So SIGHUP is
+# left alone under nohup, which lets the program ignore it.
 
 from __future__ import annotations
 
@@ -40,6 +45,8 @@ from typing import Any, Final, Protocol
 
 from runqueue.runtime import _fork, _notices
 
+SIGNALS: Final = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""The signals that count as an end of the process. Windows has no SIGHUP."""
 MARGIN: Final = 2.0
 """Seconds beyond `exit_timeout` for which a flush that does not end is waited for."""
 
@@ -98,26 +105,27 @@ class _Hooks:
 
     def __init__(self) -> None:
         self.streaming: set[ExitTarget] = set()
-        self.at_sigterm: set[ExitTarget] = set()  # those of them that SIGTERM flushes too
+        self.at_signal: set[ExitTarget] = set()  # those of them that `SIGNALS` flush too
         self.ended: weakref.WeakSet[ExitTarget] = weakref.WeakSet()  # that do not stream, and whose thread has ended
         self.exit_began: float | None = None  # when the interpreter began to end; -inf: nothing is waited for any more
         self.atexit_registered = False
-        self.handler_installed = False
+        self.handled: set[int] = set()  # the signals that have our handler
         self.worker: int | None = None  # the process whose hook of multiprocessing is registered
 
     def _after_fork(self) -> None:
-        """In a child: it does not send what its parent has queued, and SIGTERM ends it at once."""
+        """In a child: it does not send what its parent has queued, and a signal ends it at once."""
         self.streaming.clear()
-        self.at_sigterm.clear()
+        self.at_signal.clear()
         self.ended.clear()
         self.exit_began = None
-        self.remove_handler()
+        self.remove_handlers()
 
-    def remove_handler(self) -> None:
-        if self.handler_installed and threading.current_thread() is threading.main_thread():
-            self.handler_installed = False
-            if signal.getsignal(signal.SIGTERM) is _on_term:
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    def remove_handlers(self) -> None:
+        if self.handled and threading.current_thread() is threading.main_thread():
+            for number in self.handled:
+                if signal.getsignal(number) is _on_signal:
+                    signal.signal(number, signal.SIG_DFL)
+            self.handled.clear()
 
 
 _hooks = _Hooks()
@@ -130,19 +138,20 @@ def flush_at_exit(target: ExitTarget, *, signals: bool) -> None:
 
     Args:
         target: Flushed when the process ends.
-        signals: Whether SIGTERM counts as an end.
+        signals: Whether `SIGNALS` count as an end.
     """
     _hooks.streaming.add(target)
     if not _hooks.atexit_registered:
         _hooks.atexit_registered = True
         atexit.register(_at_exit)
     if signals:
-        _hooks.at_sigterm.add(target)
+        _hooks.at_signal.add(target)
         in_main = threading.current_thread() is threading.main_thread()
-        if in_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            with suppress(ValueError):  # not the main interpreter
-                signal.signal(signal.SIGTERM, _on_term)
-                _hooks.handler_installed = True
+        for number in SIGNALS if in_main else ():
+            if signal.getsignal(number) is signal.SIG_DFL:
+                with suppress(ValueError):  # not the main interpreter
+                    signal.signal(number, _on_signal)
+                    _hooks.handled.add(number)
 
 
 def flush_at_worker_exit() -> None:
@@ -164,9 +173,9 @@ def flush_now(target: ExitTarget) -> None:
 def unregister(target: ExitTarget) -> None:
     """Forget a target that has ended."""
     _hooks.streaming.discard(target)
-    _hooks.at_sigterm.discard(target)
-    if not _hooks.at_sigterm:
-        _hooks.remove_handler()
+    _hooks.at_signal.discard(target)
+    if not _hooks.at_signal:
+        _hooks.remove_handlers()
 
 
 def flush_after_user_hooks() -> None:
@@ -207,15 +216,18 @@ def _send_late_entries(target: ExitTarget) -> None:
         target.report_late_entries()
 
 
-def _on_term(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _hooks.handler_installed = False
-    for target in list(_hooks.at_sigterm):
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    for each in _hooks.handled:
+        if signal.getsignal(each) is _on_signal:
+            signal.signal(each, signal.SIG_DFL if each == signal.SIGTERM else signal.SIG_IGN)
+    _hooks.handled.clear()
+    for target in list(_hooks.at_signal):
         target.queue_killed_status()
     try:
-        _flush(_hooks.at_sigterm, time.monotonic())
+        _flush(_hooks.at_signal, time.monotonic())
     finally:
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
 
 
 def _flush(targets: Iterable[ExitTarget], began: float) -> bool:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: a bounded flush, the right final status, the default action; no handler is replaced."""
+"""SIGTERM, SIGHUP and SIGINT: a bounded flush, the right final status, the default action; no handler is replaced."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from support.wire_log import names
 
 RUN = "a" * 32
 CREATED = Fault.answer(200, {"run": {"info": {"run_id": "made"}}})
+
+ENDING = [signal.SIGTERM, signal.SIGHUP]
 
 STREAMING = f"""
 client = runqueue.Client(URI, flush_interval=60, exit_timeout=float(sys.argv[2]))
@@ -49,24 +51,84 @@ def await_requests(server: ScriptedServer, count: int = 1) -> None:
 @pytest.fixture(autouse=True)
 def _default_action() -> Iterator[None]:
     """Whatever a test leaves behind."""
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in ENDING}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
-# -- SIGTERM ---------------------------------------------------------------------------------------------------------
+# -- SIGTERM and SIGHUP ---------------------------------------------------------------------------------------------------------
 
 
-def test_sigterm_delivers_sets_runs_killed_and_ends_by_the_signal(server: ScriptedServer) -> None:
-    """The runs that the client has made, and no others."""
+@pytest.mark.parametrize("number", ENDING)
+def test_a_signal_delivers_sets_runs_killed_and_ends_the_process(
+    server: ScriptedServer, number: signal.Signals
+) -> None:
+    """The runs that the client has made, and no others; the process ends by the signal."""
     server.fail("runs/create", CREATED)
     with Process(STREAMING + WAIT, by_name(server.uri), "20") as process:
         process.expect("ready")
-        process.signal(signal.SIGTERM)
+        process.signal(number)
         done = process.end()
-    assert (done.code, done.err) == (-signal.SIGTERM, "")
+    assert (done.code, done.err) == (-number, "")
     assert statuses(server) == {"made": "KILLED"}
     assert sorted(names(server.requests)) == ["create", "log-batch", "log-batch", "update"]
+
+
+@pytest.mark.parametrize("first", ENDING)
+def test_a_sighup_that_follows_does_not_end_the_flush(server: ScriptedServer, first: signal.Signals) -> None:
+    """A terminal that is closed may send it twice, and systemd may send it behind SIGTERM."""
+    server.fail("runs/create", CREATED)
+    server.fail("runs/log-batch", Fault.hold(), times=None)
+    with Process(STREAMING + WAIT, server.uri, "60") as process:
+        process.expect("ready")
+        process.signal(first)
+        await_requests(server, 3)
+        process.signal(signal.SIGHUP)
+        server.mend()
+        server.let_go()
+        assert process.end().code == -first
+    assert statuses(server) == {"made": "KILLED"}
+
+
+def test_a_closed_terminal_ends_the_process_by_sighup(server: ScriptedServer) -> None:
+    """The process leads the session of the terminal, as a script does that a terminal emulator starts."""
+    server.fail("runs/create", CREATED)
+    script = """
+import pty
+pid, terminal = pty.fork()
+if pid == 0:
+    client = runqueue.Client(URI, flush_interval=60)
+    client.start_run(experiment_id="0").log_metric("m", 1.0)
+    say("ready")
+    while True:
+        time.sleep(0.05)
+seen = b""
+while b"ready" not in seen:
+    seen += os.read(terminal, 100)
+os.close(terminal)
+say(ended(pid))
+"""
+    with Process(script, server.uri) as process:
+        done = process.end()
+    assert (done.code, done.out.split()) == (0, [str(-signal.SIGHUP)])
+    assert statuses(server) == {"made": "KILLED"}
+    assert names(server.requests) == ["create", "log-batch", "update"]
+
+
+def test_a_program_that_ignores_sighup_goes_on(server: ScriptedServer) -> None:
+    """As under nohup."""
+    server.fail("runs/create", CREATED)
+    script = """
+os.kill(os.getpid(), signal.SIGHUP)
+say(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)
+run.set_terminated()
+"""
+    ignoring = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    with Process(STREAMING + script, server.uri, "20", before=ignoring) as process:
+        done = process.end()
+    assert (done.code, done.out.split(), done.err) == (0, ["True"], "")
+    assert statuses(server) == {"made": "FINISHED"}
 
 
 def test_a_run_that_has_ended_keeps_its_status(server: ScriptedServer) -> None:
@@ -197,44 +259,48 @@ logging.getLogger("mine").warning("flush")
     assert "log-batch" in names(server.requests)
 
 
-def test_handle_signals_false_leaves_the_default_action(server: ScriptedServer) -> None:
+@pytest.mark.parametrize("number", ENDING)
+def test_handle_signals_false_leaves_the_default_action(server: ScriptedServer, number: signal.Signals) -> None:
     """The process ends at once, and nothing is sent."""
     script = (
         'client = runqueue.Client(URI, flush_interval=60, handle_signals=False)\nclient.log_metric("r", "m", 1.0)\n'
     )
     with Process(script + WAIT, server.uri) as process:
         process.expect("ready")
-        process.signal(signal.SIGTERM)
-        assert process.end().code == -signal.SIGTERM
+        process.signal(number)
+        assert process.end().code == -number
     assert server.count() == 0
 
 
+@pytest.mark.parametrize("number", ENDING)
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_handler_of_the_users_is_never_replaced(server: ScriptedServer, when: str) -> None:
+def test_a_handler_of_the_users_is_never_replaced(server: ScriptedServer, when: str, number: signal.Signals) -> None:
     """Whether it was set before or after; its exit is an exit like any other."""
-    mine = "signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(7))\n"
+    mine = f"signal.signal({int(number)}, lambda number, frame: sys.exit(7))\n"
     script = mine + STREAMING if when == "before" else STREAMING + mine
     server.fail("runs/create", CREATED)
     with Process(script + WAIT, server.uri, "20") as process:
         process.expect("ready")
-        process.signal(signal.SIGTERM)
+        process.signal(number)
         assert process.end().code == 7
     assert "log-batch" in names(server.requests) and statuses(server) == {}
 
 
-def test_a_handler_of_the_users_survives_the_last_client(server: ScriptedServer) -> None:
+@pytest.mark.parametrize("number", ENDING)
+def test_a_handler_of_the_users_survives_the_last_client(server: ScriptedServer, number: signal.Signals) -> None:
     """A handler that was set while a client lived is not removed."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(number, signal.SIG_DFL)
     mine = lambda number, frame: None
     with runqueue.Client(server.uri, flush_interval=60):
-        signal.signal(signal.SIGTERM, mine)
-    assert signal.getsignal(signal.SIGTERM) is mine
+        signal.signal(number, mine)
+    assert signal.getsignal(number) is mine
 
 
-def test_the_handler_lives_as_long_as_a_streaming_client(server: ScriptedServer) -> None:
+@pytest.mark.parametrize("number", ENDING)
+def test_the_handler_lives_as_long_as_a_streaming_client(server: ScriptedServer, number: signal.Signals) -> None:
     """Installed with the first and removed with the last one, closed or collected; others install none."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    installed: Callable[[], bool] = lambda: signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    signal.signal(number, signal.SIG_DFL)
+    installed: Callable[[], bool] = lambda: signal.getsignal(number) is not signal.SIG_DFL
     with runqueue.Client(server.uri):
         assert not installed()
     first = runqueue.Client(server.uri, flush_interval=60)
@@ -267,7 +333,7 @@ def test_a_forked_child_has_the_default_action(server: ScriptedServer, tmp_path:
     script = """
 def work():
     client.log_metric("r", "m", 1.0)
-    say("forked", signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
+    say("forked", *[signal.getsignal(each) is signal.SIG_DFL for each in (signal.SIGTERM, signal.SIGHUP)])
     time.sleep(40)
 pid = child(work)
 while not os.path.exists(sys.argv[3]):
@@ -278,7 +344,7 @@ say("parent", signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
 """
     flag = tmp_path / "go"  # by which the parent knows that the child has said so
     with Process(STREAMING + script, server.uri, "5", str(flag)) as process:
-        process.expect("forked True")
+        process.expect("forked True True")
         flag.touch()
         process.expect("child -15")
         process.expect("parent False")
