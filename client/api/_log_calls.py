@@ -116,15 +116,15 @@ class LogCalls(BaseClient):
         ended = time_ns() // 1_000_000 if end_time is None else convert.millis(end_time, "end_time")
         lane, ends = self._lane(run_id), name not in ("RUNNING", "SCHEDULED")
         lane.ended = ends
-        if ends and self._engine.entry_point_runs:
-            self._engine.entry_point_runs.discard(run_id)
+        if ends and self._engine.own_runs:
+            self._engine.own_runs.discard(run_id)
         lane.append(record_of(STATUS, (), name, ended))
         if lane.released:  # the engine has released the lane meanwhile, and the record went to the run's next lane
             self._lane(run_id).ended = ends
 
     def _enter_run(self, run_id: str) -> None:
-        """Note that this process was started for the run: at SIGTERM the client ends it, as no other process would."""
-        self._engine.entry_point_runs.add(run_id)
+        """Note that no other process ends the run when this one gets a signal: the client then sets it KILLED."""
+        self._engine.own_runs.add(run_id)
 
     def _end_run(self, run_id: RunId, status: str, *, raised: bool) -> None:
         """Queue the final status at the end of a run's block. Raises nothing: an exception may be ending the block."""

@@ -84,8 +84,8 @@ class Engine:
     def _reset(self) -> None:
         self.traffic = Traffic()
         self.meter = Meter()
-        self.entry_point_runs: set[str] = set()
-        """Ids of the runs that this process was started for, and not ended; see `Client.run_from_env`."""
+        self.own_runs: set[str] = set()
+        """Ids of existing runs that this process was started for, has made or resumed otherwise, and has not ended."""
         self._final_flush_begun = False
         self._last_statuses: Future[None] | None = None  # is done when the final statuses of `finalize` are sent
         self._gave_up_waiting = False
@@ -248,7 +248,7 @@ class Engine:
 
     def queue_killed_status(self) -> None:
         lanes = [lane for lane in self.accumulator.all() if lane.owned]
-        lanes += [self.accumulator.open(run, run_exists=True) for run in self.entry_point_runs]
+        lanes += [self.accumulator.open(run, run_exists=True) for run in self.own_runs]
         for lane in lanes:
             if not lane.ended:
                 lane.ended = True

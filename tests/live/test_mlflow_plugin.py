@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from support.mlflow_server import MlflowServer, clean_environment
 from support.process import PATIENCE, Process
@@ -19,6 +20,12 @@ from support.readback import Readback
 from support.scripts_of_mlflow import SCRIPTS
 
 pytestmark = pytest.mark.live
+
+IDLE = """
+say("ready")
+while True:
+    time.sleep(0.05)
+"""
 
 HEAD = """
 import os, sys
@@ -285,6 +292,90 @@ def test_sigterm_ends_a_run_without_entries_as_killed(
         assert process.end().code == -signal.SIGTERM
     (run_id,) = readback.run_ids(experiment_id)
     assert readback.run(run_id).status == "KILLED"
+
+
+RESUMED = {
+    "start_run(run_id=)": "mlflow.start_run(run_id=sys.argv[2])",
+    "MLFLOW_RUN_ID": "os.environ['MLFLOW_RUN_ID'] = sys.argv[2]; mlflow.start_run()",
+    "update_run": "mlflow.MlflowClient().update_run(sys.argv[2], status='RUNNING')",
+    "again": "mlflow.start_run(run_id=sys.argv[2]); mlflow.log_metric('a', 1); mlflow.end_run();"
+    "mlflow.start_run(run_id=sys.argv[2])",
+}
+DOORS = {"environment": ("", {"RUNQUEUE_MLFLOW": "1"}), "prefix": ("runqueue+", {})}
+
+
+@pytest.mark.sample("*-prefix-logged", "start_run*-environment-nothing")
+@pytest.mark.parametrize(
+    "log", ["", "mlflow.MlflowClient().log_metric(sys.argv[2], 'm', 1)"], ids=["nothing", "logged"]
+)
+@pytest.mark.parametrize(("prefix", "variables"), DOORS.values(), ids=DOORS)
+@pytest.mark.parametrize("resume", RESUMED.values(), ids=RESUMED)
+def test_sigterm_ends_a_resumed_run_as_killed(
+    mlflow_server: MlflowServer,
+    experiment_id: str,
+    readback: Readback,
+    tmp_path: Path,
+    resume: str,
+    prefix: str,
+    variables: dict[str, str],
+    log: str,
+) -> None:
+    """As one that was created; another process has created it and ended it."""
+    client = MlflowClient(mlflow_server.uri)
+    run_id = client.create_run(experiment_id).info.run_id
+    client.set_terminated(run_id, "FAILED")
+    script = f"import mlflow\nmlflow.set_tracking_uri(URI)\n{resume}\n{log}\n" + IDLE
+    with Process(script, prefix + mlflow_server.uri, run_id, folder=tmp_path, variables=variables) as process:
+        process.expect("ready")
+        assert readback.run(run_id).status == "RUNNING"
+        process.signal(signal.SIGTERM)
+        assert process.end().code == -signal.SIGTERM
+    stored = readback.run(run_id)
+    assert stored.status == "KILLED"
+    assert ("m" in stored.content.metrics) is bool(log)
+
+
+def test_sigterm_ends_a_run_as_killed_that_was_open_when_queueing_began(
+    mlflow_server: MlflowServer, experiment_id: str, readback: Readback, tmp_path: Path
+) -> None:
+    """Such runs are included."""
+    script = """
+import mlflow
+import runqueue.integrations.mlflow
+mlflow.set_tracking_uri(URI)
+run = mlflow.start_run(experiment_id=sys.argv[2])
+runqueue.integrations.mlflow.enable()
+mlflow.log_metric("m", 1)
+"""
+    with Process(script + IDLE, mlflow_server.uri, experiment_id, folder=tmp_path) as process:
+        process.expect("ready")
+        process.signal(signal.SIGTERM)
+        assert process.end().code == -signal.SIGTERM
+    (run_id,) = readback.run_ids(experiment_id)
+    assert readback.run(run_id).status == "KILLED"
+
+
+def test_sigterm_leaves_runs_alone_that_the_process_has_ended_or_only_logs_to(
+    mlflow_server: MlflowServer, experiment_id: str, readback: Readback, tmp_path: Path
+) -> None:
+    """A run that was resumed and ended keeps its status, and so does one of another process."""
+    client = MlflowClient(mlflow_server.uri)
+    ended, foreign = (client.create_run(experiment_id).info.run_id for _ in range(2))
+    script = f"""
+import mlflow
+mlflow.set_tracking_uri(URI)
+with mlflow.start_run(run_id="{ended}"):
+    mlflow.log_metric("m", 1)
+mlflow.MlflowClient().log_metric("{foreign}", "m", 1)
+mlflow.MlflowClient().set_tag("{ended}", "late", 1)
+"""
+    with Process(script + IDLE, "runqueue+" + mlflow_server.uri, folder=tmp_path) as process:
+        process.expect("ready")
+        process.signal(signal.SIGTERM)
+        assert process.end().code == -signal.SIGTERM
+    assert readback.run(ended).status == "FINISHED"
+    assert readback.run(foreign).status == "RUNNING"
+    assert "m" in readback.run(foreign).content.metrics
 
 
 def test_a_forked_child_and_its_parent_each_send_their_own_data(

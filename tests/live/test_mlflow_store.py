@@ -356,7 +356,7 @@ def test_ended_runs_leave_no_state_behind(client: Any, experiment_id: str, monke
             queue._flushed_tokens,
             queue._logged_params,
             queue._failures,
-            queue._empty_runs,
+            queue.client._engine.own_runs,
         )
         assert all(len(each) == 0 for each in kept), kept
 

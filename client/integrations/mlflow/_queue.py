@@ -16,6 +16,7 @@ import time
 from contextlib import suppress
 from typing import Any, Final
 
+import mlflow
 from mlflow.exceptions import MlflowException
 
 from runqueue import Client, ClosedError, ConfigError, FlushError, OperationFailure, RunqueueError
@@ -69,7 +70,6 @@ class Queue:
         self._flushed_tokens: dict[str, int] = {}  # by run: the token of its last record that a flush has covered
         self._failures: dict[str, list[OperationFailure]] = {}  # by run
         self._logged_params: dict[str, dict[str, str]] = {}  # by run
-        self._empty_runs: set[str] = set()  # runs that this process has created, and logged nothing to yet
 
     def _after_fork(self) -> None:
         """In a child: the parent sends what it has logged, and reports the failures of it."""
@@ -80,10 +80,11 @@ class Queue:
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
-    def add_created_run(self, run_id: str) -> None:
-        """Note that this process has created the run: SIGTERM then ends it as KILLED."""
-        self._empty_runs.add(run_id)
-        self._mark_as_created(run_id)
+    def add_own_run(self, run_id: str) -> None:
+        """Note that this process has created or resumed the run: SIGTERM and SIGHUP then end it as KILLED."""
+        with suppress(RunqueueError):  # the client refuses this id, so nothing will be queued for the run
+            self.client._lane(run_id).ended = False  # a run that is resumed may have ended in this process
+            self.client._enter_run(run_id)
 
     def log_batch(self, run_id: str, metrics: Any, params: Any, tags: Any) -> None:
         """
@@ -123,14 +124,11 @@ class Queue:
 
     def _mark_unsent(self, run_id: str) -> None:
         """Must follow the queueing of the record: a flush in between would take the record for sent."""
-        if run_id in self._empty_runs:  # again: the lane of a run without records may have been released since
-            self._mark_as_created(run_id)
-            self._empty_runs.discard(run_id)
+        if run_id not in self._last_tokens:
+            active = mlflow.active_run()
+            if active is not None and active.info.run_id == run_id:  # it may have been open before the store was queued
+                self.add_own_run(run_id)
         self._last_tokens[run_id] = next(self._tokens)
-
-    def _mark_as_created(self, run_id: str) -> None:
-        with suppress(RunqueueError):  # the client refuses this id, so nothing will be queued for the run
-            self.client._lane(run_id).owned = True
 
     # -- flushing ----------------------------------------------------------------------------------------------------
 
@@ -191,7 +189,7 @@ class Queue:
         """Let go of all state of a run whose final status is stored, except for failures that are to be reported."""
         for by_run in (self._last_tokens, self._flushed_tokens, self._logged_params):
             by_run.pop(run_id, None)
-        self._empty_runs.discard(run_id)
+        self.client._engine.own_runs.discard(run_id)
         lane = self.client._lanes.get(run_id)
         if lane is not None:
             self.client._engine.accumulator.run_ended(lane)

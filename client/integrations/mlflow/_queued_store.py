@@ -122,12 +122,13 @@ class QueuedStore:
         """Create the run at once, so that it has a real id."""
         run = self._plain.create_run(*args, **kwargs)
         if self._queue is not None:
-            self._queue.add_created_run(run.info.run_id)
+            self._queue.add_own_run(run.info.run_id)
         return run
 
     def update_run_info(self, run_id: str, run_status: int, end_time: int | None, run_name: str | None) -> Any:
         """
         Flush the run, then update it. Where the run ends but its data cannot be sent, queue the status behind the data.
+        A run that is set RUNNING is ended by SIGTERM, as one that was created is.
 
         Raises:
             MlflowException: The plain store refuses the update; or, with RUNQUEUE_STRICT=1, the run ends and
@@ -147,6 +148,8 @@ class QueuedStore:
         if ends:
             queue.forget_run(run_id)
             queue.report(run_id)
+        elif run_status == RunStatus.RUNNING:  # `mlflow.start_run` resumes a run by this call
+            queue.add_own_run(run_id)
         return info
 
     # -- queued writes -------------------------------------------------------------------------------------------------
