@@ -137,24 +137,28 @@ class AsyncClient(RunCalls):
         """
         Flush, then end the client's thread and connections. All other calls raise ClosedError from now on.
 
-        A second call does nothing.
+        A second call, in any task or thread, waits for the end of the first, and raises nothing.
 
         Args:
-            timeout: Seconds after which the flush ends. None: as for `flush`.
+            timeout: Seconds after which the flush ends, or this call returns if it is not the first. None: as for
+                `flush`.
 
         Raises:
             FlushError: Some entries were not stored, and will not be. Not with `on_failure="warn"`.
         """
         timeout = seconds(timeout, "timeout")
         if not self._refuse_calls():
+            await self._closing.wait_in_loop(timeout)
             return
         operations: RunOperations | None = None
-        try:
-            operations = self._begin_final_flush(timeout)
-            await operations
-        finally:
-            lost = await self._stop(failed=True)
-            self._engine.late.warn_of_lost(lost, flush_ended=operations is not None and operations.report is not None)
+        with self._closing:
+            try:
+                operations = self._begin_final_flush(timeout)
+                await operations
+            finally:
+                lost = await self._stop(failed=True)
+                ended = operations is not None and operations.report is not None
+                self._engine.late.warn_of_lost(lost, flush_ended=ended)
 
     async def _stop(self, *, failed: bool) -> int:
         """End the engine without blocking the loop, even while this task is being cancelled."""
@@ -175,16 +179,18 @@ class AsyncClient(RunCalls):
     async def _discard(self) -> None:
         """Close without a flush: send only the final status of runs whose block has raised, and warn of the rest."""
         if not self._refuse_calls():
+            await self._closing.wait_in_loop(self._engine.config.exit_timeout)
             return
         lost = 0
-        try:
-            sending = self._engine.send_final_statuses()
-            if sending is not None:
-                lost = await self._shielded(sending)
-        finally:
-            lost += await self._stop(failed=False)
-            if lost:
-                _notices.warning("the block ended by an exception: %d queued entries were not sent", lost)
+        with self._closing:
+            try:
+                sending = self._engine.send_final_statuses()
+                if sending is not None:
+                    lost = await self._shielded(sending)
+            finally:
+                lost += await self._stop(failed=False)
+                if lost:
+                    _notices.warning("the block ended by an exception: %d queued entries were not sent", lost)
 
     async def __aenter__(self) -> Self:
         return self

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Final
 
 from runqueue._entities import OperationFailure, Statistics
 from runqueue._run_id import PendingRunId, RunId
+from runqueue.api._closing import Closing
 from runqueue.api._run_operations import RunOperations
 from runqueue.engine._engine import Engine
 from runqueue.errors import CallTypeError, ClosedError, ConfigError
@@ -85,6 +86,7 @@ class BaseClient:
         self._engine = engine
         self._lanes = engine.accumulator.lanes
         self._closed = False
+        self._closing = Closing()
         self._finalizer = weakref.finalize(self, engine.finalize, weakref.ref(self))
         self._finalizer.atexit = not engine.config.streams  # `_exit` flushes a client that streams
 
@@ -180,10 +182,15 @@ class BaseClient:
         return RunOperations(future, self, only_warns=only_warns)
 
     def _refuse_calls(self) -> bool:
-        """Let every call raise ClosedError from now on. False: they do so already."""
+        """
+        Let every call raise ClosedError from now on.
+
+        Returns:
+            Whether this is the first call, which has to close the client, in a block of `_closing`.
+        """
         if self._engine.is_own_thread():
             raise RuntimeError("runqueue's own thread cannot wait for itself, and so not close the client")
-        if self._closed:
+        if not self._closing.begin():
             return False
         self._closed = True
         self._lanes = {}  # so that `log_metrics`, which looks here first, calls `_lane`, which raises
