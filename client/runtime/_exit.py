@@ -1,12 +1,12 @@
 """
-Sends what streaming clients have queued when the process ends: at the end of the interpreter, and at SIGTERM and SIGHUP.
+Sends what streaming clients have queued when the process ends: at the interpreter's end, at SIGTERM and at SIGHUP.
 
     end of the script, sys.exit, an exception   every registered target is flushed, within its `exit_timeout`
     end of a worker of multiprocessing          likewise
     SIGTERM, first                              likewise, after unfinished runs were set KILLED; then the default action
     SIGTERM, after one of these signals         the default action at once
     SIGHUP, as from a terminal that is closed   as the first SIGTERM; after one of these signals it is ignored
-    SIGINT                                      Python's own KeyboardInterrupt; no handler is installed
+    SIGINT                                      Python's own KeyboardInterrupt, and its end by SIGINT; no handler
 """
 
 # An atexit hook comes after the program's other threads have ended, so that what they have logged is sent too, and
@@ -18,7 +18,11 @@ Sends what streaming clients have queued when the process ends: at the end of th
 # second hook, which `import runqueue` registers, and after that by each log call itself, which waits for its own flush.
 # When no time is left, or the client does not stream, a warning counts what was not sent.
 #
-# A terminal that is closed may send SIGHUP twice: once by the shell, once by the kernel when the shell ends. So a second
+# Python ends a script by SIGINT if a KeyboardInterrupt has left it. It notes that in a flag, and clears the flag when a
+# thread executes text, as attrs and named tuples do at their import. An engine loads its libraries from the first
+# record on, but may still be at it when the script is interrupted. So the flag is set again after the flush at exit.
+#
+# A terminal that is closed may send SIGHUP twice: by the shell, and by the kernel when the shell ends. So a second
 # SIGHUP does not end the flush of the first.
 #
 # Rules of this file: the state is what the hooks need. The signal handler is installed from the main thread only, in
@@ -198,6 +202,14 @@ def _at_exit() -> None:
     if _hooks.exit_began is None:
         _hooks.exit_began = time.monotonic()
     _flush_all(_hooks.streaming, _hooks.exit_began)
+    if getattr(sys, "last_type", None) is KeyboardInterrupt and not hasattr(sys, "ps1"):
+        _let_python_end_by_sigint()
+
+
+def _let_python_end_by_sigint() -> None:
+    """Set Python's flag of a KeyboardInterrupt that has left the script. Text that raises one sets it."""
+    with suppress(KeyboardInterrupt):
+        exec("raise KeyboardInterrupt")  # noqa: S102  nothing else sets the flag
 
 
 def _flush_all(targets: Iterable[ExitTarget], began: float) -> None:

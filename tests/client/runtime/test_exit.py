@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import multiprocessing
 import re
+import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from support.answers import error
-from support.mlflow_server import free_port
-from support.process import by_name, run
+from support.mlflow_server import clean_environment, free_port
+from support.process import PREAMBLE, by_name, run
 from support.proxy import Fault, ScriptedServer
 from support.wire_log import entries, names
 
@@ -53,6 +57,86 @@ def test_a_script_that_ends_delivers_what_is_queued(
     assert steps(server) == [0, 1, 2, 3, 4]
     assert done.out == "" and done.err.count("Traceback") == int("mine" in last), done.err
     assert "not sent" not in done.err
+
+
+LATE_IMPORTS = f"""
+from runqueue.runtime._loop_thread import LoopThread
+preload, leaving = LoopThread._preload, threading.Event()
+def load(self):
+    leaving.wait(20)
+    exec("made_up_import = 1")
+    preload(self)
+LoopThread._preload = load
+client = runqueue.Client(URI, flush_interval=60)
+client.log_metric("{RUN}", "m", 0.0, 0)
+atexit.register(leaving.set)
+"""
+"""The engine loads its libraries when the script has ended. Among them is one that executes text, as those of attrs."""
+
+LATE_ENDS = {
+    "the last line": ("", 0),
+    "an exception": ("raise ValueError", 1),
+    "sys.exit(3)": ("sys.exit(3)", 3),
+    "KeyboardInterrupt": ("raise KeyboardInterrupt", -signal.SIGINT),
+    "SIGINT": ("os.kill(os.getpid(), signal.SIGINT)\ntime.sleep(30)", -signal.SIGINT),
+    "SIGINT in a thread's wait": (
+        "threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()\nthreading.Event().wait(30)",
+        -signal.SIGINT,
+    ),
+    "a KeyboardInterrupt that is caught": ("try:\n    raise KeyboardInterrupt\nexcept KeyboardInterrupt:\n    pass", 0),
+    "sys.exit(3) after one": ("try:\n    raise KeyboardInterrupt\nexcept KeyboardInterrupt:\n    sys.exit(3)", 3),
+}
+
+
+@pytest.mark.parametrize(("last", "code"), LATE_ENDS.values(), ids=LATE_ENDS)
+def test_a_script_keeps_its_exit_status_whatever_is_imported_after_its_end(
+    server: ScriptedServer, last: str, code: int
+) -> None:
+    """An interrupted one dies by SIGINT, which shells report as 130."""
+    done = run(LATE_IMPORTS + last, server.uri)
+    assert done.code == code
+    assert steps(server) == [0]
+
+
+STARTS = {
+    "a file": lambda path: [str(path)],
+    "a module": lambda path: ["-m", path.stem],
+    "standard input": lambda path: ["-"],
+}
+
+
+@pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
+def test_an_interrupted_script_ends_as_python_ends_it_however_it_was_started(
+    server: ScriptedServer, tmp_path: Path, start: Callable[[Path], list[str]]
+) -> None:
+    """With a client as without one."""
+    path, codes = tmp_path / "script.py", list[int]()
+    for script in ("raise KeyboardInterrupt", PREAMBLE + LATE_IMPORTS + "raise KeyboardInterrupt"):
+        path.write_text(script)
+        command = [sys.executable, *start(path), server.uri]
+        environment, folder = clean_environment(), tmp_path
+        with path.open() as source:
+            done = subprocess.run(
+                command, check=False, stdin=source, env=environment, cwd=folder, capture_output=True, timeout=60
+            )
+        codes.append(done.returncode)
+    assert codes == [-signal.SIGINT] * 2
+    assert steps(server) == [0]
+
+
+def test_the_libraries_are_loaded_from_the_first_record_on(server: ScriptedServer) -> None:
+    """In the background, and not in the flush at exit: it loads no module of a library."""
+    script = f"""
+client = runqueue.Client(URI, flush_interval=3600)
+client.log_metric("{RUN}", "m", 0.0, 0)
+while client._engine._thread._loop is None:
+    time.sleep(0.01)
+before = set(sys.modules)
+client.flush()
+print(*{{name.partition(".")[0] for name in set(sys.modules) - before}} - set(sys.stdlib_module_names))
+"""
+    done = run(script, by_name(server.uri))
+    assert (done.code, done.out.split(), done.err) == (0, [], "")
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

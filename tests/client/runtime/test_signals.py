@@ -379,11 +379,8 @@ client = runqueue.Client(URI, flush_interval=60, exit_timeout=float(sys.argv[2])
 
 BLOCKS = {
     "a block": f"with client:\n    client.log_metric('{RUN}', 'm', 1.0)" + indent(WAIT, "    "),
-    # The thread has imported what it needs: an import that calls eval() makes Python forget what has ended the script.
     "no block": f"""
 client.log_metric('{RUN}', 'm', 1.0)
-while client._engine._thread._loop is None:
-    time.sleep(0.01)
 {WAIT}""",
     "asyncio": f"""
 import asyncio
