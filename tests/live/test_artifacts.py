@@ -181,9 +181,8 @@ async def test_the_async_client_logs_artifacts(mlflow_server: MlflowServer, tmp_
     assert found["a/b.txt"] == b"text"
 
 
-def test_a_server_with_users_tls_and_a_prefix_takes_artifacts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
-) -> None:
+@pytest.mark.whole
+def test_a_server_with_users_tls_and_a_prefix_takes_artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Uploads use the same address, credentials and certificates as the other requests of a run."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
@@ -196,7 +195,7 @@ def test_a_server_with_users_tls_and_a_prefix_takes_artifacts(
     folder = tmp_path / "server"
     with MlflowServer(folder, static_prefix="/ml", admin=("ann", "a password of 16"), certificate=pem) as server:
         (tmp_path / "large").write_bytes(os.urandom(3_000_000))
-        for transport in ("auto", "httpx") if whole else ("auto",):
+        for transport in ("auto", "httpx"):
             with runqueue.Client(server.uri, transport=transport) as client, client.start_run("0") as run:
                 run.log_text("text", "a/b.txt")
                 run.log_artifact(tmp_path / "large")

@@ -34,7 +34,7 @@ def running_in(folders: list[Path]) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.sample("SIGKILL-1")
+@pytest.mark.whole
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT], ids=lambda number: number.name)
 def test_a_test_run_that_is_cut_off_leaves_no_server_behind(

@@ -39,7 +39,7 @@ def uri(
         yield f"sqlite:///{tmp_path / 'mlflow.db'}"
 
 
-@pytest.mark.sample("sqlite", "postgresql+psycopg2")
+@pytest.mark.sample("sqlite")
 def test_a_prefix_queues_what_is_logged_into_a_database(uri: str, tmp_path: Path) -> None:
     """The environment alone sets the URI. When the script has ended, everything is stored, in order."""
     variables = {"MLFLOW_ALLOW_FILE_STORE": "true"} if uri.startswith("file:") else {}

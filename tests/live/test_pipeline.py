@@ -226,6 +226,7 @@ def test_a_pipeline_finishes(mlflow_server: MlflowServer, readback: Readback, tm
     check_pipeline(mlflow_server, readback, first, main, tmp_path, epochs=EPOCHS)
 
 
+@pytest.mark.whole
 def test_a_pipeline_is_cancelled_while_it_trains(
     mlflow_server: MlflowServer, readback: Readback, tmp_path: Path
 ) -> None:

@@ -90,6 +90,7 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
+@pytest.mark.whole
 def test_a_plugins_store_keeps_every_point(installed: dict[str, str], home: Path) -> None:
     """In batches, with the order, limits and failures of any store."""
     uri = f"toy://here{home}"
