@@ -249,8 +249,8 @@ class Config:
     """How long a streaming client goes on sending after an exception has ended its block, or at the interpreter's end."""
     handle_signals: bool = attrs.field(default=True, validator=_bool)
     """
-    Whether a streaming client handles SIGTERM: it sends what is queued, sets unfinished runs to KILLED, and then lets
-    the signal end the process.
+    Whether a streaming client handles SIGTERM and SIGHUP where they have their default action: it sends what is queued,
+    sets unfinished runs to KILLED, and then lets the signal end the process.
     """
     progress: bool = attrs.field(default=True, validator=_bool)
     """Whether a long flush shows its progress: as a bar on a terminal and in a notebook, else as lines in the log."""
